@@ -1,0 +1,53 @@
+"""Record: one question with its gold answers, and the picture it asks about, decoded only when somebody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+
+class ImageError(Exception):
+    """A picture that cannot be decoded; the message names the file or record and the mend."""
+
+
+@dataclass(frozen=True)
+class LazyImage:
+    """A picture by file (`path`) or by recipe (`draw`, for generated data); exactly one of the two is set."""
+
+    path: Path | None = None
+    draw: Callable[[], Image.Image] | None = None
+
+    def load(self) -> Image.Image:
+        """The picture in RGB. Raises `ImageError` when it is missing, truncated or a decompression bomb."""
+        from dyme.data.images import decode  # decoding rules live in one place
+
+        if self.draw is not None:
+            return self.draw()
+        assert self.path is not None, "LazyImage needs a path or a draw function"
+        return decode(self.path)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training or evaluation item.
+
+    `answers` are accepted gold answers, the first is the one that is memorized. `choices` are the options of a
+    multiple-choice question in order (A, B, ...). `hint` is a reference thinking trace, `facts` says in words what is to be
+    seen. `kind` is a category used in reports ("value", "yes_no"). Text-only records have no `image`.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    hint: str | None = None
+    facts: str | None = None
+    image: LazyImage | None = None
+    kind: str = ""
+
+    @property
+    def answer(self) -> str:
+        return self.answers[0]
