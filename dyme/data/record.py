@@ -35,8 +35,8 @@ class Record:
     """One training or evaluation item.
 
     `answers` are accepted gold answers, the first is the one that is memorized. `choices` are the options of a
-    multiple-choice question in order (A, B, ...). `hint` is a reference thinking trace, `facts` says in words what is to be
-    seen. `kind` is a category used in reports ("value", "yes_no"). Text-only records have no `image`.
+    multiple-choice question in order (A, B, ...). `hint` is a reference thinking trace, `facts` says in words what is
+    to be seen. `kind` is a category used in reports ("value", "yes_no"). Text-only records have no `image`.
     """
 
     id: str

@@ -1,0 +1,68 @@
+"""Decoding of picture files, strict about everything that would only show up as a bad training signal later."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dyme.data.record import ImageError
+
+MAX_PIXELS = 64_000_000  # 192 MB in RGB; checked against the header, before a byte of it is allocated
+
+
+def decode(path: Path) -> Image.Image:
+    """The picture in RGB: EXIF orientation applied, transparency on white, 16-bit greys scaled to 8.
+
+    Raises `ImageError` when the file is missing, not a picture, truncated, or larger than `MAX_PIXELS`.
+    """
+    with _open(path) as image:
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ... for broken files
+            raise ImageError(f"{path}: picture is truncated or damaged ({error}); replace the file") from error
+        return _to_rgb(upright)
+
+
+def check_header(path: Path) -> tuple[int, int]:
+    """Width and height from the header alone; raises `ImageError` as `decode` does, except for truncated files."""
+    with _open(path) as image:
+        return image.size
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise ImageError(f"{path}: no such picture; correct the path or restore the file")
+    try:
+        with warnings.catch_warnings():
+            # PIL's own limit is global state that other libraries change; ours below is the one that counts.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: {error}; scale the picture down") from error
+    except Exception as error:
+        raise ImageError(f"{path}: not a readable picture ({error}); replace the file") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise ImageError(
+            f"{path}: {width} x {height} pixels by its header, more than {MAX_PIXELS // 1_000_000} megapixels; "
+            "scale the picture down"
+        )
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        # PIL clips these to 255 instead of scaling, which turns medical 16-bit scans into white pages.
+        grey = np.asarray(image, dtype=np.float64)
+        scale = 255.0 / 65535.0 if grey.max(initial=0.0) > 255.0 else 1.0
+        return Image.fromarray(np.clip(np.rint(grey * scale), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        page = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(page, layer).convert("RGB")
+    return image.convert("RGB")

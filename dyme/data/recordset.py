@@ -1,0 +1,31 @@
+"""RecordSet: the records of a source, and the rows that were left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from dyme.data.errors import BadRow
+from dyme.data.record import Record
+
+
+@dataclass(frozen=True)
+class RecordSet(Sequence[Record]):
+    """Records in file order; `bad` rows are not among them. Pickles, and so travels to data workers."""
+
+    records: tuple[Record, ...]
+    bad: tuple[BadRow, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        return self.records[index]
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
