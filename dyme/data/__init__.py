@@ -1,7 +1,30 @@
-"""Records, the sources they come from, and pictures."""
+"""Records, the sources they come from, and pictures.
 
+    records = load_records(ChartsSource(count=1000))
+    records[0].image.load()
+"""
+
+from dyme.data.charts import ChartsSource
 from dyme.data.errors import BadRow, DataError
+from dyme.data.gsm8k import Gsm8kSource
+from dyme.data.imagefolder import ImageFolderSource
+from dyme.data.jsonl import JsonlSource
 from dyme.data.record import ImageError, LazyImage, Record
 from dyme.data.recordset import RecordSet
+from dyme.data.sources import SourceConfig, load_records, read_records
 
-__all__ = ["BadRow", "DataError", "ImageError", "LazyImage", "Record", "RecordSet"]
+__all__ = [
+    "BadRow",
+    "ChartsSource",
+    "DataError",
+    "Gsm8kSource",
+    "ImageError",
+    "ImageFolderSource",
+    "JsonlSource",
+    "LazyImage",
+    "Record",
+    "RecordSet",
+    "SourceConfig",
+    "load_records",
+    "read_records",
+]

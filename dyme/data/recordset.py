@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import overload
 
 from dyme.data.errors import BadRow
@@ -12,10 +13,15 @@ from dyme.data.record import Record
 
 @dataclass(frozen=True)
 class RecordSet(Sequence[Record]):
-    """Records in file order; `bad` rows are not among them. Pickles, and so travels to data workers."""
+    """Records in file order; `bad` rows are not among them. Pickles, and so travels to data workers.
+
+    `file` and `lines` (from 1, one for each record) say where records were read; generated records have neither.
+    """
 
     records: tuple[Record, ...]
     bad: tuple[BadRow, ...] = ()
+    file: Path | None = None
+    lines: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)

@@ -28,6 +28,7 @@ class Theme:
 
 
 _MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October")
+_SEASONS = ("Spring", "Summer", "Autumn", "Winter")
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _CITIES = ("Lisbon", "Oslo", "Rome", "Vienna", "Athens", "Dublin", "Prague", "Madrid", "Berlin", "Warsaw")
 _FRUITS = ("Apples", "Pears", "Cherries", "Plums", "Grapes", "Oranges", "Lemons", "Peaches", "Melons")
@@ -40,6 +41,9 @@ THEMES = (
     Theme("Rainfall by month", "Rainfall (mm)", "month", "months", _MONTHS, ordered=True),
     Theme("Visitors of the museum", "Visitors (thousands)", "day", "days", _DAYS, ordered=True),
     Theme("Books lent by the library", "Books lent", "month", "months", _MONTHS, ordered=True),
+    Theme("Trains that ran late", "Late trains", "day", "days", _DAYS, ordered=True),
+    Theme("Ice cream sold at the beach", "Sold (hundreds)", "month", "months", _MONTHS, ordered=True),
+    Theme("Guests of the mountain hotel", "Guests", "season", "seasons", _SEASONS, ordered=True),
     Theme("Air quality index", "Index", "city", "cities", _CITIES, shares=False),
     Theme("Rent of a flat compared with 2010", "Rise (%)", "city", "cities", _CITIES, shares=False),
     Theme("Fruit sold at the market", "Sold (tonnes)", "fruit", "fruits", _FRUITS),
@@ -51,6 +55,18 @@ THEMES = (
 PIE_TOTAL = 100
 
 
+def _suits(theme: Theme, kind: ChartKind) -> bool:
+    """Lines need an order and pies a whole, or the chart would not occur in the wild."""
+    return theme.ordered if kind == "line" else theme.shares or kind == "bar"
+
+
+def _pick(theme: Theme, n: int, rng: random.Random) -> list[str]:
+    if not theme.ordered:
+        return rng.sample(theme.names, n)
+    first = rng.randint(0, len(theme.names) - n)
+    return list(theme.names[first : first + n])
+
+
 def draw_content(config: ChartsSource, rng: random.Random) -> Chart:
     """A random themed chart of 2 to `max_items` categories.
 
@@ -58,10 +74,9 @@ def draw_content(config: ChartsSource, rng: random.Random) -> Chart:
     always written at their marks.
     """
     kind: ChartKind = rng.choice(config.charts)
-    theme = rng.choice([t for t in THEMES if t.shares or kind != "pie"])
+    theme = rng.choice([t for t in THEMES if _suits(t, kind)])
     n = rng.randint(min(3, config.max_items), config.max_items)
-    picked = rng.sample(range(len(theme.names)), min(n, len(theme.names)))
-    names = [theme.names[k] for k in (sorted(picked) if theme.ordered else picked)]
+    names = _pick(theme, min(n, len(theme.names)), rng)
     decimals, labelled = 0, True
     if kind == "pie":
         values = [3 + part for part in parts_of(PIE_TOTAL - 3 * len(names), len(names), rng)]

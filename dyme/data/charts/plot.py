@@ -23,6 +23,7 @@ _PALETTES = (
 def draw_plot(chart: Chart, width: int, max_value: int) -> Image.Image:
     """The chart in RGB, `width` pixels wide and 3/4 of that high; the same chart gives the same pixels."""
     figure = Figure(figsize=(width / _DPI, width * 3 // 4 / _DPI), dpi=_DPI, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor="white")
     axes.set_title(chart.title, fontsize=14, pad=12)
@@ -65,7 +66,9 @@ def _line(axes: Axes, chart: Chart, colours: tuple[str, ...], max_value: int) ->
     axes.plot(names, values, color=colour, marker="os^D"[chart.style // 4 % 4], linewidth=2, label=chart.axis, zorder=2)
     if chart.labelled:
         for k, (value, text) in enumerate(zip(values, texts)):
-            axes.annotate(text, (k, value), (0, 8), textcoords="offset points", ha="center", fontsize=10)
+            low = all(value < v for v in values[max(0, k - 1) : k] + values[k + 1 : k + 2])
+            offset = -17 if low and value > max_value / 8 else 8  # in a valley the line itself is above the mark
+            axes.annotate(text, (k, value), (0, offset), textcoords="offset points", ha="center", fontsize=10)
     axes.margins(x=0.08)
     _scale(axes, chart, max_value, "y")
     _legend(axes, False)

@@ -1,0 +1,58 @@
+"""ImageFolderSource: the Hugging Face imagefolder layout, read by the lines of its metadata.
+
+Going through the lines, not the images, keeps every question of a picture that many lines share.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dyme.data.errors import DataError
+from dyme.data.paths import expand
+from dyme.data.recordset import RecordSet
+from dyme.data.rows import FieldName, Row, RowError, read_rows
+from dyme.schema import Schema
+
+METADATA = "metadata.jsonl"
+
+
+class ImageFolderSource(Schema):
+    """A folder with metadata.jsonl, whose lines name their picture by `file_name`."""
+
+    source: Literal["imagefolder"] = "imagefolder"
+    path: str
+    """The folder. `~` and environment variables are filled in."""
+    split: str | None = None
+    """Subfolder that holds metadata.jsonl, for folders with train and test side by side."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+    fields: dict[FieldName, str] = Field(default_factory=dict)
+    """From our names to the keys of the file, for files that use others: {answer: label}."""
+
+
+def read_imagefolder(config: ImageFolderSource) -> RecordSet:
+    """Records of the folder. Raises `DataError` when the folder or its metadata.jsonl is missing."""
+    root = expand(config.path)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder (working folder {Path.cwd()}); correct data path")
+    folder = root / (config.split or "")
+    metadata = folder / METADATA
+    if not metadata.is_file():
+        splits = splits_of(root)
+        mend = f"set split to one of: {', '.join(splits)}" if splits else "write one line per question, with file_name"
+        raise DataError(f"{metadata}: no such file; {mend}")
+    return read_rows(metadata, config.limit, config.fields, _with_picture)
+
+
+def splits_of(root: Path) -> list[str]:
+    """Names of the subfolders that hold a metadata.jsonl."""
+    return sorted(p.parent.name for p in root.glob(f"*/{METADATA}"))
+
+
+def _with_picture(row: Row) -> Row:
+    if not (row.get("file_name") or row.get("image")):
+        raise RowError(f"no file_name; its keys are {', '.join(row)}")
+    return row

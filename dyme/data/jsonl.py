@@ -1,0 +1,29 @@
+"""JsonlSource: one JSON object per line, with our keys or mapped ones."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dyme.data.paths import existing_file
+from dyme.data.recordset import RecordSet
+from dyme.data.rows import FieldName, read_rows
+from dyme.schema import Schema
+
+
+class JsonlSource(Schema):
+    """Rows with `question`, `answer` or `answers`, and optionally id, choices, hint, facts, image (file_name), kind."""
+
+    source: Literal["jsonl"] = "jsonl"
+    path: str
+    """The file; images are relative to its folder. `~` and environment variables are filled in."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+    fields: dict[FieldName, str] = Field(default_factory=dict)
+    """From our names to the keys of the file, for files that use others: {answer: label}."""
+
+
+def read_jsonl(config: JsonlSource) -> RecordSet:
+    """Records of the file. Raises `DataError` when it is missing or `fields` names a key that no row has."""
+    return read_rows(existing_file(config.path), config.limit, config.fields, convert=lambda row: row)

@@ -1,0 +1,31 @@
+"""Paths as users write them in configurations."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from dyme.data.errors import DataError
+
+
+def expand(text: str) -> Path:
+    """`~` and environment variables (`$NAME`, `${NAME}`) filled in; relative paths stay relative to the working folder.
+
+    Raises `DataError` naming a variable that is not set: left in place it would read as a missing file.
+    """
+    full = os.path.expanduser(os.path.expandvars(text))
+    unset = re.search(r"\$\{?(\w+)\}?", full)
+    if unset:
+        raise DataError(f"{text}: environment variable {unset[1]} is not set; export it or write the path out")
+    return Path(full)
+
+
+def existing_file(text: str) -> Path:
+    """The expanded path of a file. Raises `DataError` when there is none."""
+    path = expand(text)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name a .jsonl file, or use source: imagefolder")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file (working folder {Path.cwd()}); correct data path")
+    return path

@@ -1,0 +1,158 @@
+"""Rows of a JSONL file to records: one object per line, bad rows counted instead of raised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from dyme.data.errors import BadRow, DataError
+from dyme.data.images import check_header
+from dyme.data.record import ImageError, LazyImage, Record
+from dyme.data.recordset import RecordSet
+
+FieldName = Literal["id", "question", "answer", "answers", "choices", "hint", "facts", "image", "kind"]
+Row = dict[str, Any]
+
+
+class RowError(Exception):
+    """Why one row cannot become a record."""
+
+
+def read_rows(
+    path: Path, limit: int | None, fields: Mapping[FieldName, str], convert: Callable[[Row], Row]
+) -> RecordSet:
+    """The first `limit` rows of `path`; blank lines do not count.
+
+    `fields` maps our names to the keys of the file. `convert` turns a renamed row into one with our keys and may raise
+    `RowError`. Raises `DataError` when a mapped key occurs in no row.
+    """
+    records, lines, bad = [], [], []
+    seen: dict[str, int] = {}
+    keys: set[str] = set()
+    headers: dict[Path, str] = {}
+    for line, raw in _numbered(path, limit):
+        name = ""
+        try:
+            row = _parse(raw)
+            keys.update(row)
+            row = convert(_rename(row, fields))
+            name = _scalar(row, "id") or f"{_stem(path)}-{line}"
+            if name in seen:
+                raise RowError(f"id was used before, in line {seen[name]}")
+            record = _record(row, name, path.parent, headers)
+        except RowError as error:
+            bad.append(BadRow(path, line, name, str(error)))
+            continue
+        seen[name] = line
+        records.append(record)
+        lines.append(line)
+    _check_mapping(path, fields, keys)
+    return RecordSet(tuple(records), tuple(bad), path, tuple(lines))
+
+
+def _numbered(path: Path, limit: int | None) -> list[tuple[int, bytes]]:
+    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    rows = [(number, raw) for number, raw in enumerate(text.split(b"\n"), 1) if raw.strip()]
+    return rows[:limit]
+
+
+def _stem(path: Path) -> str:
+    return path.parent.name if path.name == "metadata.jsonl" else path.stem
+
+
+def _parse(raw: bytes) -> Row:
+    try:
+        # pandas writes missing values as NaN, which must not become the answer "nan"
+        row = json.loads(raw.decode("utf-8"), parse_constant=lambda _: None)
+    except UnicodeDecodeError as error:
+        raise RowError(f"not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise RowError(f"broken JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(row, dict):
+        raise RowError(f"a JSON {type(row).__name__} where an object is needed")
+    return row
+
+
+def _rename(row: Row, fields: Mapping[FieldName, str]) -> Row:
+    """Our names first: a mapped name hides a key of that name in the file."""
+    return {**row, **{ours: row.get(theirs) for ours, theirs in fields.items()}}
+
+
+def _record(row: Row, name: str, folder: Path, headers: dict[Path, str]) -> Record:
+    question = _scalar(row, "question")
+    if not question:
+        raise RowError(f"no question; its keys are {', '.join(row)}")
+    answers = _answers(row)
+    choices = _strings(row, "choices")
+    if choices and answers[0] not in choices:
+        raise RowError(f"answer {answers[0]!r} is not one of the choices {', '.join(map(repr, choices))}")
+    return Record(
+        id=name,
+        question=question,
+        answers=answers,
+        choices=choices,
+        hint=_scalar(row, "hint") or None,
+        facts=_scalar(row, "facts") or None,
+        image=_image(row, folder, headers),
+        kind=_scalar(row, "kind"),
+    )
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    """Accepted answers; `answer` goes first where a row has both keys."""
+    if row.get("answer") is None and row.get("answers") is None:
+        raise RowError(f"no answer; its keys are {', '.join(row)}")
+    first = () if row.get("answer") is None else (_scalar(row, "answer"),)
+    answers = tuple(dict.fromkeys(first + _strings(row, "answers")))
+    if not answers or not all(answers):
+        raise RowError("empty answer")
+    return answers
+
+
+def _image(row: Row, folder: Path, headers: dict[Path, str]) -> LazyImage | None:
+    """Headers are looked at once per file: in many sets ten questions share a picture."""
+    name = _scalar(row, "image") or _scalar(row, "file_name")
+    if not name:
+        return None
+    path = folder / name
+    if path not in headers:
+        try:
+            check_header(path)
+            headers[path] = ""
+        except ImageError as error:
+            headers[path] = str(error)
+    if headers[path]:
+        raise RowError(headers[path])
+    return LazyImage(path=path)
+
+
+def _scalar(row: Row, key: str) -> str:
+    """A text or number as stripped text; "" where the key is missing or null."""
+    value = row.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise RowError(f"{key} is a {type(value).__name__} ({value!r:.40}); text or a number is needed")
+
+
+def _strings(row: Row, key: str) -> tuple[str, ...]:
+    values = row.get(key)
+    if values is None:
+        return ()
+    if not isinstance(values, list):
+        raise RowError(f"{key} is a {type(values).__name__} ({values!r:.40}); a list is needed")
+    return tuple(_scalar({key: value}, key) for value in values)
+
+
+def _check_mapping(path: Path, fields: Mapping[FieldName, str], keys: set[str]) -> None:
+    for ours, theirs in fields.items():
+        if keys and theirs not in keys:
+            raise DataError(
+                f"{path}: fields.{ours} names the key {theirs!r}, which occurs in no row; "
+                f"the file has {', '.join(sorted(keys))}"
+            )

@@ -1,0 +1,57 @@
+"""SourceConfig: every source there is, and the one function that reads them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dyme.data.charts import ChartsSource, chart_records
+from dyme.data.errors import DataError
+from dyme.data.gsm8k import Gsm8kSource, read_gsm8k
+from dyme.data.imagefolder import ImageFolderSource, read_imagefolder
+from dyme.data.jsonl import JsonlSource, read_jsonl
+from dyme.data.recordset import RecordSet
+
+SourceConfig = Annotated[
+    JsonlSource | ImageFolderSource | Gsm8kSource | ChartsSource, Field(discriminator="source")
+]
+NAMED = 10  # bad rows that an error message spells out
+
+
+def load_records(source: SourceConfig, max_bad_fraction: float = 0.01) -> RecordSet:
+    """The records of a source, with its bad rows skipped and kept in `.bad`.
+
+    Pictures are checked by their header only; `LazyImage.load` decodes. Raises `DataError` when more than
+    `max_bad_fraction` of the rows are bad, when no row is left, and when the source cannot be found.
+    """
+    records = read_records(source)
+    total = len(records) + len(records.bad)
+    if total == 0:
+        raise DataError(f"{records.file}: no rows; correct data path")
+    if len(records) == 0 or len(records.bad) / total > max_bad_fraction:
+        raise DataError(_too_many(records, total, max_bad_fraction))
+    return records
+
+
+def read_records(source: SourceConfig) -> RecordSet:
+    """As `load_records`, whatever the number of bad rows."""
+    match source:
+        case JsonlSource():
+            return read_jsonl(source)
+        case ImageFolderSource():
+            return read_imagefolder(source)
+        case Gsm8kSource():
+            return read_gsm8k(source)
+        case ChartsSource():
+            return RecordSet(tuple(chart_records(source)))
+
+
+def _too_many(records: RecordSet, total: int, max_bad_fraction: float) -> str:
+    bad = len(records.bad)
+    more = f"\n  and {bad - NAMED} more" if bad > NAMED else ""
+    rows = "".join(f"\n  {row}" for row in records.bad[:NAMED])
+    return (
+        f"{records.file}: {bad} of {total} rows are bad ({bad / total:.2%}, allowed {max_bad_fraction:.2%}); "
+        f"mend them or raise data.max_bad_fraction:{rows}{more}"
+    )
