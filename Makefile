@@ -1,0 +1,59 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+PYTHON ?= python3
+
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+NUM_RANKS ?= $(if $(filter 0,$(GPUS)),2,$(GPUS))
+
+# ninja and deepspeed are looked up on the PATH by DeepSpeed itself, with or without an activated environment.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+ifeq ($(GPUS),0)
+export DS_ACCELERATOR := cpu
+# Every rank starts its own OpenMP pool; more threads than cores make two ranks slower than one.
+export OMP_NUM_THREADS ?= 1
+endif
+
+TRAIN := deepspeed --num_gpus $(NUM_RANKS) launchers/train.py
+PYTEST_ARGS ?=
+
+.PHONY: install quickstart quickstart-grpo test test-all lint clean
+
+install: $(STAMP)
+
+# torch goes first: it decides which of the other packages' builds fit.
+$(STAMP): setup.py constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q "$$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)" -c constraints.txt
+	$(VENV)/bin/python -m pip install -q -e '.[test]' -c constraints.txt
+	touch $@
+
+quickstart: install
+	$(TRAIN) --config configs/quickstart_base.yaml
+	$(TRAIN) --config configs/quickstart.yaml
+	python -m dyme.report runs/quickstart
+
+# The same budget with GRPO alone, and both runs in one report.
+quickstart-grpo: install | runs/quickstart/DONE
+	$(TRAIN) --config configs/quickstart.yaml method=grpo run.dir=runs/quickstart-grpo
+	python -m dyme.report runs/quickstart runs/quickstart-grpo --out runs/report
+
+runs/quickstart/DONE:
+	$(MAKE) quickstart
+
+test: install lint
+	python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+# Tests marked gpu skip themselves where there is no GPU.
+test-all: install lint
+	python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	ruff check .
+	mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
