@@ -40,10 +40,10 @@ _FUELS = ("Coal", "Gas", "Oil", "Wind", "Solar", "Hydro", "Nuclear", "Biomass")
 THEMES = (
     Theme("Rainfall by month", "Rainfall (mm)", "month", "months", _MONTHS, ordered=True),
     Theme("Visitors of the museum", "Visitors (thousands)", "day", "days", _DAYS, ordered=True),
-    Theme("Books lent by the library", "Books lent", "month", "months", _MONTHS, ordered=True),
-    Theme("Trains that ran late", "Late trains", "day", "days", _DAYS, ordered=True),
+    Theme("Books lent by the library", "Books lent (hundreds)", "month", "months", _MONTHS, ordered=True),
+    Theme("Trains that ran late", "Late trains (%)", "day", "days", _DAYS, ordered=True, shares=False),
     Theme("Ice cream sold at the beach", "Sold (hundreds)", "month", "months", _MONTHS, ordered=True),
-    Theme("Guests of the mountain hotel", "Guests", "season", "seasons", _SEASONS, ordered=True),
+    Theme("Guests of the mountain hotel", "Guests (hundreds)", "season", "seasons", _SEASONS, ordered=True),
     Theme("Air quality index", "Index", "city", "cities", _CITIES, shares=False),
     Theme("Rent of a flat compared with 2010", "Rise (%)", "city", "cities", _CITIES, shares=False),
     Theme("Fruit sold at the market", "Sold (tonnes)", "fruit", "fruits", _FRUITS),

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MultipleLocator
 from PIL import Image
 
@@ -22,8 +23,8 @@ _PALETTES = (
 
 def draw_plot(chart: Chart, width: int, max_value: int) -> Image.Image:
     """The chart in RGB, `width` pixels wide and 3/4 of that high; the same chart gives the same pixels."""
-    figure = Figure(figsize=(width / _DPI, width * 3 // 4 / _DPI), dpi=_DPI, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(width / _DPI, width * 3 // 4 / _DPI), dpi=_DPI, layout=layout, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor="white")
     axes.set_title(chart.title, fontsize=14, pad=12)

@@ -1,0 +1,65 @@
+"""python -m dyme.data check SPEC [--all]    |    python -m dyme.data show SPEC [--n 12] [--out sheet.png]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from dyme.data.check import MAX_BAD_FRACTION, check, print_report
+from dyme.data.errors import DataError
+from dyme.data.sheet import contact_sheet
+from dyme.data.sources import read_records
+from dyme.data.spec import FORMS, parse_spec
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, 1 when more than 1 % of a source's rows are bad, 2 when there is nothing to read."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        if options.command == "check":
+            return _check(console, options.spec, options.all)
+        return _show(console, options.spec, options.n, options.out)
+    except DataError as error:
+        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
+        return 2
+
+
+def _check(console: Console, spec: str, decode_all: bool) -> int:
+    status = 0
+    for named in parse_spec(spec):
+        report = check(named.source, decode_all)
+        print_report(console, named, report)
+        status = max(status, int(report.bad_fraction > MAX_BAD_FRACTION))
+    return status
+
+
+def _show(console: Console, spec: str, n: int, out: Path) -> int:
+    named = parse_spec(spec)[0]
+    records = read_records(named.source)
+    if not len(records):
+        raise DataError(f"{named.label}: no good row to show; see python -m dyme.data check {spec}")
+    contact_sheet(records, n).save(out)
+    console.print(f"{escape(named.label)}: {min(n, len(records))} of {len(records)} records -> {out}", soft_wrap=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dyme.data", description="Look at data before training on it.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    looks = commands.add_parser("check", help="counts, coverage, answer types, picture sizes and every bad row")
+    looks.add_argument("spec", help=FORMS)
+    looks.add_argument("--all", action="store_true", help="decode every picture, not a sample of 200")
+    shows = commands.add_parser("show", help="a page of pictures with question, answer and hint")
+    shows.add_argument("spec", help=f"{FORMS}; of several sources the first")
+    shows.add_argument("--n", type=int, default=12, choices=range(1, 201), metavar="N", help="records, 1 to 200")
+    shows.add_argument("--out", type=Path, default=Path("sheet.png"), help="file to write")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
