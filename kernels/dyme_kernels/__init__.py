@@ -1,0 +1,32 @@
+"""Policy and likelihood losses for language models with one coefficient per token.
+
+Four operations share one vocabulary of arguments: `group_advantages`, `token_logprobs`, `policy_loss` (logits in) and
+`linear_policy_loss` (hidden states and head weight in, logits never held). `LossSpec` says what the loss is, `preset`
+names common ones. Nothing here needs Triton, a GPU or the rest of this repository.
+"""
+
+from dyme_kernels.advantages import EXPLORE, MEMORIZE, SKIP, GroupAdvantages, group_advantages
+from dyme_kernels.linear import linear_policy_loss
+from dyme_kernels.logprobs import TokenLogprobs, token_logprobs
+from dyme_kernels.policy import policy_loss
+from dyme_kernels.spec import NORMALIZATIONS, PRESETS, SURROGATES, TOKEN_SHAPINGS, LossSpec, preset
+from dyme_kernels.tokens import PolicyLossOutput
+
+__all__ = [
+    "EXPLORE",
+    "MEMORIZE",
+    "NORMALIZATIONS",
+    "PRESETS",
+    "SKIP",
+    "SURROGATES",
+    "TOKEN_SHAPINGS",
+    "GroupAdvantages",
+    "LossSpec",
+    "PolicyLossOutput",
+    "TokenLogprobs",
+    "group_advantages",
+    "linear_policy_loss",
+    "policy_loss",
+    "preset",
+    "token_logprobs",
+]

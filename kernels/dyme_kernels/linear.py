@@ -1,0 +1,242 @@
+"""Loss of tokens straight from hidden states and the head's weight: N x V logits never exist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dyme_kernels.dispatch import resolve_backend
+from dyme_kernels.reference import Head, RowStats, largest_coefficient, row_gradient, row_statistics, scale_gradient
+from dyme_kernels.spec import LossSpec
+from dyme_kernels.surrogates import Coefficients, coefficients
+from dyme_kernels.tokens import PolicyLossOutput, TokenBatch, compute_dtype, make_batch, spread
+
+
+def linear_policy_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    memorize: Tensor | None = None,
+    importance: Tensor | None = None,
+    segments: Tensor | None = None,
+    live: Tensor | None = None,
+    bias: Tensor | None = None,
+    spec: LossSpec = LossSpec(),  # noqa: B008  frozen
+    logits_budget_mb: float = 256,
+    backend: str = "auto",
+) -> PolicyLossOutput:
+    """`policy_loss` of logits = hidden @ weight.T + bias (then the spec's scale and soft-cap), rows chunk by chunk.
+
+    hidden [N,H], weight [V,H], bias [V] or None, of one dtype (under autocast they are cast to its dtype). The other
+    arguments are those of `policy_loss`. Tokens outside `live` never enter a product.
+
+    logits_budget_mb: bytes (MiB) that the vocabulary-wide buffers of one chunk may take; at least one row is computed.
+    It never depends on free memory, and changes results only by the rounding of the float32 sum over chunks.
+
+    Gradients of hidden, weight and bias are computed here, in the forward pass (6 N V H FLOPs, no recompute), and
+    scaled in the backward; the weight's is summed in float32. Those that need none are skipped. gspo with segments
+    computes the logits twice, because a row's ratio needs all its log-probs. With no live token the loss is zero and
+    still connected to hidden and weight, with zero gradients, which ZeRO-3 needs. Works inside `lm_head.forward`: the
+    weight's gradient goes back through autograd. Without gradient mode only the statistics are computed.
+
+    Raises ValueError naming the argument.
+    """
+    resolve_backend(backend, "linear_policy_loss", hidden.device)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        target = torch.get_autocast_dtype(kind)
+        hidden, weight, bias = hidden.to(target), weight.to(target), None if bias is None else bias.to(target)
+    _check(hidden, weight, bias, logits_budget_mb)
+    tokens = make_batch(
+        hidden.shape[0], compute_dtype(hidden.dtype), weight.shape[0], targets, advantages, weights,
+        old_logprobs, ref_logprobs, memorize, importance, segments, live, spec,
+    )  # fmt: skip
+    enabled = torch.is_grad_enabled()
+    needs = _Needs(
+        hidden=enabled and hidden.requires_grad,
+        weight=enabled and weight.requires_grad,
+        bias=enabled and bias is not None and bias.requires_grad,
+    )
+    with torch.autocast(kind, enabled=False):
+        rows = _chunk_rows(hidden, weight.shape[0], logits_budget_mb)
+        loss, *stats = _LinearPolicyLoss.apply(hidden, weight, bias, tokens, live, spec, rows, needs)
+    return PolicyLossOutput(loss, *stats)
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """Which gradients are wanted."""
+
+    hidden: bool
+    weight: bool
+    bias: bool
+
+    @property
+    def any(self) -> bool:
+        return self.hidden or self.weight or self.bias
+
+
+def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits_budget_mb: float) -> None:
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"expected hidden [N,H] and weight [V,H], got {tuple(hidden.shape)} and {tuple(weight.shape)}: flatten "
+            "hidden; under ZeRO-3 call this inside lm_head.forward, where the weight is gathered"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, expected ({weight.shape[0]},), one entry per token id")
+    for name, x in (("weight", weight), ("bias", bias)):
+        if x is not None and x.dtype != hidden.dtype:
+            raise ValueError(f"{name} is {x.dtype}, hidden {hidden.dtype}: cast one, or run under torch.autocast")
+    if not logits_budget_mb > 0:
+        raise ValueError(f"logits_budget_mb={logits_budget_mb}: allowed are numbers above 0, such as 256")
+
+
+def _sums_in_float32(x: Tensor) -> bool:
+    """Whether the product of two matrices like x can be added to a float32 one without a float32 copy of x."""
+    return x.dtype in (torch.float32, torch.float64) or x.device.type == "cuda"
+
+
+def _chunk_rows(hidden: Tensor, vocabulary: int, budget_mb: float) -> int:
+    per_logit = hidden.dtype.itemsize + (0 if _sums_in_float32(hidden) else 4)
+    return max(1, int(budget_mb * 2**20) // max(1, vocabulary * per_logit))
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, unit: Tensor | None) -> None:
+    """total += unit * a @ b. Rounding each chunk's product to bfloat16 first would bias the sum over chunks."""
+    if unit is not None:
+        product = torch.mm(a, b, out_dtype=total.dtype) if a.device.type == "cuda" else torch.mm(a.float(), b.float())
+        total.add_(product * unit)
+    elif a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif _sums_in_float32(a):
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(a.float(), b.float())
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """Buffers of the gradients that are wanted: hidden [N,H], weight [V,H], bias [V], filled chunk by chunk.
+
+    half: the inputs are float16. Then every chunk of logit gradients is stored divided by a power of two near its
+    largest coefficient, and the buffers stay in float32 until the backward knows the loss scale.
+    """
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    half: bool
+
+
+def _empty_gradients(hidden: Tensor, weight: Tensor, needs: _Needs) -> _Gradients:
+    wide, half = compute_dtype(hidden.dtype), hidden.dtype == torch.float16
+    return _Gradients(
+        hidden=hidden.new_zeros(hidden.shape, dtype=wide if half else hidden.dtype) if needs.hidden else None,
+        weight=weight.new_zeros(weight.shape, dtype=wide) if needs.weight else None,
+        bias=weight.new_zeros(weight.shape[0], dtype=wide) if needs.bias else None,
+        half=half,
+    )
+
+
+def _add_chunk(
+    total: _Gradients, logits: Tensor, hidden: Tensor, weight: Tensor, place: Tensor | slice, targets: Tensor,
+    inverse: Tensor | float, head: Head, rows: RowStats, found: Coefficients,
+) -> None:  # fmt: skip
+    """Overwrite the chunk's logits [r,V] with their gradient and add its products with hidden [r,H] and weight."""
+    c, e = found.logprob, found.entropy
+    assert c is not None
+    unit = None
+    if total.half:
+        unit = largest_coefficient(c, e)
+        c, e = c / unit, None if e is None else e / unit
+    row_gradient(logits, logits, targets, inverse, head, rows, c, e)
+    if total.hidden is not None:
+        product = torch.mm(logits, weight)
+        total.hidden[place] = product if unit is None else product.to(total.hidden.dtype) * unit
+    if total.weight is not None:
+        _add_product(total.weight, logits.t(), hidden, unit)
+    if total.bias is not None:
+        column = logits.sum(0, dtype=total.bias.dtype)
+        total.bias.add_(column if unit is None else column * unit)
+
+
+class _LinearPolicyLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: TokenBatch, live: Tensor | None,
+        spec: LossSpec, chunk: int, needs: _Needs,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        size, count = hidden.shape[0], tokens.targets.shape[0]
+        head = Head(spec.logit_scale, spec.logit_softcap)
+        inverse = tokens.inverse_temperature(spec)
+        places = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+
+        def project(place: slice) -> tuple[Tensor, Tensor]:
+            x = hidden[place] if live is None else hidden.index_select(0, live[place])
+            return x, torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+
+        def temperature_of(place: slice) -> Tensor | float:
+            return inverse[place] if isinstance(inverse, Tensor) else inverse
+
+        whole: Coefficients | None = None
+        if spec.surrogate == "gspo" and tokens.segments is not None:
+            parts = [row_statistics(project(p)[1], tokens.targets[p], temperature_of(p), head) for p in places]
+            empty = [tokens.weights[:0]]
+            logprobs, entropy = (torch.cat(empty + [getattr(p, f) for p in parts]) for f in ("logprobs", "entropy"))
+            whole = coefficients(logprobs, entropy, tokens, spec, needs.any)
+
+        total = _empty_gradients(hidden, weight, needs)
+        losses = torch.empty_like(tokens.weights)
+        out = [torch.empty_like(losses) for _ in range(7)]
+        for place in places:
+            x, logits = project(place)
+            part = tokens.rows(place.start, place.stop)
+            rows = row_statistics(logits, part.targets, temperature_of(place), head)
+            if whole is None:
+                found = coefficients(rows.logprobs, rows.entropy, part, spec, needs.any)
+            else:
+                found = _part(whole, place)
+            stats = found.stats
+            losses[place] = found.losses
+            values = (rows.logprobs, rows.entropy, stats.ratio, stats.clipped_low, stats.clipped_high, stats.kl)
+            for full, value in zip(out, (*values, rows.argmax_match), strict=True):
+                full[place] = value
+            if needs.any:
+                where = place if live is None else live[place]
+                _add_chunk(total, logits, x, weight, where, part.targets, temperature_of(place), head, rows, found)
+
+        grads = [total.hidden, total.weight, total.bias]
+        if not total.half:
+            grads = [None if g is None else g.to(hidden.dtype) for g in grads]
+        ctx.dtype = hidden.dtype
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*grads)
+        fills = (0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+        spreads = [spread(value, live, size, fill) for value, fill in zip(out, fills, strict=True)]
+        ctx.mark_non_differentiable(*spreads)
+        return (losses.sum(), *spreads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if loss_grad is None:
+            return (None,) * 8
+        grads = [None if g is None else scale_gradient(g, loss_grad, ctx.dtype) for g in ctx.saved_tensors]
+        return (*grads, *(None,) * 5)
+
+
+def _part(whole: Coefficients, place: slice) -> Coefficients:
+    def cut(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[place]
+
+    s = whole.stats
+    stats = type(s)(s.ratio[place], s.clipped_low[place], s.clipped_high[place], s.kl[place])
+    return Coefficients(whole.losses[place], cut(whole.logprob), cut(whole.entropy), stats)

@@ -1,0 +1,139 @@
+"""The vocabulary-wide half of every loss, in plain PyTorch: one pass for statistics, one for the gradient.
+
+With z the logits after scale, cap and temperature, p = softmax(z), H its entropy, c = dL/dlogp_y and e = dL/dH:
+
+    dL/dz = c (onehot(y) - p) - e p (log p + H)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dyme_kernels.tokens import compute_dtype
+
+# Temporaries are float32 copies of this many bytes, a constant so that results do not depend on free memory.
+BLOCK_BYTES = 64 << 20
+# exp of it is exactly 0 in float64 too, and unlike -inf it survives a product with 0.
+LOWEST = -1.0e4
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns a raw product into logits: logits = softcap tanh(scale x / softcap), softcap None for no cap."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class RowStats:
+    """Per row, [n] in the compute dtype: logprobs and entropy of the target distribution, the largest z, the log of the
+    sum of exp(z - largest), and argmax_match (1.0 where no z exceeds the target's)."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    largest: Tensor
+    log_sum: Tensor
+    argmax_match: Tensor
+
+
+def _blocks(count: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
+    size = max(1, BLOCK_BYTES // (max(1, vocabulary) * dtype.itemsize))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _take(logits: Tensor, rows: Tensor | None, block: slice, head: Head, inverse: Tensor | float) -> Tensor:
+    """One block of z in the compute dtype, always a fresh buffer."""
+    z = logits[block] if rows is None else logits.index_select(0, rows[block])
+    z = z.to(compute_dtype(logits.dtype))
+    if head.softcap is not None:
+        z = torch.tanh(z * (head.scale / head.softcap)) * head.softcap
+    elif head.scale != 1.0:
+        z = z * head.scale
+    return z * (inverse[block].unsqueeze(1) if isinstance(inverse, Tensor) else inverse)
+
+
+def row_statistics(
+    logits: Tensor, targets: Tensor, inverse: Tensor | float, head: Head, rows: Tensor | None = None
+) -> RowStats:
+    """logits [N,V] (only `rows` [n] of them, if given), targets [n], inverse temperature [n] or a number."""
+    dtype, count = compute_dtype(logits.dtype), targets.shape[0]
+    out = [logits.new_empty(count, dtype=dtype) for _ in range(5)]
+    logprobs, entropy, largest, log_sum, match = out
+    for block in _blocks(count, logits.shape[1], dtype):
+        z = _take(logits, rows, block, head, inverse)
+        top = z.amax(1, keepdim=True)
+        z -= top
+        target = z.gather(1, targets[block].unsqueeze(1)).squeeze(1)
+        z.clamp_(min=LOWEST)
+        exp = z.exp()
+        total = exp.sum(1)
+        largest[block] = top.squeeze(1)
+        log_sum[block] = total.log()
+        logprobs[block] = target - log_sum[block]
+        entropy[block] = log_sum[block] - exp.mul_(z).sum(1) / total
+        match[block] = (target >= 0).to(dtype)
+    return RowStats(logprobs, entropy, largest, log_sum, match)
+
+
+def row_gradient(
+    logits: Tensor,
+    out: Tensor,
+    targets: Tensor,
+    inverse: Tensor | float,
+    head: Head,
+    stats: RowStats,
+    logprob_grad: Tensor,
+    entropy_grad: Tensor | None,
+    rows: Tensor | None = None,
+) -> None:
+    """Write dL/dlogits of the rows into `out` [N,V]; `out` may be `logits`, for a row is read before it is written."""
+    for block in _blocks(targets.shape[0], logits.shape[1], compute_dtype(logits.dtype)):
+        scale = inverse[block] if isinstance(inverse, Tensor) else inverse
+        c = logprob_grad[block] * scale
+        z = _take(logits, rows, block, head, inverse)
+        capped = z / (scale.unsqueeze(1) if isinstance(scale, Tensor) else scale) if head.softcap is not None else None
+        # Two subtractions: the sum of the two would be rounded at the size of the largest logit.
+        z -= stats.largest[block].unsqueeze(1)
+        z -= stats.log_sum[block].unsqueeze(1)
+        z.clamp_(min=LOWEST)
+        p = z.exp()
+        if entropy_grad is None:
+            p *= -c.unsqueeze(1)
+        else:
+            e = (entropy_grad[block] * scale).unsqueeze(1)
+            p *= z.add_(stats.entropy[block].unsqueeze(1)).mul_(e).add_(c.unsqueeze(1)).neg_()
+        p.scatter_add_(1, targets[block].unsqueeze(1), c.unsqueeze(1))
+        if head.scale != 1.0:
+            p *= head.scale
+        if capped is not None and head.softcap is not None:
+            p *= 1.0 - (capped / head.softcap).square_()
+        if rows is None:
+            out[block] = p.to(out.dtype)
+        else:
+            out.index_copy_(0, rows[block], p.to(out.dtype))
+
+
+def largest_coefficient(c: Tensor, e: Tensor | None) -> Tensor:
+    """Scalar 2^k >= |c|, |e| (1 if all are 0), on their device. float16 gradients are stored divided by it: a weight of
+    1e-7 would round to zero before a loss scaler could save it."""
+    largest = (c.abs() if e is None else torch.maximum(c.abs(), e.abs())).amax()
+    _, exponent = torch.frexp(largest)
+    return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), torch.ones_like(largest))
+
+
+def scale_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient * factor in `dtype`, in place when the graph is about to be freed (a vocabulary-wide copy would double
+    the peak), never when it is kept: a second backward needs the unscaled values. No host synchronisation."""
+    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    reuse = gradient.dtype == dtype and kept is not None and not kept()
+    if gradient.dtype == factor.dtype == dtype:
+        return gradient.mul_(factor) if reuse else gradient * factor
+    out = gradient if reuse else torch.empty_like(gradient, dtype=dtype)
+    # A product in bfloat16 would round the factor first and shift every gradient by the same 0.2 %.
+    for block in _blocks(gradient.shape[0], gradient[:1].numel(), factor.dtype):
+        out[block] = (gradient[block].to(factor.dtype) * factor).to(dtype)
+    return out
