@@ -1,0 +1,134 @@
+"""Rewards of a batch of completions: format f, thinking t and accuracy a composed to R = w_f f + w_t t + w_a a."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from dyme.data.record import Record
+from dyme.rewards.answer import Completion, clean_answer, format_score, split_completion
+from dyme.rewards.verifiers import Verifier, get_verifier
+from dyme.schema import Schema
+from dyme.supervision.lexical import thinking_score
+
+Style = Literal["think", "direct"]
+Array = NDArray[np.float64]
+
+
+class RewardWeights(Schema):
+    """Weights of the reward parts: non-negative, not all zero."""
+
+    format: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Weight of the answer format."""
+    thinking: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Weight of the thinking checker; counts 0 for records that have neither hint nor facts."""
+    accuracy: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Weight of the verifier's accuracy."""
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> RewardWeights:
+        if not (self.format or self.thinking or self.accuracy):
+            raise ValueError("every reward weight is 0: set at least one of format, thinking, accuracy above 0")
+        return self
+
+
+class RewardConfig(Schema):
+    """How completions are scored."""
+
+    weights: RewardWeights = RewardWeights()
+    """Weights of format, thinking and accuracy."""
+    verifier: Literal["auto", "exact", "numeric", "choice"] = "auto"
+    """What compares the answer with the gold answers; auto goes by the record."""
+    relative_tolerance: float = Field(default=1e-6, ge=0, lt=1)
+    """Error allowed to a number, as a fraction of the gold value; the default forgives rounding of floats only."""
+    thinking: Literal["lexical", "none"] = "lexical"
+    """Checker of the thinking; none leaves the thinking out of the reward."""
+    require_format: bool = False
+    """Reward 0 for a completion in an invalid format."""
+    min_thinking_chars: int = Field(default=0, ge=0)
+    """Characters that must precede the answer flag for the format to be valid."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of R completions, float64 [R] each; `scored` is bool [R].
+
+    `correct` is s = accuracy * format. An unscored row (its verifier failed) has NaN accuracy, correct and reward, and
+    `errors` counts why, by kind. `thinking` is 0 where nothing was checked.
+    """
+
+    format: Array
+    thinking: Array
+    accuracy: Array
+    reward: Array
+    correct: Array
+    scored: NDArray[np.bool_]
+    errors: dict[str, int]
+
+
+def score(
+    texts: Sequence[str],
+    records: Sequence[Record],
+    *,
+    truncated: Sequence[bool],
+    config: RewardConfig,
+    flag: str,
+    style: Style = "think",
+) -> Scores:
+    """Score completion i as an answer to record i; a truncated completion has format and accuracy 0.
+
+    In style "direct" the whole completion is the answer, any text is a valid format and thinking has no weight.
+    Raises `ValueError` only for sequences of different length; what fails in a row is counted in `Scores.errors`.
+    """
+    if not len(texts) == len(records) == len(truncated):
+        raise ValueError(
+            f"give one record and one truncated flag per completion: got {len(texts)} texts, {len(records)} records "
+            f"and {len(truncated)} flags"
+        )
+    verifier = get_verifier(config.verifier, relative_tolerance=config.relative_tolerance)
+    checked = config.thinking == "lexical" and style == "think"
+    errors: Counter[str] = Counter()
+    rows = np.zeros((len(texts), 3), dtype=np.float64)
+    for row, text, record, cut in zip(rows, texts, records, truncated, strict=True):
+        parts = split_completion(text, flag) if style == "think" else Completion("", clean_answer(text), 1)
+        # a record without a reference scores no thinking; 0 for all rows of its group drops out of the advantages
+        row[1] = (thinking_score(parts.thinking, record) or 0.0) if checked else 0.0
+        if not cut:
+            row[0] = format_score(parts, config.min_thinking_chars if style == "think" else 0)
+            row[2] = _accuracy(verifier, parts.answer, record, errors)
+    return _compose(rows, config, dict(errors))
+
+
+def _accuracy(verifier: Verifier, answer: str | None, record: Record, errors: Counter[str]) -> float:
+    """The verifier's accuracy, or NaN with the reason counted."""
+    if not answer:
+        return 0.0
+    try:
+        accuracy = float(verifier(answer, record))
+    except Exception as error:  # an edge: one bad record or verifier must cost its rows, not the run
+        errors[type(error).__name__] += 1
+        return math.nan
+    if math.isnan(accuracy):
+        errors["nan"] += 1
+    elif not 0.0 <= accuracy <= 1.0:
+        errors["out_of_range"] += 1
+        return math.nan
+    return accuracy
+
+
+def _compose(rows: Array, config: RewardConfig, errors: dict[str, int]) -> Scores:
+    valid, thinking, accuracy = (rows[:, column].copy() for column in range(3))
+    weights = config.weights
+    reward = weights.format * valid + weights.thinking * thinking + weights.accuracy * accuracy
+    scored = ~np.isnan(accuracy)
+    if config.require_format:
+        reward[(valid == 0.0) & scored] = 0.0
+    # w_a = 0 must not hide a failure: NaN times 0 is NaN, so the row stays unscored
+    return Scores(valid, thinking, accuracy, reward, accuracy * valid, scored, errors)
