@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image, ImageOps
 from dyme.data.record import ImageError
 
 MAX_PIXELS = 64_000_000  # 192 MB in RGB; checked against the header, before a byte of it is allocated
+_TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} megapixels by its header; scale the picture down"
 
 
 def decode(path: Path) -> Image.Image:
@@ -37,21 +37,16 @@ def _open(path: Path) -> Image.Image:
     if not path.is_file():
         raise ImageError(f"{path}: no such picture; correct the path or restore the file")
     try:
-        with warnings.catch_warnings():
-            # PIL's own limit is global state that other libraries change; ours below is the one that counts.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}; scale the picture down") from error
+        image = Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # PIL's own limit is global state that anyone may change, so it can strike before ours.
+        raise ImageError(f"{path}: {_TOO_LARGE} ({error})") from error
     except Exception as error:
         raise ImageError(f"{path}: not a readable picture ({error}); replace the file") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()
-        raise ImageError(
-            f"{path}: {width} x {height} pixels by its header, more than {MAX_PIXELS // 1_000_000} megapixels; "
-            "scale the picture down"
-        )
+        raise ImageError(f"{path}: {_TOO_LARGE} ({width} x {height} pixels)")
     return image
 
 
