@@ -69,7 +69,7 @@ def _parse(raw: bytes) -> Row:
     except UnicodeDecodeError as error:
         raise RowError(f"not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
-        raise RowError(f"broken JSON: {error.msg} at column {error.colno}") from error
+        raise RowError(f"broken JSON at column {error.colno}: {error.msg}") from error
     if not isinstance(row, dict):
         raise RowError(f"a JSON {type(row).__name__} where an object is needed")
     return row

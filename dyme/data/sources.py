@@ -13,9 +13,7 @@ from dyme.data.imagefolder import ImageFolderSource, read_imagefolder
 from dyme.data.jsonl import JsonlSource, read_jsonl
 from dyme.data.recordset import RecordSet
 
-SourceConfig = Annotated[
-    JsonlSource | ImageFolderSource | Gsm8kSource | ChartsSource, Field(discriminator="source")
-]
+SourceConfig = Annotated[JsonlSource | ImageFolderSource | Gsm8kSource | ChartsSource, Field(discriminator="source")]
 NAMED = 10  # bad rows that an error message spells out
 
 
