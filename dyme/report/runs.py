@@ -1,0 +1,177 @@
+"""Reading run folders: what there is, and in words what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dyme.metrics import MODES, read_jsonl, summarize
+
+
+class ReportError(Exception):
+    """A folder that cannot be reported on; the message names it and the mend."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One logged quantity over a run: `steps` [n] int, `times` [n] seconds since the start, `values` [n] float.
+
+    Lines without the quantity, or with null, are left out; a time that was never logged is NaN.
+    """
+
+    steps: np.ndarray
+    times: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds. `train` and `evals` are the two sorts of lines of metrics.jsonl, in order of step.
+
+    `summary` is summary.json, or what follows from metrics.jsonl as long as a run goes on. `notes` say what is missing.
+    """
+
+    path: Path
+    name: str
+    method: str
+    finished: bool
+    train: tuple[dict[str, Any], ...]
+    evals: tuple[dict[str, Any], ...]
+    samples: tuple[dict[str, Any], ...]
+    summary: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def series(self, key: str, scale: float = 1.0) -> Series:
+        """Training lines that have a number under `key`, multiplied by `scale`."""
+        return _series(self.train, key, scale)
+
+    def eval_series(self, key: str, scale: float = 1.0) -> Series:
+        """The same of the evaluations."""
+        return _series(self.evals, key, scale)
+
+    def has(self, prefix: str) -> bool:
+        """Whether a training line holds a number under a key that begins with `prefix`."""
+        return any(key.startswith(prefix) and value is not None for line in self.train for key, value in line.items())
+
+
+def load_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs of these folders under distinct short names. Raises `ReportError` on a folder that is no run."""
+    resolved = [path.resolve() for path in paths]
+    repeated = sorted({path.name for path in resolved if resolved.count(path) > 1})
+    if repeated:
+        raise ReportError(f"run {repeated[0]} is given twice: name each run folder once")
+    return [_load_run(path, name) for path, name in zip(paths, distinct_names(resolved))]
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path; where two are alike, with as many of their parents as it takes to tell them apart."""
+    depths = [1] * len(paths)
+    while True:
+        names = ["/".join(path.parts[-depth:]) for path, depth in zip(paths, depths)]
+        alike = [names.count(name) > 1 for name in names]
+        if not any(alike):
+            return names
+        depths = [depth + again for depth, again in zip(depths, alike)]
+
+
+def _load_run(path: Path, name: str) -> Run:
+    metrics = path / "metrics.jsonl"
+    if not path.is_dir():
+        raise ReportError(f"{path} is no folder: give a run folder, the run.dir of its config")
+    if not metrics.exists():
+        raise ReportError(f"{path} is no run folder, it has no metrics.jsonl: give the run.dir of a run that has begun")
+    try:
+        lines, samples = read_jsonl(metrics), read_jsonl(path / "samples.jsonl")
+    except ValueError as error:
+        raise ReportError(str(error)) from None
+    for line in (*lines, *samples):
+        if not isinstance(line.get("step"), int):
+            raise ReportError(f"{path} has a line without an integer step: it was not written by dyme.metrics")
+    lines = _with_times(sorted(lines, key=lambda line: (line["step"], bool(line.get("eval")))))
+    config = _read_config(path / "config.yaml")
+    written = _read_summary(path / "summary.json")
+    train = tuple(line for line in lines if not line.get("eval"))
+    evals = tuple(line for line in lines if line.get("eval"))
+    summary = {**summarize(lines), **{key: value for key, value in (written or {}).items() if value is not None}}
+    run = Run(
+        path=path,
+        name=name,
+        method=str(summary.get("method") or config.get("method") or "unknown"),
+        # The trainer writes its own report between summary.json and DONE.
+        finished=written is not None or (path / "DONE").exists(),
+        train=train,
+        evals=evals,
+        samples=tuple(sorted(samples, key=lambda line: line["step"])),
+        summary=summary,
+        notes=(),
+    )
+    return Run(**{**run.__dict__, "notes": _notes(run, written is not None)})
+
+
+def _notes(run: Run, has_summary: bool) -> tuple[str, ...]:
+    notes = []
+    if not run.train:
+        notes.append("no training step has been logged yet")
+    if not run.finished:
+        notes.append("the run has not finished; the figures are those so far")
+    elif not has_summary:
+        notes.append("summary.json is missing; its figures were computed from metrics.jsonl")
+    if run.train and not run.has("rollout/"):
+        notes.append(f"method {run.method} makes no rollouts, so it has no rewards, collapse rates or lengths")
+    if run.train and not any(run.has(f"mode/{mode}_ratio") for mode in MODES):
+        notes.append("no mode shares were logged")
+    if not run.evals:
+        notes.append("no evaluation has been made yet (run.eval_every)")
+    if not run.samples:
+        notes.append("no sample answers were written")
+    return tuple(notes)
+
+
+def _with_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Evaluation lines need not carry a time; theirs is the last training line's, 0 before the first."""
+    clock: float | None = 0.0
+    timed = []
+    for line in lines:
+        if line.get("time_s") is None and line.get("eval"):
+            line = {**line, "time_s": clock}
+        clock = line.get("time_s")
+        timed.append(line)
+    return timed
+
+
+def _series(lines: Sequence[dict[str, Any]], key: str, scale: float) -> Series:
+    kept = [line for line in lines if isinstance(line.get(key), int | float)]
+    times = [line["time_s"] if line.get("time_s") is not None else np.nan for line in kept]
+    return Series(
+        np.array([line["step"] for line in kept], dtype=np.int64),
+        np.array(times, dtype=np.float64),
+        np.array([line[key] * scale for line in kept], dtype=np.float64),
+    )
+
+
+def _read_summary(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError, ValueError):
+        raise ReportError(f"{path} is not a JSON object: delete it, the report then goes by metrics.jsonl") from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        raise ReportError(f"{path} is not YAML: restore it or delete it") from None
+    return loaded if isinstance(loaded, dict) else {}
