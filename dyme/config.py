@@ -1,0 +1,392 @@
+"""Run configuration: what can be set, its defaults, and how a YAML plus `key=value` overrides becomes a `RunConfig`.
+
+    cfg = load_config("configs/quickstart.yaml", ["optim.lr=1e-4", "method=grpo"])
+
+Everything is checked before a model loads; a mistake is one `ConfigError` line that names the key, the nearest valid key
+and the allowed values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from dyme.data import SourceConfig
+from dyme.rewards.compose import RewardConfig
+from dyme.schema import Schema
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message is one line with the key, the reason and the mend."""
+
+
+class FromScratchConfig(Schema):
+    """A tiny model of the family, with a tokenizer trained on the run's own texts."""
+
+    hidden_size: PositiveInt = 128
+    """Width of the language model."""
+    layers: PositiveInt = 4
+    """Decoder layers."""
+    heads: PositiveInt = 4
+    """Attention heads (language model and vision tower)."""
+    vision_hidden_size: PositiveInt = 96
+    """Width of the vision tower."""
+    vision_layers: PositiveInt = 2
+    """Vision encoder layers."""
+    image_size: PositiveInt = 32
+    """Side in pixels to which every picture is resized."""
+    patch_size: PositiveInt = 4
+    """Side of one vision patch in pixels."""
+    scale_factor: PositiveInt = 2
+    """Pixel shuffle: scale_factor**2 patches become one image token."""
+    vocab_size: PositiveInt = 512
+    """Upper bound of the trained byte-level BPE vocabulary, special tokens included."""
+    tokenizer_sources: tuple[SourceConfig, ...] = ()
+    """More sources whose texts the tokenizer is trained on, besides data.train (e.g. those of a later stage)."""
+    tokenizer_texts: tuple[str, ...] = ()
+    """More texts the tokenizer must know, e.g. the prompt template of a later stage."""
+
+
+class ModelConfig(Schema):
+    """Which model is trained, and which of its parts."""
+
+    path: str | None = None
+    """Local Hugging Face checkpoint folder of a supported family."""
+    from_scratch: FromScratchConfig | None = None
+    """Build a tiny random model instead of loading one."""
+    family: Literal["auto", "idefics3", "causal_lm"] = "auto"
+    """Model family; `auto` reads it from the checkpoint (from_scratch: idefics3)."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Compute precision; bf16 keeps fp32 master weights in the optimizer."""
+    freeze: tuple[str, ...] = ()
+    """Parts that are not trained: vision, connector, language, head (as far as the family has them)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelConfig:
+        if (self.path is None) == (self.from_scratch is None):
+            raise ValueError("set exactly one of model.path (a local checkpoint) and model.from_scratch")
+        return self
+
+
+class DataConfig(Schema):
+    """Where records come from."""
+
+    train: SourceConfig
+    """Records to train on."""
+    eval: SourceConfig | None = None
+    """Held-out records; without them there is no evaluation."""
+    max_bad_fraction: Fraction = 0.01
+    """Bad rows are skipped and counted up to this fraction; beyond it the run stops."""
+
+
+class PromptConfig(Schema):
+    """How a record becomes a user turn, and what a reply looks like."""
+
+    style: Literal["think", "direct"] = "think"
+    """think: trace, then the flag and the answer. direct: the answer alone."""
+    template: str = "{question}\nThink step by step, then end with a line '{flag} <answer>'."
+    """User turn; {question} and {flag} are filled in."""
+    choices_template: str = "\nOptions: {choices}"
+    """Appended to the question of a multiple-choice record; {choices} is "(A) ... (B) ..."."""
+    answer_flag: str = "Answer:"
+    """Text that announces the final answer; it must occur exactly once in a reply."""
+
+    @model_validator(mode="after")
+    def _has_question(self) -> PromptConfig:
+        if "{question}" not in self.template:
+            raise ValueError("prompt.template must contain {question}")
+        if not self.answer_flag.strip():
+            raise ValueError("prompt.answer_flag must not be blank")
+        return self
+
+
+class RolloutConfig(Schema):
+    """How completions are sampled."""
+
+    engine: Literal["hf"] = "hf"
+    """hf: transformers' generate on a rollout copy of the weights."""
+    prompts_per_step: PositiveInt = 32
+    """Groups G per optimization step, over all ranks."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Completions K per prompt."""
+    max_new_tokens: PositiveInt = 256
+    """Completions are cut here."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature T; the policy's log-probabilities are taken at the same T."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; 1 is off."""
+    top_k: NonNegativeInt = 0
+    """Keep the k likeliest tokens; 0 is off."""
+    batch_size: PositiveInt = 256
+    """Rows decoded at once on a rank (bounds memory)."""
+    truncated: Literal["wrong", "mask"] = "wrong"
+    """A completion cut at max_new_tokens counts as wrong and trains, or is left out of the loss."""
+
+
+class SelectorConfig(Schema):
+    """Which groups memorize and which explore (method dyme)."""
+
+    name: Literal["variance", "any_correct", "accuracy_gate", "reward_threshold", "always_explore", "always_memorize"] = (
+        "variance"
+    )
+    """The rule; see docs/method.md for each formula."""
+    threshold: Annotated[float, Field(ge=0)] = 0.0
+    """tau of `variance`; threshold of `reward_threshold` on the mean reward."""
+    gamma: Fraction = 0.0
+    """`accuracy_gate`: groups with an accuracy of at most gamma memorize."""
+
+
+class MemorizeConfig(Schema):
+    """The reference rows."""
+
+    on_missing_trace: Literal["answer", "skip"] = "answer"
+    """A record without a hint memorizes its answer alone, or is skipped."""
+    temperature: Literal["one", "sampling"] = "one"
+    """Memorized rows are plain likelihood, or divided by the sampling temperature as in the published code."""
+
+
+class ObjectiveConfig(Schema):
+    """The loss: a surrogate per token and a normalization of its sum."""
+
+    preset: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "gspo"] | None = None
+    """TRL's name for a surrogate and a normalization; replaces both settings."""
+    surrogate: Literal["clip", "cispo", "gspo", "sapo"] = "clip"
+    """Per-token policy loss."""
+    normalization: Literal["group", "row", "token", "component", "constant"] = "group"
+    """How token losses are averaged; see docs/method.md."""
+    scale: Literal["std", "none"] = "std"
+    """Divide advantages by the group's standard deviation of rewards, or not (Dr. GRPO)."""
+    epsilon_low: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Lower clip range."""
+    epsilon_high: Annotated[float, Field(ge=0)] = 0.2
+    """Upper clip range."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus on explored tokens."""
+    memorize_weight: Annotated[float, Field(ge=0)] = 1.0
+    """lambda of the `component` normalization."""
+
+
+class OptimConfig(Schema):
+    """AdamW and its learning-rate schedule."""
+
+    lr: PositiveFloat = 1e-5
+    """Peak learning rate."""
+    part_lr: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Peak learning rate of single parts, e.g. {vision: 1e-6}."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW betas."""
+    eps: PositiveFloat = 1e-8
+    """AdamW epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """On matrices only; biases, norms and other vectors are never decayed."""
+    warmup_steps: NonNegativeInt = 0
+    """Linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Decay from the peak to lr * min_lr_ratio at train.max_steps."""
+    min_lr_ratio: Fraction = 0.0
+    """Floor of the decay."""
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Global gradient norm clip; 0 is off."""
+
+
+class TrainConfig(Schema):
+    """The length of a run and the size of its micro-batches."""
+
+    max_steps: PositiveInt = 1000
+    """Optimization steps."""
+    token_budget: PositiveInt = 8192
+    """Padded tokens per micro-batch and rank; a group over it is split."""
+    logits_budget_mb: PositiveInt = 256
+    """Memory of the logits buffer in the loss head (MiB)."""
+    switch_fraction: Fraction = 0.5
+    """method two_stage: share of the steps spent on SFT before GRPO."""
+    component_norms_every: NonNegativeInt = 0
+    """Every n steps log the gradient norms of explored and memorized rows and their cosine; 0 is off."""
+
+
+class RunSettings(Schema):
+    """The run folder, evaluation, checkpoints and logging."""
+
+    dir: str = ""
+    """Run folder; default runs/<name of the YAML>."""
+    seed: int = 0
+    """Seed of weights, data order and sampling noise."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the newest usable checkpoint; never: refuse a folder that holds a run."""
+    save_every: NonNegativeInt = 0
+    """Steps between checkpoints; 0 saves at the end only."""
+    keep_last: PositiveInt = 2
+    """Checkpoints kept, besides the best."""
+    eval_every: NonNegativeInt = 0
+    """Steps between evaluations; 0 evaluates at the start and the end only."""
+    eval_records: PositiveInt = 256
+    """Held-out records per evaluation (the first n)."""
+    samples: NonNegativeInt = 12
+    """Held-out records whose completions go to samples.jsonl and into the report."""
+    max_minutes: PositiveFloat | None = None
+    """Stop (with evaluation, checkpoint and export) after this much training time."""
+    max_skipped_updates: PositiveInt = 20
+    """Consecutive updates with a non-finite loss or gradient before the run stops."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+    wandb: str | None = None
+    """Project name for Weights & Biases; off by default."""
+    export: bool = True
+    """Write the final weights as a Hugging Face folder."""
+    report: bool = True
+    """Write report.png and report.html at the end."""
+
+
+class RunConfig(Schema):
+    """One run: `deepspeed launchers/train.py --config FILE [key.sub=value ...]`."""
+
+    method: Literal["dyme", "grpo", "sft", "two_stage"] = "dyme"
+    """dyme: selector per group. grpo: always explore. sft: always memorize, no rollouts. two_stage: sft, then grpo."""
+    model: ModelConfig
+    data: DataConfig
+    prompt: PromptConfig = PromptConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    selector: SelectorConfig = SelectorConfig()
+    memorize: MemorizeConfig = MemorizeConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    run: RunSettings = RunSettings()
+    deepspeed: str = "ds_configs/zero3.json"
+    """DeepSpeed JSON; batch size, accumulation, clipping and precision come from this configuration."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> RunConfig:
+        if self.prompt.style == "direct" and self.method != "sft":
+            raise ValueError(
+                f"prompt.style=direct has no thinking to explore: method={self.method} needs prompt.style=think"
+            )
+        if self.objective.preset and {"surrogate", "normalization"} & self.objective.model_fields_set:
+            raise ValueError("objective.preset replaces objective.surrogate and objective.normalization: set one or the other")
+        if self.run.eval_every and self.data.eval is None:
+            raise ValueError("run.eval_every needs data.eval")
+        if self.memorize.on_missing_trace == "skip" and self.prompt.style == "direct":
+            raise ValueError("memorize.on_missing_trace=skip leaves nothing to train with prompt.style=direct")
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a run YAML, applies dotted `key=value` overrides (values are YAML), checks it. Raises `ConfigError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration file; see configs/ for examples")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines at the top level")
+    for item in overrides or []:
+        _override(tree, item)
+    if not tree.get("run", {}):
+        tree["run"] = {}
+    if isinstance(tree["run"], dict) and not tree["run"].get("dir"):
+        tree["run"]["dir"] = str(Path("runs") / path.stem)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from None
+
+
+def dump_config(cfg: RunConfig) -> str:
+    """The resolved configuration as YAML; loading it again gives an equal `RunConfig`."""
+    return yaml.safe_dump(cfg.model_dump(mode="json", exclude_none=True, exclude=_replaced(cfg)), sort_keys=False)
+
+
+def _replaced(cfg: RunConfig) -> Any:
+    return {"objective": {"surrogate", "normalization"}} if cfg.objective.preset else None
+
+
+def _override(tree: dict[str, Any], item: str) -> None:
+    key, sep, text = item.partition("=")
+    if not sep or not key:
+        raise ConfigError(f"override '{item}': write key.sub=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{item}': the value is not valid YAML: {' '.join(str(error).split())}") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    *parents, leaf = key.split(".")
+    node = tree
+    for name in parents:
+        child = node.setdefault(name, {})
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override '{item}': '{name}' is a plain value and has no keys")
+        node = child
+    node[leaf] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first mistake (an unknown key before all others, since it often causes them)."""
+    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first, rest = errors[0], len(errors) - 1
+    known = valid_keys(RunConfig)
+    loc = [str(part) for part in first["loc"]]
+    tags = _source_tags()  # pydantic puts the union's tag into the path, right after the field that holds the union
+    key = ".".join(p for i, p in enumerate(loc) if not (p in tags and (loc[i - 1] in ("train", "eval") or loc[i - 1].isdigit())))
+    more = f" (and {rest} more)" if rest else ""
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        siblings = sorted({k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]})
+        hint = f"; nearest: '{near[0]}'" if near else ""
+        return f"unknown key '{key}'{hint}; allowed here: {', '.join(siblings)}{more}"
+    if first["type"] == "missing":
+        return f"'{key}' is required{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    where = f"'{key}': " if key else ""
+    given = "" if isinstance(first["input"], dict | BaseModel) else f", got {first['input']!r}"
+    return f"{where}{message}{given}{more}"
+
+
+def valid_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration model, parents included; unions contribute the keys of all their members."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        for sub in _models_in(field.annotation):
+            keys += valid_keys(sub, f"{prefix}{name}.")
+    return list(dict.fromkeys(keys))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType, typing.Annotated, tuple):
+        return [m for arg in typing.get_args(annotation) for m in _models_in(arg)]
+    return []
+
+
+def _source_tags() -> set[str]:
+    return {typing.get_args(m.model_fields["source"].annotation)[0] for m in _models_in(SourceConfig)}
+
+
+def expand(path: str) -> str:
+    """A path from a configuration with `~` and environment variables filled in."""
+    return os.path.expanduser(os.path.expandvars(path))

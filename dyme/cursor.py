@@ -1,0 +1,71 @@
+"""Cursor: which records a step takes, and which rows of them belong to which rank. Pure functions, so nothing of it is saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of one step. Group g is record `records[g]` with `group_size` rows g*K .. g*K + K - 1.
+
+    `starts` has world_size + 1 entries: rank r holds rows starts[r] .. starts[r + 1] - 1. Blocks are contiguous and
+    differ by at most one row, so a group may span ranks.
+    """
+
+    records: tuple[int, ...]
+    group_size: int
+    starts: tuple[int, ...]
+    epoch: float
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.records)
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_groups * self.group_size
+
+    @property
+    def offsets(self) -> list[int]:
+        """First row of each group, and the number of rows."""
+        return list(range(0, self.num_rows + 1, self.group_size))
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows per rank."""
+        return [b - a for a, b in zip(self.starts, self.starts[1:])]
+
+    def rows(self, rank: int) -> range:
+        return range(self.starts[rank], self.starts[rank + 1])
+
+    def group_of(self, row: int) -> int:
+        return row // self.group_size
+
+    def owner(self, group: int) -> int:
+        """The rank that holds the group's record: the one with its first row."""
+        first = group * self.group_size
+        return next(r for r in range(len(self.starts) - 1) if self.starts[r] <= first < self.starts[r + 1])
+
+    def owned(self, rank: int) -> list[int]:
+        return [g for g in range(self.num_groups) if self.owner(g) == rank]
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, num_records: int) -> tuple[int, ...]:
+    """Order of the records in an epoch."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return tuple(torch.randperm(num_records, generator=generator).tolist())
+
+
+def step_rows(step: int, num_records: int, prompts_per_step: int, group_size: int, world_size: int, seed: int) -> StepRows:
+    """Rows of step (0-based): every record once per epoch, in an order of the epoch's own."""
+    first = step * prompts_per_step
+    places = range(first, first + prompts_per_step)
+    records = tuple(epoch_order(seed, p // num_records, num_records)[p % num_records] for p in places)
+    rows = prompts_per_step * group_size
+    starts = tuple(r * rows // world_size for r in range(world_size + 1))
+    return StepRows(records, group_size, starts, (first + prompts_per_step) / num_records)

@@ -1,0 +1,111 @@
+"""Evaluation: greedy answers to the first n held-out records, spread over ranks, and the samples of them that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dyme.config import RunConfig
+from dyme.data import Record
+from dyme.engine import Engine
+from dyme.metrics import MetricsLogger, Sample, SilentLogger
+from dyme.prompts import PromptBook
+from dyme.rewards.answer import split_completion
+from dyme.rewards.compose import score
+from dyme.rollout import RolloutRow, Sampling, generate
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over held-out records, shares in [0, 1] but `length_mean` (tokens). `n` counts records with a readable prompt."""
+
+    accuracy: float
+    format_rate: float
+    thinking_mean: float
+    length_mean: float
+    n: int
+
+    def signals(self) -> dict[str, float]:
+        return {f"eval/{name}": value for name, value in vars(self).items()}
+
+
+def evaluate(
+    cfg: RunConfig, engine: Engine, records: Sequence[Record], book: PromptBook, step: int, metrics: MetricsLogger | SilentLogger
+) -> Evaluation:
+    """Accuracy counts a right answer in a valid format. Rank 0 writes the samples of `run.samples` records."""
+    records = records[: cfg.run.eval_records]
+    mine = range(engine.rank, len(records), engine.world_size)
+    prompts = {i: prompt for i in mine if (prompt := book.encode(records[i])) is not None}
+    sampling = Sampling(cfg.rollout.max_new_tokens, temperature=0.0, batch_size=cfg.rollout.batch_size)
+    rollouts = generate(engine.family, engine.refresh(), [RolloutRow(p) for p in prompts.values()], sampling)
+    texts = [engine.family.decode(r.tokens) for r in rollouts]
+    flag, style = cfg.prompt.answer_flag, cfg.prompt.style
+    scores = score(
+        texts,
+        [records[i] for i in prompts],
+        truncated=[r.truncated for r in rollouts],
+        config=cfg.reward,
+        flag=flag,
+        style=style,
+    )
+    book.clear()
+    rows = torch.tensor(
+        [
+            [i, c, f, t, len(r.tokens)]
+            for i, c, f, t, r in zip(prompts, scores.correct, scores.format, scores.thinking, rollouts, strict=True)
+        ],
+        dtype=torch.float64,
+    ).reshape(-1, 5)
+    counts = [int(n) for n in engine.gather_rows(torch.tensor([[float(len(rows))]], dtype=torch.float64), [1] * engine.world_size)]
+    if not sum(counts):
+        return Evaluation(0.0, 0.0, 0.0, 0.0, 0)
+    table = engine.gather_rows(rows, counts)
+    sampled = _spread(len(records), cfg.run.samples)
+    replies = {i: text for i, text in zip(prompts, texts) if i in sampled}
+    _write_samples(cfg, engine, records, replies, table, step, metrics)
+    means = table[:, 1:].nan_to_num().mean(0).tolist()
+    return Evaluation(*means, n=len(table))
+
+
+def _spread(count: int, samples: int) -> set[int]:
+    """Indices of `samples` records, evenly over all of them: the same at every evaluation."""
+    return {i * count // samples for i in range(samples)} if count and samples else set()
+
+
+def _write_samples(
+    cfg: RunConfig,
+    engine: Engine,
+    records: Sequence[Record],
+    replies: dict[int, str],
+    table: torch.Tensor,
+    step: int,
+    metrics: MetricsLogger | SilentLogger,
+) -> None:
+    packed = [[i, *text.encode()] for i, text in sorted(replies.items())]
+    gathered = engine.gather_tokens(packed)
+    if engine.rank:
+        return
+    verdict = {int(row[0]): (bool(row[1] > 0.5), int(row[2])) for row in table.tolist()}
+    samples = []
+    for index, *raw in sorted(item for rank in gathered for item in rank):
+        record, text = records[index], bytes(raw).decode(errors="replace")
+        think = cfg.prompt.style == "think"
+        parts = split_completion(text, cfg.prompt.answer_flag)
+        samples.append(
+            Sample(
+                step=step,
+                id=record.id,
+                kind=record.kind,
+                question=record.question,
+                gold=record.answer,
+                completion=text,
+                thinking=parts.thinking if think else "",
+                answer=(parts.answer or "") if think else text,
+                correct=verdict[index][0],
+                format=verdict[index][1],
+                image=metrics.save_image(record.id, record.image.load) if record.image else None,
+            )
+        )
+    metrics.log_samples(samples)

@@ -1,0 +1,68 @@
+"""Text-only causal language models (Llama, SmolLM, Qwen2, Qwen3 ...): the plain case of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from dyme.families import scratch
+from dyme.families.base import Family
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class CausalLM(Family):
+    """Models of transformers' `AutoModelForCausalLM` with full attention."""
+
+    name = "causal_lm"
+    model_types = ("llama", "qwen2", "qwen3", "smollm3")
+    modalities = frozenset()
+
+    @classmethod
+    def load(cls, path: Path, dtype: torch.dtype) -> tuple[Family, nn.Module]:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", local_files_only=True)
+        return cls(AutoTokenizer.from_pretrained(path, local_files_only=True), model.config), model
+
+    @classmethod
+    def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:
+        tokenizer = scratch.train_tokenizer(texts, spec.vocab_size)
+        tokenizer.chat_template = CHAT_TEMPLATE
+        config = LlamaConfig(**llama_fields(spec, tokenizer))
+        return cls(tokenizer, config), LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
+
+    def parts(self, model: nn.Module) -> dict[str, nn.Module]:
+        return {"language": model.model, "head": self.head(model)}
+
+    def messages(self, text: str, image: Any) -> list[dict[str, Any]]:
+        if image is not None:
+            raise ValueError("this model is text-only and the record has an image: use a vision-language checkpoint")
+        return [{"role": "user", "content": text}]
+
+    def hidden(self, model: nn.Module, input_ids: Tensor, attention_mask: Any, position_ids: Tensor, pixels: Mapping[str, Tensor]) -> Tensor:
+        out = model.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+        return out.last_hidden_state
+
+
+def llama_fields(spec: Any, tokenizer: Any) -> dict[str, Any]:
+    """LlamaConfig fields of a tiny language model."""
+    return dict(
+        vocab_size=len(tokenizer),
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.hidden_size * 3,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )

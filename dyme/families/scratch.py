@@ -1,0 +1,38 @@
+"""Tokenizer of a model built from scratch: byte-level BPE trained on the run's own texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+PAD, EOS, BOS, END_OF_TURN = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<end_of_utterance>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, more_special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A lossless tokenizer: words, single digits and, for what it never saw, bytes. Same texts, same tokenizer.
+
+    `vocab_size` is an upper bound and must leave room for 256 bytes and the special tokens.
+    """
+    special = [PAD, EOS, BOS, END_OF_TURN, *more_special]
+    if vocab_size < 256 + len(special):
+        raise ValueError(f"model.from_scratch.vocab_size must be at least {256 + len(special)}, got {vocab_size}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END_OF_TURN,
+        bos_token=BOS,
+        padding_side="left",
+        extra_special_tokens=[EOS, END_OF_TURN, *more_special],
+        model_max_length=1_000_000,
+    )

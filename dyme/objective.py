@@ -1,0 +1,143 @@
+"""Objective: live rows with their advantages, and the global weight of each of their tokens.
+
+L = sum over live tokens of w * l. Counts are over all ranks, so the gradient does not depend on how many ranks or
+micro-batches computed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from dyme_kernels import LossSpec, preset
+from torch import Tensor
+
+from dyme.config import RunConfig
+from dyme.selection import Mode, ModeDecision
+
+
+@dataclass(frozen=True)
+class LiveRow:
+    """A row that trains: a rollout (`row` is its index in the step) or a group's reference (`row` is -1).
+
+    `advantage` is A of DESIGN section 4 (1 for references); `share` is the row's factor within its group (rl_weight or
+    sft_weight). Tokens are known once the rows are exchanged.
+    """
+
+    group: int
+    row: int
+    advantage: float
+    share: float
+
+    @property
+    def memorize(self) -> bool:
+        return self.row < 0
+
+
+@dataclass(frozen=True)
+class LiveRows:
+    """`rows` need a forward pass. `counted` also holds explored rows whose advantage is exactly 0: they weigh in every
+    mean, but their gradient is zero, so nobody runs them."""
+
+    rows: tuple[LiveRow, ...]
+    counted: tuple[LiveRow, ...]
+
+
+def resolve(cfg: RunConfig) -> tuple[LossSpec, str]:
+    """The loss of the kernels and the normalization, from `objective.preset` or the single settings."""
+    o = cfg.objective
+    memorize_temperature = cfg.rollout.temperature if cfg.memorize.temperature == "sampling" else 1.0
+    base, normalization = preset(o.preset) if o.preset else (LossSpec(surrogate=o.surrogate), o.normalization)
+    fields = dict(
+        temperature=cfg.rollout.temperature, memorize_temperature=memorize_temperature, entropy_coef=o.entropy_coef
+    )
+    for name in ("epsilon_low", "epsilon_high"):  # a preset's own clip range stands unless it was set
+        if not o.preset or name in o.model_fields_set:
+            fields[name] = getattr(o, name)
+    return LossSpec(**{**base.__dict__, **fields}), normalization
+
+
+def live_rows(
+    decision: ModeDecision, advantages: Tensor, trains: Tensor, offsets: Sequence[int], *, keep_zero: bool = False
+) -> LiveRows:
+    """Rows that train under a decision, in group order, the reference after the rollouts.
+
+    advantages: float64 [R]; trains: bool [R], False for unscored rows and truncated ones under `rollout.truncated: mask`.
+    keep_zero: zero-advantage rows also need a forward pass (an entropy bonus gives them a gradient).
+    """
+    counted = []
+    for group, mode in enumerate(decision.mode.tolist()):
+        if mode in (Mode.EXPLORE, Mode.JOINT):
+            weight = float(decision.rl_weight[group])
+            counted += [
+                LiveRow(group, row, float(advantages[row]), weight)
+                for row in range(offsets[group], offsets[group + 1])
+                if trains[row]
+            ]
+        if mode in (Mode.MEMORIZE, Mode.JOINT):
+            counted.append(LiveRow(group, -1, 1.0, float(decision.sft_weight[group])))
+    rows = tuple(r for r in counted if r.share > 0 and (keep_zero or r.memorize or r.advantage != 0.0))
+    return LiveRows(rows, tuple(counted))
+
+
+def token_weights(
+    live: LiveRows, lengths: dict[LiveRow, int], normalization: str, *, groups: int, rows: int, max_new_tokens: int, memorize_weight: float
+) -> list[float]:
+    """The weight w of every token of each live row, [len(live.rows)].
+
+    lengths: tokens of each counted row. `groups` = G and `rows` = B = G K of the whole step, dead ones included.
+      group     1/G, live rows of a kind averaged, tokens averaged per row (the paper's formula)
+      row       1/(B |y|) (the published code: a memorized group weighs 1/K of an explored one)
+      token     1 / counted tokens of the step (DAPO)
+      component explored tokens / N_explore + memorize_weight * memorized tokens / N_memorize
+      constant  1/(B max_new_tokens) (Dr. GRPO)
+    """
+    tokens = {False: 0, True: 0}
+    per_group: dict[tuple[int, bool], int] = {}
+    for row in live.counted:
+        tokens[row.memorize] += lengths[row]
+        per_group[row.group, row.memorize] = per_group.get((row.group, row.memorize), 0) + 1
+    total = sum(tokens.values())
+
+    def weight(row: LiveRow) -> float:
+        if normalization == "group":
+            return 1.0 / (groups * per_group[row.group, row.memorize] * lengths[row])
+        if normalization == "row":
+            return 1.0 / (rows * lengths[row])
+        if normalization == "token":
+            return 1.0 / total
+        if normalization == "component":
+            return (memorize_weight if row.memorize else 1.0) / tokens[row.memorize]
+        assert normalization == "constant", normalization
+        return 1.0 / (rows * max_new_tokens)
+
+    return [row.share * weight(row) for row in live.rows]
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Per-token inputs of the loss head for one micro-batch, [N] each, aligned with `PackedBatch.targets`."""
+
+    advantages: Tensor  # float32
+    weights: Tensor  # float32
+    memorize: Tensor  # bool
+    segments: Tensor  # int64, which live row a token belongs to
+
+    def to(self, device: torch.device) -> LossInputs:
+        return LossInputs(*(t.to(device) for t in (self.advantages, self.weights, self.memorize, self.segments)))
+
+
+def loss_inputs(rows: Sequence[LiveRow], weights: Sequence[float], lengths: Sequence[int]) -> LossInputs:
+    """Spreads row quantities over the tokens of the rows of one micro-batch, in packing order."""
+    counts = torch.tensor(lengths, dtype=torch.int64)
+
+    def spread(values: Sequence[float | bool | int], dtype: torch.dtype) -> Tensor:
+        return torch.repeat_interleave(torch.tensor(values, dtype=dtype), counts)
+
+    return LossInputs(
+        advantages=spread([r.advantage for r in rows], torch.float32),
+        weights=spread(list(weights), torch.float32),
+        memorize=spread([r.memorize for r in rows], torch.bool),
+        segments=spread(list(range(len(rows))), torch.int64),
+    )

@@ -1,0 +1,43 @@
+"""Keyed sampling noise: the Gumbel noise of a token is a hash of (seed, step, record, k, position, vocabulary entry).
+
+So the tokens of a row do not depend on ranks, batch split or what was sampled before, and no random state is saved.
+Adding Gumbel noise to log-probabilities and taking the arg-max samples from the distribution (Gumbel-max trick).
+The hash is the finalizer of SplitMix64 (Steele, Lea, Flood 2014), in wrapping int64 arithmetic, the same on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def row_key(seed: int, step: int, record_id: str, k: int) -> int:
+    """64-bit key (as signed int) of completion k of a record in a step."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{k}/{record_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def gumbel(keys: Tensor, position: int, vocab_size: int) -> Tensor:
+    """Standard Gumbel noise, float32 [B, V]. keys: int64 [B], one per row; position: index of the token in the completion."""
+    row = _mix(keys + (position + 1) * _GOLDEN)
+    entries = torch.arange(vocab_size, device=keys.device, dtype=torch.int64)
+    bits = _shift(_mix(row[:, None] + entries * _GOLDEN), 11)  # 53 random bits
+    uniform = (bits.double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(uniform)).float()
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

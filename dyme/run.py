@@ -1,0 +1,263 @@
+"""Run: everything a training run holds, opened from its configuration, and what it writes into its folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from dyme import checkpoint
+from dyme.config import ConfigError, RunConfig, SelectorConfig, dump_config
+from dyme.data import Record, RecordSet, load_records
+from dyme.engine import Engine
+from dyme.evaluate import Evaluation
+from dyme.families import Prompt, build_family, load_family
+from dyme.metrics import open_metrics, read_jsonl, summarize
+from dyme.objective import LiveRows, resolve
+from dyme.progress import ProgressLine
+from dyme.prompts import PromptBook, prompt_text, reply_text
+from dyme.rollout import Sampling
+from dyme.selection import ModeSelector, make_selector
+from dyme.signals import MemorizeLog
+from dyme.update import ComponentNorms, UpdateStats
+
+DONE = "DONE"
+TOKENIZER_RECORDS = 4000  # records per source a from-scratch tokenizer is trained on
+
+
+class Stop(Enum):
+    """Why a run ends before train.max_steps."""
+
+    TIME = "run.max_minutes"
+    BROKEN = "run.max_skipped_updates"
+
+
+class Run:
+    """A run that is ready to train. Opening it checks the folder, loads data and model, and resumes where it stopped."""
+
+    def __init__(self, cfg: RunConfig) -> None:
+        self.cfg, self.folder = cfg, Path(cfg.run.dir)
+        self.rank = dist.get_rank()
+        self.started = time.monotonic()
+        self.name = self.folder.name
+        self._open_folder()
+        self.records = load_records(cfg.data.train, cfg.data.max_bad_fraction)
+        self.eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction) if cfg.data.eval else None
+        self.spec, self.normalization = resolve(cfg)
+        self.family, model = _open_model(cfg, self.records)
+        self._check_modalities()
+        self.engine = Engine(cfg, self.family, model, self.spec)
+        self.parameters = sum(p.numel() for p in self.engine.copy.parameters())
+        self.sampling = Sampling(
+            cfg.rollout.max_new_tokens, cfg.rollout.temperature, cfg.rollout.top_p, cfg.rollout.top_k, cfg.rollout.batch_size
+        )
+        self._selector = make_selector(cfg.selector)
+        self._grpo = make_selector(SelectorConfig(name="always_explore"))
+        self.memorize_log = MemorizeLog()
+        self.errors: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._skipped_in_a_row = 0
+        self._elapsed_before = 0.0
+        self.first_step = self._resume()
+        wandb = {"project": cfg.run.wandb, "name": self.name, "config": cfg.model_dump(mode="json")} if cfg.run.wandb else None
+        self.metrics = open_metrics(self.folder, rank=self.rank, tensorboard=cfg.run.tensorboard, wandb=wandb)
+        self.metrics.truncate(self.first_step)
+        self.best = checkpoint.best(self.checkpoints, self.first_step)[1]
+        self.progress = ProgressLine(self.name, cfg.train.max_steps, self.first_step, self.rank)
+        self.book = PromptBook(self.family, cfg.prompt, lambda message: self._note_bad(message))
+        self.engine.refresh()
+        self._announce()
+        self.started = time.monotonic()
+
+    # --- opening -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _open_folder(self) -> None:
+        used = (self.folder / "metrics.jsonl").exists() or self.checkpoints.exists()
+        if used and self.cfg.run.resume == "never":
+            raise ConfigError(f"run.dir: {self.folder} already holds a run: choose another folder, or run.resume=auto")
+        dist.barrier()  # nobody writes before all have looked
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / DONE).unlink(missing_ok=True)
+            (self.folder / "config.yaml").write_text(dump_config(self.cfg), encoding="utf-8")
+
+    def _check_modalities(self) -> None:
+        if not self.family.modalities and any(r.image for r in self.records):
+            raise ConfigError(f"data.train has images, model family '{self.family.name}' is text-only: use a vision-language model")
+
+    def _resume(self) -> int:
+        state = checkpoint.load_newest(self.engine, self.checkpoints)
+        if state is None:
+            return 0
+        self._selector.load_state_dict(state.selector)
+        self.memorize_log.load_state_dict(state.memorize_log)
+        self._elapsed_before, self._skipped_in_a_row = state.elapsed_s, state.skipped_in_a_row
+        return state.step
+
+    def _announce(self) -> None:
+        bad = len(self.records.bad) + (len(self.eval_records.bad) if self.eval_records else 0)
+        start = f"resuming at step {self.first_step}" if self.first_step else "starting"
+        self.progress.say(
+            f"{start}: method {self.cfg.method}, {self.family.name} with {self.parameters / 1e6:.2f}M parameters, "
+            f"{len(self.records)} records ({bad} bad rows left out), {self.engine.world_size} ranks, ZeRO stage {self.engine.stage}"
+        )
+
+    # --- what the loop asks ------------------------------------------------------------------------------------------------
+
+    def makes_rollouts(self, step: int) -> bool:
+        """sft never does, two_stage only in its second stage."""
+        if self.cfg.method == "two_stage":
+            return step >= self.cfg.train.switch_fraction * self.cfg.train.max_steps
+        return self.cfg.method != "sft"
+
+    def selector(self, step: int) -> ModeSelector:
+        return self._selector if self.cfg.method == "dyme" else self._grpo
+
+    def encode(self, record: int) -> Prompt | None:
+        return self.book.encode(self.records[record])
+
+    def refine(self, record: Record) -> str | None:
+        """The reference trace that is memorized: the record's hint."""
+        return record.hint
+
+    def count_errors(self, errors: dict[str, int]) -> None:
+        """Counts verifier failures; the first of each kind is said."""
+        for kind, count in errors.items():
+            if kind not in self.errors:
+                self.progress.say(f"verifier failed with {kind}: these rows stay unscored (said once)")
+            self.errors[kind] += count
+
+    def must_stop(self, step: int) -> Stop | None:
+        """The same answer on every rank; None to go on."""
+        limit = self.cfg.run.max_minutes
+        late = limit is not None and self.elapsed() > 60 * limit
+        if not self.engine.all_true(not late):
+            return Stop.TIME
+        return Stop.BROKEN if self._skipped_in_a_row >= self.cfg.run.max_skipped_updates else None
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all starts of the run."""
+        return self._elapsed_before + time.monotonic() - self.started
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self._seconds[phase] += time.monotonic() - begin
+
+    def update_signals(self, stats: UpdateStats, live: LiveRows) -> dict[str, float]:
+        """Signals of an update; counts skipped updates in a row."""
+        self._skipped_in_a_row = 0 if stats.applied else self._skipped_in_a_row + 1
+        if not stats.applied:
+            self.progress.say("update skipped: a loss or gradient was not finite")
+        memorized = sum(r.memorize for r in live.rows)
+        out = {
+            "loss": stats.loss,
+            "grad_norm": stats.grad_norm,
+            "skipped_update": float(not stats.applied),
+            "effective_rows": float(len(live.rows)),
+            "effective_tokens": float(stats.live_tokens),
+            "lost_rows": float(stats.lost_rows),
+            "policy/ratio_mean": stats.ratio,
+            "policy/clipped_low": stats.clipped_low,
+            "policy/clipped_high": stats.clipped_high,
+            "policy/entropy": stats.entropy,
+        }
+        return out | ({"memorize/nll": stats.memorize_nll} if memorized else {})
+
+    def component_signals(self, norms: ComponentNorms) -> dict[str, float]:
+        return {"explore_norm": norms.explore, "memorize_norm": norms.memorize, "cosine": norms.cosine}
+
+    # --- writing -----------------------------------------------------------------------------------------------------------
+
+    def log_step(self, step: int, signals: dict[str, float]) -> None:
+        seconds = sum(self._seconds.values())
+        worked = signals.get("rollout/tokens", 0.0) + signals.get("effective_tokens", 0.0)
+        signals |= {f"time/{phase}": s for phase, s in self._seconds.items()}
+        signals |= {"time_s": self.elapsed(), "tokens_per_s": worked / max(seconds, 1e-9), "bad_rows": float(len(self.book.failed))}
+        self._seconds.clear()
+        self.metrics.log(step, signals)
+        self.progress.step(step, signals)
+
+    def log_eval(self, step: int, result: Evaluation) -> None:
+        self.metrics.log_eval(step, {"time_s": self.elapsed(), **result.signals()})
+        self.progress.say(f"step {step}: held-out accuracy {result.accuracy:.3f}, valid format {result.format_rate:.3f} ({result.n} records)")
+        if step and result.accuracy > self.best:
+            self.best = result.accuracy
+            self.save(step)
+            if self.rank == 0:
+                checkpoint.mark_best(self.checkpoints, step, result.accuracy)
+
+    def save(self, step: int) -> None:
+        state = checkpoint.TrainState(
+            step=step,
+            elapsed_s=self.elapsed(),
+            world_size=self.engine.world_size,
+            selector=self._selector.state_dict(),
+            memorize_log=self.memorize_log.state_dict(),
+            skipped_in_a_row=self._skipped_in_a_row,
+        )
+        checkpoint.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
+
+    def finish(self) -> None:
+        """Export, summary and report; the DONE marker last."""
+        if self.cfg.run.export:
+            checkpoint.export(self.engine, self.folder / "export")
+        self.metrics.close()
+        if self.rank == 0:
+            self._write_summary()
+            if self.cfg.run.report:
+                self._write_report()
+            (self.folder / DONE).write_text("", encoding="utf-8")
+            self.progress.say(f"done in {self.elapsed():.0f} s of training: {self.folder}")
+        self.engine.barrier()
+
+    def _write_summary(self) -> None:
+        summary: dict[str, Any] = {
+            "method": self.cfg.method,
+            **summarize(read_jsonl(self.folder / "metrics.jsonl")),
+            "parameters": self.parameters,
+            "ranks": self.engine.world_size,
+            "records": len(self.records),
+            "bad_records": {**{b.record_id or f"{b.file}:{b.line}": b.reason for b in self.records.bad}, **self.book.failed},
+            "verifier_errors": dict(self.errors),
+            "versions": checkpoint.versions(),
+            "config": self.name,
+        }
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+
+    def _write_report(self) -> None:
+        from dyme.report import write_report  # matplotlib, only where it is used
+
+        try:
+            write_report([self.folder], self.folder)
+        except Exception as error:  # a picture must not cost a finished run
+            print(f"report not written: {error}; try python -m dyme.report {self.folder}", file=sys.stderr)
+
+    def _note_bad(self, message: str) -> None:
+        # any rank may meet a bad picture, so this one line does not wait for rank 0
+        print(f"[{self.name}] rank {self.rank}: {message}", file=sys.stderr, flush=True)
+
+
+def _open_model(cfg: RunConfig, records: RecordSet) -> tuple[Any, Any]:
+    if cfg.model.path is not None:
+        return load_family(cfg.model.path, cfg.model.family, cfg.model.dtype)
+    spec = cfg.model.from_scratch
+    assert spec is not None
+    texts = list(spec.tokenizer_texts)
+    for source in [records, *(load_records(s, cfg.data.max_bad_fraction) for s in spec.tokenizer_sources)]:
+        for record in list(source)[:TOKENIZER_RECORDS]:
+            texts += [prompt_text(record, cfg.prompt), " " + reply_text(record, cfg.prompt, record.hint), record.hint or ""]
+    return build_family(cfg.model.family, spec, texts, cfg.model.dtype)

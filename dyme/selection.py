@@ -1,0 +1,212 @@
+"""Selection: what each group of rollouts does in this step, decided from gathered numbers alone.
+
+Everything here runs on the host in float64, so that every rank (and every kind of GPU) comes to the same decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol
+
+import torch
+from dyme_kernels import group_advantages
+from torch import Tensor
+
+from dyme.config import SelectorConfig
+
+
+class Mode(IntEnum):
+    """What a group trains: nothing, its rollouts, its reference trace, or both."""
+
+    SKIP = 0
+    EXPLORE = 1
+    MEMORIZE = 2
+    JOINT = 3
+
+
+class Reason(IntEnum):
+    """Why a group got its mode (logged)."""
+
+    SIGNAL = 0  # the group ranks its rollouts
+    COLLAPSE = 1  # nobody (or almost nobody) is right
+    MASTERED = 2  # everybody (or almost everybody) is right
+    UNSCORED = 3  # fewer than two scored rows
+    NO_REFERENCE = 4  # would memorize, but has nothing to memorize
+    RULE = 5  # a fixed rule, whatever the rewards
+
+
+@dataclass(frozen=True)
+class GroupStats:
+    """One row per group, reduced over all ranks. All tensors are [G] on the host, float64 unless said otherwise.
+
+    `accuracy_*` are over s = accuracy * format of the scored rows; `accuracy_var` is the population variance, exactly 0 when
+    max(s) - min(s) < 1e-9. `reward_std` is unbiased. `advantages` is [R], in row order, 0 for unscored rows.
+    """
+
+    group_id: Tensor  # int64
+    accuracy_mean: Tensor
+    accuracy_var: Tensor
+    reward_mean: Tensor
+    reward_std: Tensor
+    num_scored: Tensor  # int64
+    num_correct: Tensor  # int64, scored rows with s > 0.5
+    num_valid_format: Tensor  # int64
+    has_reference: Tensor  # bool
+    advantages: Tensor  # [R]
+
+    def __len__(self) -> int:
+        return len(self.group_id)
+
+
+@dataclass(frozen=True)
+class ModeDecision:
+    """What each group trains in this step. `mode` and `reason` are int64 [G]; weights are float64 [G], >= 0.
+
+    `extra_records` names records to memorize besides the groups' own (stateful selectors); `token_shaping` names a function
+    of the log-prob that weighs memorized tokens (`dyme_kernels.LossSpec.token_shaping`).
+    """
+
+    mode: Tensor
+    rl_weight: Tensor
+    sft_weight: Tensor
+    reason: Tensor
+    extra_records: tuple[str, ...] = ()
+    token_shaping: str = "none"
+
+    def share(self, mode: Mode) -> float:
+        return float((self.mode == mode).double().mean()) if len(self.mode) else 0.0
+
+
+class ModeSelector(Protocol):
+    """`select` is a pure function of its arguments and of the state that `state_dict` returns."""
+
+    def select(self, stats: GroupStats, progress: float) -> ModeDecision: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def group_stats(
+    rewards: Tensor, correct: Tensor, valid_format: Tensor, scored: Tensor, has_reference: Tensor, offsets: Tensor, scale: str
+) -> GroupStats:
+    """Statistics and advantages of gathered rows.
+
+    rewards, correct (s), valid_format: float64 [R]; scored: bool [R]; has_reference: bool [G]; offsets: int64 [G+1], rows of
+    group g are offsets[g]:offsets[g+1]. `scale` is `std` or `none` (objective.scale).
+    """
+    out = group_advantages(rewards, offsets, accuracy=correct, scored=scored, scale=scale, backend="torch")
+    groups = len(offsets) - 1
+    row_group = torch.repeat_interleave(torch.arange(groups), offsets.diff())
+
+    def count(rows: Tensor) -> Tensor:
+        return torch.zeros(groups, dtype=torch.int64).index_add_(0, row_group, (rows & scored).long())
+
+    return GroupStats(
+        group_id=torch.arange(groups),
+        accuracy_mean=out.accuracy_mean,
+        accuracy_var=out.accuracy_var,
+        reward_mean=out.mean,
+        reward_std=out.std,
+        num_scored=out.num_scored,
+        num_correct=count(correct > 0.5),
+        num_valid_format=count(valid_format > 0.5),
+        has_reference=has_reference,
+        advantages=out.advantages,
+    )
+
+
+def decide(mode: Tensor, reason: Tensor, stats: GroupStats) -> ModeDecision:
+    """Applies the rules that hold for every selector: two scored rows to explore, a reference to memorize."""
+    mode, reason = mode.clone(), reason.clone()
+    unscored = stats.num_scored < 2
+    mode[unscored], reason[unscored] = int(Mode.SKIP), int(Reason.UNSCORED)
+    lacking = (mode == Mode.MEMORIZE) & ~stats.has_reference
+    mode[lacking], reason[lacking] = int(Mode.SKIP), int(Reason.NO_REFERENCE)
+    ones = torch.ones(len(stats), dtype=torch.float64)
+    return ModeDecision(mode=mode, rl_weight=ones, sft_weight=ones.clone(), reason=reason)
+
+
+def memorize_all(has_reference: Tensor) -> ModeDecision:
+    """The decision of a step without rollouts (method sft): every group with a reference memorizes it. has_reference: bool [G]."""
+    mode = torch.where(has_reference, int(Mode.MEMORIZE), int(Mode.SKIP))
+    reason = torch.where(has_reference, int(Reason.RULE), int(Reason.NO_REFERENCE))
+    ones = torch.ones(len(mode), dtype=torch.float64)
+    return ModeDecision(mode=mode, rl_weight=ones, sft_weight=ones.clone(), reason=reason)
+
+
+@dataclass(frozen=True)
+class StatelessSelector:
+    """A rule of one of this module's functions; nothing to save."""
+
+    rule: Any
+    settings: dict[str, float] = field(default_factory=dict)
+
+    def select(self, stats: GroupStats, progress: float) -> ModeDecision:
+        mode, reason = self.rule(stats, **self.settings)
+        return decide(mode, reason, stats)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ValueError(f"this selector has no state, the checkpoint holds {sorted(state)}: selector.name was changed")
+
+
+def make_selector(config: SelectorConfig) -> ModeSelector:
+    """The selector a configuration asks for."""
+    settings: dict[str, dict[str, float]] = {
+        "variance": {"threshold": config.threshold},
+        "reward_threshold": {"threshold": config.threshold},
+        "accuracy_gate": {"gamma": config.gamma},
+    }
+    return StatelessSelector(RULES[config.name], settings.get(config.name, {}))
+
+
+# --- rules: GroupStats -> (mode [G], reason [G]) -------------------------------------------------------------------------
+
+
+def _three_way(explore: Tensor, memorize: Tensor) -> tuple[Tensor, Tensor]:
+    mode = torch.where(explore, int(Mode.EXPLORE), torch.where(memorize, int(Mode.MEMORIZE), int(Mode.SKIP)))
+    reason = torch.where(explore, int(Reason.SIGNAL), torch.where(memorize, int(Reason.COLLAPSE), int(Reason.MASTERED)))
+    return mode, reason
+
+
+def variance(stats: GroupStats, threshold: float = 0.0) -> tuple[Tensor, Tensor]:
+    """DyME (arXiv 2506.23061): explore where var(s) > threshold; else memorize where mean(s) <= 1/2, skip where above."""
+    return _three_way(stats.accuracy_var > threshold, stats.accuracy_mean <= 0.5)
+
+
+def any_correct(stats: GroupStats) -> tuple[Tensor, Tensor]:
+    """The published code: explore where 0 < n < scored rows, memorize where n = 0, skip where all are right."""
+    none, all_ = stats.num_correct == 0, stats.num_correct == stats.num_scored
+    return _three_way(~none & ~all_, none)
+
+
+def accuracy_gate(stats: GroupStats, gamma: float = 0.0) -> tuple[Tensor, Tensor]:
+    """HPT (Unify-Post-Training): memorize where mean(s) <= gamma, else explore; all right carries no signal and is skipped."""
+    memorize = stats.accuracy_mean <= gamma
+    return _three_way(~memorize & (stats.num_correct < stats.num_scored), memorize)
+
+
+def reward_threshold(stats: GroupStats, threshold: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The paper's ablation: memorize where the mean reward is at most the threshold, else explore."""
+    memorize = stats.reward_mean <= threshold
+    return _three_way(~memorize, memorize)
+
+
+def always_explore(stats: GroupStats) -> tuple[Tensor, Tensor]:
+    """GRPO."""
+    n = len(stats)
+    return torch.full((n,), int(Mode.EXPLORE)), torch.full((n,), int(Reason.RULE))
+
+
+def always_memorize(stats: GroupStats) -> tuple[Tensor, Tensor]:
+    """SFT on the reference trace of every group, rollouts only measured."""
+    n = len(stats)
+    return torch.full((n,), int(Mode.MEMORIZE)), torch.full((n,), int(Reason.RULE))
+
+
+RULES = {f.__name__: f for f in (variance, any_correct, accuracy_gate, reward_threshold, always_explore, always_memorize)}

@@ -1,0 +1,91 @@
+"""Signals: the numbers of one step that go to metrics.jsonl, from gathered rows and decisions. Definitions: docs/report.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dyme.selection import GroupStats, Mode, ModeDecision
+
+COLUMNS = ("format", "thinking", "accuracy", "reward", "correct", "scored", "truncated", "length", "stopped")
+"""Columns of the gathered table, one row per rollout."""
+
+
+def table_columns(table: Tensor) -> dict[str, Tensor]:
+    """float64 [R, C] -> the named columns."""
+    return {name: table[:, i] for i, name in enumerate(COLUMNS)}
+
+
+def mode_signals(decision: ModeDecision) -> dict[str, float]:
+    return {f"mode/{mode.name.lower()}_ratio": decision.share(mode) for mode in Mode}
+
+
+def rollout_signals(columns: dict[str, Tensor], stats: GroupStats, offsets: Sequence[int]) -> dict[str, float]:
+    """Rewards, accuracy, lengths and collapse rates of a step. Group rates are over groups with at least two scored rows."""
+    scored = columns["scored"] > 0.5
+    out = {
+        "accuracy": _mean(columns["correct"][scored]),
+        "format_rate": _mean(columns["format"]),
+        "rollout/length_mean": _mean(columns["length"]),
+        "rollout/truncated": _mean(columns["truncated"]),
+        "rollout/eos": _mean(columns["stopped"]),
+        "rollout/unscored": _mean(1.0 - columns["scored"]),
+        "rollout/tokens": float(columns["length"].sum()),
+    }
+    bounds = list(zip(offsets, offsets[1:]))
+    for name, column in (("total", "reward"), ("format", "format"), ("thinking", "thinking"), ("accuracy", "accuracy")):
+        groups = [g for a, b in bounds if len(g := columns[column][a:b][scored[a:b]]) > 1]
+        means = torch.stack([g.mean() for g in groups]) if groups else torch.zeros(0, dtype=torch.float64)
+        within = torch.stack([g.std() for g in groups]) if groups else means
+        out[f"reward/{name}_mean"] = _mean(columns[column][scored])
+        out[f"reward/{name}_std_within"] = _mean(within)
+        out[f"reward/{name}_std_between"] = float(means.std()) if len(means) > 1 else math.nan
+    known = stats.num_scored > 1
+    correct, all_ = stats.num_correct[known], stats.num_scored[known]
+    flat = stats.reward_std[known] < 1e-9
+    for name, hit in (
+        ("all_wrong", correct == 0),
+        ("all_right", correct == all_),
+        ("zero_std_accuracy", stats.accuracy_var[known] == 0),
+        ("zero_std_reward", flat),
+        ("shaped_only", (correct == 0) & ~flat),
+    ):
+        out[f"collapse/{name}"] = _mean(hit.double())
+    return out
+
+
+@dataclass
+class MemorizeLog:
+    """How often records were memorized, and whether they were solved when they came again."""
+
+    times: dict[str, int] = field(default_factory=dict)
+    pending: set[str] = field(default_factory=set)
+
+    def signals(self, ids: Sequence[str], stats: GroupStats | None, decision: ModeDecision) -> dict[str, float]:
+        """repeat_count: times this step's memorized records were memorized before (mean). flip_rate: share of the
+        records memorized at their last visit that have a right answer now."""
+        out = {}
+        if stats is not None:
+            again = [int(stats.num_correct[g]) > 0 for g, i in enumerate(ids) if i in self.pending]
+            out["memorize/flip_rate"] = sum(again) / len(again) if again else math.nan
+        memorized = [i for i, mode in zip(ids, decision.mode.tolist()) if mode in (Mode.MEMORIZE, Mode.JOINT)]
+        out["memorize/repeat_count"] = sum(self.times.get(i, 0) for i in memorized) / len(memorized) if memorized else math.nan
+        for i in memorized:
+            self.times[i] = self.times.get(i, 0) + 1
+        self.pending = (self.pending - set(ids)) | set(memorized)
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"times": dict(self.times), "pending": sorted(self.pending)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.times, self.pending = dict(state["times"]), set(state["pending"])
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else math.nan

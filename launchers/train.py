@@ -1,0 +1,61 @@
+"""Trains one run: `deepspeed launchers/train.py --config configs/quickstart.yaml [key.sub=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="run YAML, see configs/")
+    parser.add_argument("--deepspeed_config", help="DeepSpeed JSON, see ds_configs/; the same as deepspeed=FILE")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the YAML")
+    args = parser.parse_intermixed_args()
+
+    from dyme.config import ConfigError, dump_config, load_config
+
+    overrides = args.overrides + ([f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else [])
+    first = int(os.environ.get("RANK", "0")) == 0
+    try:
+        cfg = load_config(args.config, overrides)
+    except ConfigError as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.print_config:
+        if first:
+            print(dump_config(cfg), end="")
+        return 0
+
+    from dyme.data import DataError
+    from dyme.engine import close_distributed, init_distributed
+    from dyme.families import ModelError
+    from dyme.run import Run
+    from dyme.trainer import train
+
+    init_distributed(cfg.run.seed)
+    try:
+        train(Run(cfg))
+    except (ConfigError, DataError, ModelError) as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    close_distributed()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # interpreter exit after DeepSpeed now and then aborts when all work is done, and a failed rank must not wait for others
+    os._exit(code)

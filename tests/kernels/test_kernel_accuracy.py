@@ -1,0 +1,106 @@
+"""Relative norm error against float64 at most 1.5 times that of plain PyTorch in the same dtype, plus 2 ulp."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_oracle import make_inputs, oracle_loss
+
+from dyme_kernels import LossSpec, linear_policy_loss, policy_loss, token_logprobs
+
+SEEDS = 8
+SPEC = LossSpec(temperature=0.9, beta=0.04, entropy_coef=0.01)
+# rows, vocabulary, width, spread of the logits (peaked above 1)
+SHAPES = ((24, 257, 96, 1.0), (24, 257, 96, 8.0), (6, 32003, 96, 1.0), (6, 32003, 32, 6.0), (1, 257, 96, 3.0))
+
+
+def error(x: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((x.double() - exact).norm() / exact.norm())
+
+
+def pytorch(logits: torch.Tensor, t: dict, spec: LossSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return oracle_loss(logits.float() if logits.dtype != torch.float64 else logits, t, spec)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_accuracy_rule(shape, dtype):
+    n, v, width, spread = shape
+    ours: dict[str, float] = {}
+    theirs: dict[str, float] = {}
+
+    def note(name: str, mine: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
+        ours[name] = ours.get(name, 0.0) + error(mine, exact) / SEEDS
+        theirs[name] = theirs.get(name, 0.0) + error(plain, exact) / SEEDS
+
+    for seed in range(SEEDS):
+        g = torch.Generator().manual_seed(seed)
+        h = torch.randn(n, width, generator=g).to(dtype).requires_grad_()
+        w = (spread * width**-0.5 * torch.randn(v, width, generator=g)).to(dtype).requires_grad_()
+        t = make_inputs(n, v, seed)
+        wide = [x.detach().double().requires_grad_() for x in (h, w)]
+        exact, logprobs, entropy = oracle_loss(wide[0] @ wide[1].T, t, SPEC)
+        exact_grads = torch.autograd.grad(exact, wide)
+        narrow = {k: x.float() if x.dtype == torch.float64 else x for k, x in t.items()}
+        plain, plain_logprobs, plain_entropy = pytorch(h @ w.T, narrow, SPEC)
+        plain_grads = torch.autograd.grad(plain, (h, w))
+        out = linear_policy_loss(h, w, **narrow, spec=SPEC, logits_budget_mb=1)
+        grads = torch.autograd.grad(out.loss, (h, w))
+        live = t["live"]
+        note("logprobs", out.logprobs[live], plain_logprobs[live], logprobs[live])
+        note("entropy", out.entropy[live], plain_entropy[live], entropy[live])
+        for name, mine, other, reference in zip(("dhidden", "dweight"), grads, plain_grads, exact_grads, strict=True):
+            note(name, mine, other, reference)
+
+        z = (h @ w.T).detach().requires_grad_()
+        exact_z = z.detach().double().requires_grad_()
+        exact_loss = oracle_loss(exact_z, t, SPEC)[0]
+        (exact_dz,) = torch.autograd.grad(exact_loss, exact_z)
+        (plain_dz,) = torch.autograd.grad(pytorch(z, narrow, SPEC)[0], z)
+        loss = policy_loss(z, **narrow, spec=SPEC).loss
+        note("dlogits", torch.autograd.grad(loss, z)[0], plain_dz, exact_dz)
+        assert abs(loss.item() - exact_loss.item()) <= 1e-5 * max(1.0, abs(exact_loss.item()))
+
+    ulp = {"logprobs": torch.finfo(torch.float32).eps, "entropy": torch.finfo(torch.float32).eps}
+    for name, value in ours.items():
+        allowed = 1.5 * theirs[name] + 2 * ulp.get(name, torch.finfo(dtype).eps)
+        assert value <= allowed, f"{name}: {value:.3e}, allowed {allowed:.3e}"
+
+
+def test_the_weight_gradient_does_not_drift_over_many_chunks():
+    """Summing 64 chunks in bfloat16 would lose a digit; one rounding at the end does not."""
+    g = torch.Generator().manual_seed(0)
+    h = torch.randn(256, 16, generator=g).bfloat16().requires_grad_()
+    w = torch.randn(64, 16, generator=g).bfloat16().requires_grad_()
+    t = {"targets": torch.randint(64, (256,)), "advantages": torch.ones(256), "weights": torch.full((256,), 1 / 256)}
+    (one,) = torch.autograd.grad(linear_policy_loss(h, w, **t).loss, w)
+    (many,) = torch.autograd.grad(linear_policy_loss(h, w, **t, logits_budget_mb=4 * 64 * 6 / 2**20).loss, w)
+    assert error(many, one.double()) < torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_token_logprobs_against_pytorch(dtype):
+    z = (3 * torch.randn(9, 257)).to(dtype).requires_grad_()
+    targets = torch.randint(257, (9,))
+    before = z.detach().clone()
+    out = token_logprobs(z, targets, 0.7, entropy=True)
+    table = torch.log_softmax(z.double() / 0.7, 1)
+    logprobs, entropy = table.gather(1, targets[:, None])[:, 0], -(table.exp() * table).sum(1)
+    assert torch.allclose(out.logprobs.double(), logprobs, atol=2e-6)
+    assert torch.allclose(out.entropy.double(), entropy, atol=2e-6)
+    g = torch.randn(9)
+    (mine,) = torch.autograd.grad((g * out.logprobs).sum() + (g * out.entropy).sum(), z)
+    (exact,) = torch.autograd.grad((g * logprobs).sum() + (g * entropy).sum(), z)
+    assert error(mine, exact.double()) <= 2 * torch.finfo(dtype).eps and torch.equal(z.detach(), before)
+
+
+def test_token_logprobs_gradcheck_and_edges():
+    z = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 5, 2, 2])
+    assert torch.autograd.gradcheck(lambda x: token_logprobs(x, targets, 1.3).logprobs, (z,))
+    assert torch.autograd.gradcheck(lambda x: token_logprobs(x, targets, 1.3, entropy=True).entropy, (z,))
+    assert token_logprobs(z, targets).entropy is None
+    empty = torch.zeros(0, 6, requires_grad=True)
+    out = token_logprobs(empty, torch.zeros(0, dtype=torch.int64))
+    out.logprobs.sum().backward()
+    assert out.logprobs.shape == (0,) and empty.grad is not None

@@ -1,0 +1,87 @@
+"""group_advantages against loops over numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dyme_kernels import EXPLORE, MEMORIZE, SKIP, group_advantages
+
+REWARD = st.one_of(st.sampled_from([0.0, 1.0, 0.1, 2.3, math.nan]), st.floats(-3, 3))
+ROW = st.tuples(REWARD, st.sampled_from([0.0, 0.3, 0.6, 1.0, math.nan]), st.sampled_from([True, True, True, False]))
+
+
+def by_hand(groups, scale, epsilon, threshold):
+    rows, stats = [], []
+    for group in groups:
+        kept = [(r, a) for r, a, s in group if s and not math.isnan(r) and not math.isnan(a)]
+        r, a = np.array([x for x, _ in kept]), np.array([x for _, x in kept])
+        n = len(kept)
+        mean, std = (r.mean(), r.std(ddof=1)) if n > 1 else (r.sum(), 0.0)
+        same = n == 0 or a.max() - a.min() < 1e-9
+        accuracy, var = (a.mean() if n else 0.0), (0.0 if same else a.var())
+        mode = SKIP if n < 2 or (var <= threshold and accuracy > 0.5) else EXPLORE if var > threshold else MEMORIZE
+        stats.append((mean, r.var() if n else 0.0, std, accuracy, var, n, mode))
+        for x, y, s in group:
+            counts = s and not math.isnan(x) and not math.isnan(y)
+            rows.append(0.0 if not counts else (x - mean) / (std + epsilon if scale == "std" else 1.0))
+    return np.array(rows), np.array(stats).reshape(len(groups), 7)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    groups=st.lists(st.lists(ROW, max_size=6), max_size=5),
+    scale=st.sampled_from(["std", "none"]),
+    threshold=st.sampled_from([0.0, 0.1]),
+)
+def test_equals_loops(groups, scale, threshold):
+    flat = [row for group in groups for row in group]
+    offsets = torch.tensor([0, *np.cumsum([len(g) for g in groups])], dtype=torch.int64)
+    rewards = torch.tensor([r for r, _, _ in flat], dtype=torch.float64)
+    accuracy = torch.tensor([a for _, a, _ in flat], dtype=torch.float64)
+    scored = torch.tensor([s for _, _, s in flat], dtype=torch.bool)
+    out = group_advantages(rewards, offsets, accuracy=accuracy, scored=scored, scale=scale, threshold=threshold)
+    rows, stats = by_hand(groups, scale, 1e-4, threshold)
+    # Equal rewards: the loop's mean is off by an ulp, which 1e-4 in the divisor raises to 1e-11.
+    np.testing.assert_allclose(out.advantages, rows, atol=1e-10)
+    columns = (out.mean, out.variance, out.std, out.accuracy_mean, out.accuracy_var, out.num_scored, out.mode)
+    for i, column in enumerate(columns):
+        np.testing.assert_allclose(column, stats[:, i], atol=1e-12)
+
+
+def test_modes_by_hand():
+    accuracy = torch.tensor([0, 0, 0, 1, 0, 1, 1, 1, 1, 0.3, 0.3, 0.3], dtype=torch.float64)
+    out = group_advantages(accuracy, torch.tensor([0, 3, 5, 8, 9, 9, 12]))
+    assert out.mode.tolist() == [MEMORIZE, EXPLORE, SKIP, SKIP, SKIP, MEMORIZE]
+    assert out.accuracy_var[[0, 2, 5]].eq(0).all() and out.accuracy_var[1] == 0.25
+    expected = torch.tensor([0.5, -0.5], dtype=torch.float64) / (math.sqrt(0.5) + 1e-4)
+    assert torch.allclose(out.advantages[3:5], expected) and out.advantages[[0, 1, 2, 5, 8, 9]].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_equal_rewards_have_no_advantage_in_a_narrow_dtype(dtype):
+    out = group_advantages(torch.full((7,), 2.3, dtype=dtype), torch.tensor([0, 7]))
+    assert out.advantages.eq(0).all() and out.advantages.dtype == torch.float32 and out.std.eq(0).all()
+
+
+def test_errors_name_the_fix():
+    x, offsets = torch.zeros(4), torch.tensor([0, 4])
+    for change, words in (
+        (dict(rewards=torch.zeros(4, dtype=torch.int64)), "x.float"),
+        (dict(group_offsets=torch.tensor([0, 3])), "rise from 0 to 4"),
+        (dict(group_offsets=torch.tensor([0, 5, 4])), "rise from 0 to 4"),
+        (dict(group_offsets=torch.tensor([0.0, 4.0])), "int64"),
+        (dict(accuracy=torch.zeros(3)), "accuracy has shape"),
+        (dict(scored=torch.zeros(4)), r"scored\.bool"),
+        (dict(scale="batch"), "'std', 'none'"),
+        (dict(epsilon=0.0), "epsilon"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            group_advantages(**(dict(rewards=x, group_offsets=offsets) | change))
+    with pytest.raises(RuntimeError, match="backend='auto'"):
+        group_advantages(x, offsets, backend="triton")
