@@ -196,6 +196,17 @@ def test_several_runs_are_told_apart(tmp_path: Path, quick: None) -> None:
     assert "base: method sft makes no rollouts" in page.text
 
 
+def test_panels_without_numbers_are_left_out_and_named(tmp_path: Path) -> None:
+    titles, footnotes = {}, {}
+    for method in ("dyme", "sft"):
+        figure = figure_module.draw(load_runs([make_run(tmp_path / method, method, steps=16)]))
+        titles[method] = {ax.get_title() for ax in figure.axes} | {ax.get_title(loc="left") for ax in figure.axes}
+        footnotes[method] = figure.subfigs[1].get_supxlabel()
+    assert "Length of completions" in titles["dyme"] and "Loss" not in titles["dyme"] and footnotes["dyme"] == ""
+    assert "Length of completions" not in titles["sft"] and {"Loss", "Throughput"} <= titles["sft"]
+    assert footnotes["sft"].startswith("Not shown") and "Length of completions" in footnotes["sft"].replace("\n", " ")
+
+
 def test_names_take_only_the_parents_they_need() -> None:
     paths = [Path("/r/a/x"), Path("/r/b/x"), Path("/r/y"), Path("/q/b/x")]
     assert distinct_names(paths) == ["a/x", "r/b/x", "y", "q/b/x"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,8 @@ PANELS = (
     Panel("rollout/length_mean", "Length of completions", "tokens per completion", top=None),
     Panel("tokens_per_s", "Throughput", "tokens per second", top=None),
 )
+LOSS = Panel("loss", "Loss", "weighted sum over live tokens", top=None)
+"""Means little beside rewards, where advantages set its scale, so it stands in for panels that have nothing to show."""
 
 
 def run_color(index: int) -> str:
@@ -104,24 +107,40 @@ def save_figure(runs: Sequence[Run], path: Path, dpi: int = 300) -> None:
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """The figure itself; `save_figure` sets the fonts and line widths it is made for."""
-    mode_rows = -(-len(runs) // PER_ROW)
-    top_height, rest_height = (1.45 if len(runs) == 1 else 1.6) * mode_rows + 0.2, 1.5 * 4 + 0.4
+    """The figure itself; `save_figure` sets the fonts and line widths it is made for.
+
+    Panels for which no run has a number are left out, and a line at the bottom says so.
+    """
+    panels = [panel for panel in PANELS if _has_data(panel, runs)]
+    if len(panels) < len(PANELS) and _has_data(LOSS, runs):
+        panels.append(LOSS)
+    rows, mode_rows = len(panels) // PER_ROW + 1, -(-len(runs) // PER_ROW)
+    top_height, rest_height = (1.45 if len(runs) == 1 else 1.6) * mode_rows + 0.2, 1.5 * rows + 0.4
     spacing = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, hspace=0.03)
     figure = Figure(figsize=(WIDTH, top_height + rest_height), layout=spacing)
     parts: Any = figure.subfigures(2, 1, height_ratios=[top_height, rest_height])
     _draw_modes(parts[0], runs)
-    _draw_panels(parts[1].subplots(4, PER_ROW), runs)
+    axes = parts[1].subplots(rows, PER_ROW, squeeze=False).ravel()
+    for ax, panel in zip(axes, panels):
+        _overlay(ax, runs, panel)
+    _draw_times(axes[len(panels)], runs)
+    for ax in axes[len(panels) + 1 :]:
+        ax.remove()
     if len(runs) > 1:
         handles = [Line2D([], [], color=run_color(i), label=f"{r.name} ({r.method})") for i, r in enumerate(runs)]
         parts[1].legend(handles=handles, loc="outside upper center", ncols=min(len(runs), 3))
+    if left_out := [panel.title for panel in PANELS if panel not in panels]:
+        told = textwrap.fill("Not shown, nothing logged: " + "; ".join(left_out), 140)
+        parts[1].supxlabel(told, fontsize=6, color="#777777")
     return figure
 
 
-def _draw_panels(axes: np.ndarray, runs: Sequence[Run]) -> None:
-    for ax, panel in zip(axes.ravel(), PANELS):
-        _overlay(ax, runs, panel)
-    _draw_times(axes[-1, -1], runs)
+def _series(panel: Panel, run: Run) -> Series:
+    return (run.eval_series if panel.evals else run.series)(panel.key, panel.scale)
+
+
+def _has_data(panel: Panel, runs: Sequence[Run]) -> bool:
+    return any(len(_series(panel, run)) for run in runs)
 
 
 def _draw_modes(figure: SubFigure, runs: Sequence[Run]) -> None:
@@ -156,15 +175,10 @@ def _draw_modes(figure: SubFigure, runs: Sequence[Run]) -> None:
 
 def _overlay(ax: Axes, runs: Sequence[Run], panel: Panel) -> None:
     """One quantity of all runs: dots on a line for evaluations, else a running mean over the faint raw values."""
-    read = Run.eval_series if panel.evals else Run.series
-    every = [read(run, panel.key, panel.scale) for run in runs]
+    every = [_series(panel, run) for run in runs]
     divisor, unit = _time_unit(max(np.nanmax(series.times, initial=0.0) for series in every))
     ax.set(title=panel.title, ylabel=panel.label)
     ax.set_xlabel(f"wall time ({unit})" if panel.clock else "optimizer step")
-    if not any(len(series) for series in every):
-        started = any(run.train for run in runs)
-        _note(ax, "no evaluation yet" if panel.evals else "no rollouts" if started else "no step yet")
-        return
     for index, series in enumerate(every):
         x = series.times / divisor if panel.clock else series.steps
         color = run_color(index)
