@@ -89,7 +89,7 @@ PANELS = (
     Panel("rollout/length_mean", "Length of completions", "tokens per completion", top=None),
     Panel("tokens_per_s", "Throughput", "tokens per second", top=None),
 )
-LOSS = Panel("loss", "Loss", "weighted sum over live tokens", top=None)
+LOSS = Panel("loss", "Loss", "weighted loss (nats)", top=None)
 """Means little beside rewards, where advantages set its scale, so it stands in for panels that have nothing to show."""
 
 
@@ -188,8 +188,9 @@ def _overlay(ax: Axes, runs: Sequence[Run], panel: Panel) -> None:
             ax.plot(x, series.values, color=color, alpha=0.22, linewidth=0.6)
             ax.plot(x, _smooth(series.values), color=color, clip_on=panel.top is None, zorder=3)
     if panel.top is None:
-        largest = max(np.percentile(series.values, 99) for series in every if len(series))
-        ax.set_ylim(0, max(largest * 1.15, 1e-9))
+        # Percentiles, so that one slow step or one spike does not flatten the rest.
+        smallest, largest = np.percentile(np.concatenate([series.values for series in every]), [1, 99])
+        ax.set_ylim(min(0.0, smallest * 1.15), max(largest * 1.15, 1e-9))
     else:
         ax.set(ylim=(0, panel.top * 1.02), yticks=np.linspace(0, panel.top, 5))
     ax.set_xlim(left=0)
