@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,8 @@ def linear_policy_loss(
     """
     resolve_backend(backend, "linear_policy_loss", hidden.device)
     kind = hidden.device.type
-    if torch.is_autocast_enabled(kind):
+    autocast = torch.amp.is_autocast_available(kind)
+    if autocast and torch.is_autocast_enabled(kind):
         target = torch.get_autocast_dtype(kind)
         hidden, weight, bias = hidden.to(target), weight.to(target), None if bias is None else bias.to(target)
     _check(hidden, weight, bias, logits_budget_mb)
@@ -65,7 +67,7 @@ def linear_policy_loss(
         weight=enabled and weight.requires_grad,
         bias=enabled and bias is not None and bias.requires_grad,
     )
-    with torch.autocast(kind, enabled=False):
+    with torch.autocast(kind, enabled=False) if autocast else nullcontext():
         rows = _chunk_rows(hidden, weight.shape[0], logits_budget_mb)
         loss, *stats = _LinearPolicyLoss.apply(hidden, weight, bias, tokens, live, spec, rows, needs)
     return PolicyLossOutput(loss, *stats)

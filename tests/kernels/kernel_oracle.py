@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from dyme_kernels import LossSpec
+from torch import Tensor
 
 
 def oracle_loss(logits: Tensor, t: dict[str, Tensor | None], spec: LossSpec) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dyme_kernels import SURROGATES, LossSpec, linear_policy_loss, policy_loss, token_logprobs
 from kernel_oracle import make_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
-
-from dyme_kernels import SURROGATES, LossSpec, linear_policy_loss, policy_loss, token_logprobs
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -60,9 +59,8 @@ def test_autograd_reports_an_operation_that_had_saved_the_overwritten_logits():
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
 def test_backward_twice_over_a_kept_graph_scales_afresh(dtype):
     h, w = leaf(6, 4, dtype=dtype), leaf(9, 4, dtype=dtype)
-    for make in (lambda: policy_loss(h @ w.T, **t), lambda: linear_policy_loss(h, w, **t)):
-        t = plain(6, 9)
-        loss = make().loss
+    t = plain(6, 9)
+    for loss in (policy_loss(h @ w.T, **t).loss, linear_policy_loss(h, w, **t).loss):
         first = torch.autograd.grad(loss, (h, w), torch.tensor(3.0), retain_graph=True)
         second = torch.autograd.grad(loss, (h, w), torch.tensor(3.0), retain_graph=True)
         last = torch.autograd.grad(loss, (h, w), torch.tensor(3.0))

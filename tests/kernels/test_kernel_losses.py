@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_oracle import make_inputs, oracle_loss
-
 from dyme_kernels import SURROGATES, LossSpec, linear_policy_loss, policy_loss
+from kernel_oracle import make_inputs, oracle_loss
 
 FULL = LossSpec(
     beta=0.1, entropy_coef=0.05, temperature=0.7, delta=1.3, cispo_cap=1.1, token_shaping="p(1-p)", sapo_tau_neg=2.0
@@ -27,7 +26,7 @@ def close(a, b) -> bool:
     return all(torch.allclose(x, y, rtol=1e-9, atol=1e-13) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("surrogate,policy", itertools.product(SURROGATES, ("on", "off")))
+@pytest.mark.parametrize("surrogate,policy", list(itertools.product(SURROGATES, ("on", "off"))))
 @pytest.mark.parametrize("base", (PLAIN, FULL), ids=("plain", "full"))
 def test_both_operations_equal_the_oracle(surrogate, policy, base):
     spec = replace(base, surrogate=surrogate)
