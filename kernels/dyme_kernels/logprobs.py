@@ -50,8 +50,7 @@ class _TokenLogprobs(torch.autograd.Function):
         stats = row_statistics(logits, targets, inverse, Head())
         ctx.set_materialize_grads(False)
         ctx.inverse = inverse
-        rows = (stats.logprobs, stats.entropy, stats.largest, stats.log_sum, stats.argmax_match)
-        ctx.save_for_backward(logits, targets, *rows)
+        ctx.save_for_backward(logits, targets, stats.logprobs, stats.entropy, stats.argmax_match)
         return stats.logprobs, stats.entropy
 
     @staticmethod

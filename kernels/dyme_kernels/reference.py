@@ -30,13 +30,11 @@ class Head:
 
 @dataclass(frozen=True)
 class RowStats:
-    """Per row, [n] in the compute dtype: logprobs and entropy of the target distribution, the largest z, the log of the
-    sum of exp(z - largest), and argmax_match (1.0 where no z exceeds the target's)."""
+    """Per row, [n] in the compute dtype: log-probability of the target, entropy of the distribution, and argmax_match
+    (1.0 where no logit exceeds the target's)."""
 
     logprobs: Tensor
     entropy: Tensor
-    largest: Tensor
-    log_sum: Tensor
     argmax_match: Tensor
 
 
@@ -46,14 +44,16 @@ def _blocks(count: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
 
 
 def _take(logits: Tensor, rows: Tensor | None, block: slice, head: Head, inverse: Tensor | float) -> Tensor:
-    """One block of z in the compute dtype, always a fresh buffer."""
+    """One block of z in the compute dtype, possibly a view of the logits."""
     z = logits[block] if rows is None else logits.index_select(0, rows[block])
     z = z.to(compute_dtype(logits.dtype))
     if head.softcap is not None:
         z = torch.tanh(z * (head.scale / head.softcap)) * head.softcap
     elif head.scale != 1.0:
         z = z * head.scale
-    return z * (inverse[block].unsqueeze(1) if isinstance(inverse, Tensor) else inverse)
+    if isinstance(inverse, Tensor):
+        return z * inverse[block].unsqueeze(1)
+    return z if inverse == 1.0 else z * inverse
 
 
 def row_statistics(
@@ -61,22 +61,13 @@ def row_statistics(
 ) -> RowStats:
     """logits [N,V] (only `rows` [n] of them, if given), targets [n], inverse temperature [n] or a number."""
     dtype, count = compute_dtype(logits.dtype), targets.shape[0]
-    out = [logits.new_empty(count, dtype=dtype) for _ in range(5)]
-    logprobs, entropy, largest, log_sum, match = out
+    logprobs, entropy, match = (logits.new_empty(count, dtype=dtype) for _ in range(3))
     for block in _blocks(count, logits.shape[1], dtype):
-        z = _take(logits, rows, block, head, inverse)
-        top = z.amax(1, keepdim=True)
-        z -= top
-        target = z.gather(1, targets[block].unsqueeze(1)).squeeze(1)
-        z.clamp_(min=LOWEST)
-        exp = z.exp()
-        total = exp.sum(1)
-        largest[block] = top.squeeze(1)
-        log_sum[block] = total.log()
-        logprobs[block] = target - log_sum[block]
-        entropy[block] = log_sum[block] - exp.mul_(z).sum(1) / total
-        match[block] = (target >= 0).to(dtype)
-    return RowStats(logprobs, entropy, largest, log_sum, match)
+        table = torch.log_softmax(_take(logits, rows, block, head, inverse), 1)
+        logprobs[block] = table.gather(1, targets[block].unsqueeze(1)).squeeze(1)
+        match[block] = (logprobs[block] >= table.amax(1)).to(dtype)
+        entropy[block] = table.exp().mul_(table.clamp_(min=LOWEST)).sum(1).neg_()
+    return RowStats(logprobs, entropy, match)
 
 
 def row_gradient(
@@ -93,28 +84,24 @@ def row_gradient(
     """Write dL/dlogits of the rows into `out` [N,V]; `out` may be `logits`, for a row is read before it is written."""
     for block in _blocks(targets.shape[0], logits.shape[1], compute_dtype(logits.dtype)):
         scale = inverse[block] if isinstance(inverse, Tensor) else inverse
-        c = logprob_grad[block] * scale
+        c = logprob_grad[block] * (scale * head.scale)
         z = _take(logits, rows, block, head, inverse)
-        capped = z / (scale.unsqueeze(1) if isinstance(scale, Tensor) else scale) if head.softcap is not None else None
-        # Two subtractions: the sum of the two would be rounded at the size of the largest logit.
-        z -= stats.largest[block].unsqueeze(1)
-        z -= stats.log_sum[block].unsqueeze(1)
-        z.clamp_(min=LOWEST)
-        p = z.exp()
         if entropy_grad is None:
-            p *= -c.unsqueeze(1)
+            gradient = torch.softmax(z, 1).mul_(-c.unsqueeze(1))
         else:
-            e = (entropy_grad[block] * scale).unsqueeze(1)
-            p *= z.add_(stats.entropy[block].unsqueeze(1)).mul_(e).add_(c.unsqueeze(1)).neg_()
-        p.scatter_add_(1, targets[block].unsqueeze(1), c.unsqueeze(1))
-        if head.scale != 1.0:
-            p *= head.scale
-        if capped is not None and head.softcap is not None:
-            p *= 1.0 - (capped / head.softcap).square_()
+            e = entropy_grad[block] * (scale * head.scale)
+            table = torch.log_softmax(z, 1).clamp_(min=LOWEST)
+            gradient = table.exp()
+            shift = stats.entropy[block] * e + c
+            gradient.mul_(table.mul_(e.unsqueeze(1)).add_(shift.unsqueeze(1)).neg_())
+        gradient.scatter_add_(1, targets[block].unsqueeze(1), c.unsqueeze(1))
+        if head.softcap is not None:
+            capped = z / (head.softcap * (scale.unsqueeze(1) if isinstance(scale, Tensor) else scale))
+            gradient.mul_(1.0 - capped.square_())
         if rows is None:
-            out[block] = p.to(out.dtype)
+            out[block] = gradient.to(out.dtype)
         else:
-            out.index_copy_(0, rows[block], p.to(out.dtype))
+            out.index_copy_(0, rows[block], gradient.to(out.dtype))
 
 
 def largest_coefficient(c: Tensor, e: Tensor | None) -> Tensor:

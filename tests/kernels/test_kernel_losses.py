@@ -144,3 +144,19 @@ def test_suppressed_tokens_do_not_make_the_gradient_nan():
     out = policy_loss(z, torch.tensor([0, 1, 2]), torch.ones(3), torch.ones(3), spec=LossSpec(entropy_coef=0.1))
     (grad,) = torch.autograd.grad(out.loss, z)
     assert grad.isfinite().all() and grad[:, 4:].eq(0).all() and out.entropy.isfinite().all()
+
+
+@pytest.mark.parametrize("cap,scale", ((3.0, 1.0), (None, 0.25), (2.0, 0.5)))
+@pytest.mark.parametrize("base", (PLAIN, FULL), ids=("plain", "full"))
+def test_scale_and_softcap_are_part_of_the_fused_head(cap, scale, base):
+    t = make_inputs(13, 17)
+    h, w, b = head(13, 17)
+    raw = (h @ w.T + b) * scale
+    logits = raw if cap is None else cap * torch.tanh(raw / cap)
+    expected = oracle_loss(logits, t, base)[0]
+    out = linear_policy_loss(h, w, **t, bias=b, spec=replace(base, logit_scale=scale, logit_softcap=cap))
+    assert torch.allclose(out.loss, expected, rtol=1e-10)
+    assert close(torch.autograd.grad(out.loss, (h, w, b)), torch.autograd.grad(expected, (h, w, b)))
+    # A model returns logits that have been through both, so policy_loss applies neither.
+    given = policy_loss(logits.detach(), **t, spec=replace(base, logit_scale=scale, logit_softcap=cap))
+    assert torch.allclose(given.loss, expected, rtol=1e-10)
