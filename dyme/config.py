@@ -2,30 +2,30 @@
 
     cfg = load_config("configs/quickstart.yaml", ["optim.lr=1e-4", "method=grpo"])
 
-Everything is checked before a model loads; a mistake is one `ConfigError` line that names the key, the nearest valid key
-and the allowed values.
+Everything is checked before a model loads; a mistake is one `ConfigError` line that names the key, the nearest valid
+key and the allowed values.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
-import types
-import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from dyme.config_errors import explain
 from dyme.data import SourceConfig
 from dyme.rewards.compose import RewardConfig
 from dyme.schema import Schema
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Part = Literal["vision", "connector", "language", "head"]
 
 
 class ConfigError(ValueError):
@@ -58,6 +58,22 @@ class FromScratchConfig(Schema):
     tokenizer_texts: tuple[str, ...] = ()
     """More texts the tokenizer must know, e.g. the prompt template of a later stage."""
 
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> FromScratchConfig:
+        where = "model.from_scratch"
+        for name in ("hidden_size", "vision_hidden_size"):
+            if getattr(self, name) % self.heads:
+                raise ValueError(f"{where}.{name}={getattr(self, name)} must be a multiple of heads={self.heads}")
+        width = self.hidden_size // self.heads
+        if width % 2:
+            raise ValueError(f"{where}.hidden_size / heads = {width} must be even (rotary positions)")
+        if self.image_size % (self.patch_size * self.scale_factor):
+            raise ValueError(
+                f"{where}.image_size={self.image_size} must be a multiple of patch_size * scale_factor = "
+                f"{self.patch_size * self.scale_factor}"
+            )
+        return self
+
 
 class ModelConfig(Schema):
     """Which model is trained, and which of its parts."""
@@ -70,7 +86,7 @@ class ModelConfig(Schema):
     """Model family; `auto` reads it from the checkpoint (from_scratch: idefics3)."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Compute precision; bf16 keeps fp32 master weights in the optimizer."""
-    freeze: tuple[str, ...] = ()
+    freeze: tuple[Part, ...] = ()
     """Parts that are not trained: vision, connector, language, head (as far as the family has them)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
@@ -109,6 +125,8 @@ class PromptConfig(Schema):
     def _has_question(self) -> PromptConfig:
         if "{question}" not in self.template:
             raise ValueError("prompt.template must contain {question}")
+        if "{choices}" not in self.choices_template:
+            raise ValueError("prompt.choices_template must contain {choices}")
         if not self.answer_flag.strip():
             raise ValueError("prompt.answer_flag must not be blank")
         return self
@@ -140,11 +158,11 @@ class RolloutConfig(Schema):
 class SelectorConfig(Schema):
     """Which groups memorize and which explore (method dyme)."""
 
-    name: Literal["variance", "any_correct", "accuracy_gate", "reward_threshold", "always_explore", "always_memorize"] = (
-        "variance"
-    )
+    name: Literal[
+        "variance", "any_correct", "accuracy_gate", "reward_threshold", "always_explore", "always_memorize"
+    ] = "variance"
     """The rule; see docs/method.md for each formula."""
-    threshold: Annotated[float, Field(ge=0)] = 0.0
+    threshold: NonNegativeFloat = 0.0
     """tau of `variance`; threshold of `reward_threshold` on the mean reward."""
     gamma: Fraction = 0.0
     """`accuracy_gate`: groups with an accuracy of at most gamma memorize."""
@@ -172,11 +190,11 @@ class ObjectiveConfig(Schema):
     """Divide advantages by the group's standard deviation of rewards, or not (Dr. GRPO)."""
     epsilon_low: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Lower clip range."""
-    epsilon_high: Annotated[float, Field(ge=0)] = 0.2
+    epsilon_high: NonNegativeFloat = 0.2
     """Upper clip range."""
-    entropy_coef: float = 0.0
+    entropy_coef: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """Weight of the entropy bonus on explored tokens."""
-    memorize_weight: Annotated[float, Field(ge=0)] = 1.0
+    memorize_weight: NonNegativeFloat = 1.0
     """lambda of the `component` normalization."""
 
 
@@ -191,7 +209,7 @@ class OptimConfig(Schema):
     """AdamW betas."""
     eps: PositiveFloat = 1e-8
     """AdamW epsilon."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """On matrices only; biases, norms and other vectors are never decayed."""
     warmup_steps: NonNegativeInt = 0
     """Linear warm-up."""
@@ -199,8 +217,14 @@ class OptimConfig(Schema):
     """Decay from the peak to lr * min_lr_ratio at train.max_steps."""
     min_lr_ratio: Fraction = 0.0
     """Floor of the decay."""
-    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    grad_clip: NonNegativeFloat = 1.0
     """Global gradient norm clip; 0 is off."""
+
+    @model_validator(mode="after")
+    def _parts_exist(self) -> OptimConfig:
+        if unknown := sorted(set(self.part_lr) - set(get_args(Part))):
+            raise ValueError(f"optim.part_lr: no part '{unknown[0]}'; allowed: {', '.join(get_args(Part))}")
+        return self
 
 
 class TrainConfig(Schema):
@@ -277,7 +301,9 @@ class RunConfig(Schema):
                 f"prompt.style=direct has no thinking to explore: method={self.method} needs prompt.style=think"
             )
         if self.objective.preset and {"surrogate", "normalization"} & self.objective.model_fields_set:
-            raise ValueError("objective.preset replaces objective.surrogate and objective.normalization: set one or the other")
+            raise ValueError(
+                "objective.preset replaces objective.surrogate and objective.normalization: set one or the other"
+            )
         if self.run.eval_every and self.data.eval is None:
             raise ValueError("run.eval_every needs data.eval")
         if self.memorize.on_missing_trace == "skip" and self.prompt.style == "direct":
@@ -292,7 +318,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         raise ConfigError(f"{path}: no such configuration file; see configs/ for examples")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected `key: value` lines at the top level")
@@ -305,7 +331,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
+        raise ConfigError(f"{path}: {explain(error, RunConfig)}") from None
 
 
 def dump_config(cfg: RunConfig) -> str:
@@ -314,23 +340,20 @@ def dump_config(cfg: RunConfig) -> str:
 
 
 def _replaced(cfg: RunConfig) -> Any:
-    return {"objective": {"surrogate", "normalization"}} if cfg.objective.preset else None
+    """What a preset decides: written out, it would count as set by the user."""
+    unset = {"epsilon_low", "epsilon_high"} - cfg.objective.model_fields_set
+    return {"objective": {"surrogate", "normalization"} | unset} if cfg.objective.preset else None
 
 
 def _override(tree: dict[str, Any], item: str) -> None:
     key, sep, text = item.partition("=")
-    if not sep or not key:
+    if not sep or not all(key.split(".")):
         raise ConfigError(f"override '{item}': write key.sub=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override '{item}': the value is not valid YAML: {' '.join(str(error).split())}") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
-            value = float(value)
-        except ValueError:
-            pass
-    *parents, leaf = key.split(".")
+    *parents, leaf = key.split(".")  # YAML 1.1 reads 1e-4 as text; pydantic makes it a number where one is wanted
     node = tree
     for name in parents:
         child = node.setdefault(name, {})
@@ -340,51 +363,6 @@ def _override(tree: dict[str, Any], item: str) -> None:
             raise ConfigError(f"override '{item}': '{name}' is a plain value and has no keys")
         node = child
     node[leaf] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """One line for the first mistake (an unknown key before all others, since it often causes them)."""
-    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first, rest = errors[0], len(errors) - 1
-    known = valid_keys(RunConfig)
-    loc = [str(part) for part in first["loc"]]
-    tags = _source_tags()  # pydantic puts the union's tag into the path, right after the field that holds the union
-    key = ".".join(p for i, p in enumerate(loc) if not (p in tags and (loc[i - 1] in ("train", "eval") or loc[i - 1].isdigit())))
-    more = f" (and {rest} more)" if rest else ""
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        siblings = sorted({k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]})
-        hint = f"; nearest: '{near[0]}'" if near else ""
-        return f"unknown key '{key}'{hint}; allowed here: {', '.join(siblings)}{more}"
-    if first["type"] == "missing":
-        return f"'{key}' is required{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    where = f"'{key}': " if key else ""
-    given = "" if isinstance(first["input"], dict | BaseModel) else f", got {first['input']!r}"
-    return f"{where}{message}{given}{more}"
-
-
-def valid_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of a configuration model, parents included; unions contribute the keys of all their members."""
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        for sub in _models_in(field.annotation):
-            keys += valid_keys(sub, f"{prefix}{name}.")
-    return list(dict.fromkeys(keys))
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType, typing.Annotated, tuple):
-        return [m for arg in typing.get_args(annotation) for m in _models_in(arg)]
-    return []
-
-
-def _source_tags() -> set[str]:
-    return {typing.get_args(m.model_fields["source"].annotation)[0] for m in _models_in(SourceConfig)}
 
 
 def expand(path: str) -> str:

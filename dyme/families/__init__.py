@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dyme.families.base import IMAGE, Family, Prompt, PromptError
+from dyme.families.base import IMAGE, Family, ModelError, Prompt, PromptError
 from dyme.families.causal_lm import CausalLM
 from dyme.families.idefics3 import Idefics3
 
@@ -20,10 +20,6 @@ FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Idefics3
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class ModelError(Exception):
-    """A checkpoint that cannot be used; the message names the file and the mend."""
-
-
 def load_family(path: str, family: str = "auto", dtype: str = "fp32") -> tuple[Family, nn.Module]:
     """Opens a local Hugging Face checkpoint folder. Raises `ModelError`."""
     folder = Path(path).expanduser()
@@ -31,18 +27,23 @@ def load_family(path: str, family: str = "auto", dtype: str = "fp32") -> tuple[F
     if not config.is_file():
         raise ModelError(f"model.path: {config} does not exist: give a local Hugging Face checkpoint folder (nothing is downloaded)")
     try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type", "")
-    except json.JSONDecodeError as error:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ModelError(f"{config}: not valid JSON ({error}): copy the file from the original checkpoint again") from error
-    if family == "auto":
-        matches = [f for f in FAMILIES.values() if model_type in f.model_types]
-        if not matches:
-            known = sorted(t for f in FAMILIES.values() for t in f.model_types)
-            near = difflib.get_close_matches(model_type, known, n=1)
-            hint = f"; nearest: '{near[0]}'" if near else ""
-            raise ModelError(f"{config}: model_type '{model_type}' is not supported{hint}; supported: {', '.join(known)}")
-        return matches[0].load(folder, DTYPES[dtype])
-    return FAMILIES[family].load(folder, DTYPES[dtype])
+    model_type = str(fields.get("model_type", "")) if isinstance(fields, dict) else ""
+    known = {model_type: f for f in FAMILIES.values() for model_type in f.model_types}
+    if family == "auto" and model_type not in known:
+        near = difflib.get_close_matches(model_type, known, n=1)
+        hint = f"; nearest: '{near[0]}'" if near else ""
+        raise ModelError(f"{config}: model_type '{model_type}' is not supported{hint}; supported: {', '.join(sorted(known))}")
+    # a family may be named for a model_type that nobody listed, but not for one that is another family's
+    cls = known.get(model_type) or FAMILIES[family]
+    if family not in ("auto", cls.name):
+        raise ModelError(f"{config}: model_type '{model_type}' is of family '{cls.name}', not model.family={family}")
+    try:
+        return cls.load(folder, DTYPES[dtype])
+    except OSError as error:  # transformers' error for missing weights, tokenizer or processor files
+        raise ModelError(f"model.path: {folder} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def build_family(family: str, spec: object, texts: Sequence[str], dtype: str = "fp32") -> tuple[Family, nn.Module]:

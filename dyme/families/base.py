@@ -20,6 +20,10 @@ from torch import Tensor, nn
 IMAGE = "image"
 
 
+class ModelError(ValueError):
+    """A model that cannot be opened or built; the message names the file or setting and the mend."""
+
+
 class PromptError(Exception):
     """A record that cannot be encoded; the message names the counts and the mend."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor, Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
 
 from dyme.families import scratch
-from dyme.families.base import Family, Prompt, PromptError
+from dyme.families.base import Family, ModelError, Prompt, PromptError
 from dyme.families.causal_lm import llama_fields
 
 try:  # without torchvision transformers exposes the PIL image processor under its own name only
@@ -46,7 +46,7 @@ class Idefics3(Family):
     def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:
         grid = spec.image_size // spec.patch_size
         if spec.image_size % spec.patch_size or grid % spec.scale_factor:
-            raise ValueError(
+            raise ModelError(
                 f"model.from_scratch: image_size {spec.image_size} / patch_size {spec.patch_size} must be a multiple of "
                 f"scale_factor {spec.scale_factor}"
             )

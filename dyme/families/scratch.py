@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dyme.families.base import ModelError
+
 PAD, EOS, BOS, END_OF_TURN = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<end_of_utterance>"
 
 
@@ -17,7 +19,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, more_special: Sequenc
     """
     special = [PAD, EOS, BOS, END_OF_TURN, *more_special]
     if vocab_size < 256 + len(special):
-        raise ValueError(f"model.from_scratch.vocab_size must be at least {256 + len(special)}, got {vocab_size}")
+        raise ModelError(f"model.from_scratch.vocab_size must be at least {256 + len(special)}, got {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

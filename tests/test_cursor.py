@@ -1,0 +1,67 @@
+"""The cursor: every record once per epoch, contiguous blocks of rows, groups that span ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dyme.cursor import epoch_order, step_rows
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_each_record_once_per_epoch(records, prompts, seed, epochs):
+    steps = -(-epochs * records // prompts)
+    seen = [r for step in range(steps) for r in step_rows(step, records, prompts, 2, 1, seed).records]
+    for epoch in range(epochs):
+        assert Counter(seen[epoch * records : (epoch + 1) * records]) == Counter(range(records))
+
+
+def test_orders_differ_by_epoch_and_seed():
+    orders = {epoch_order(seed, epoch, 50) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+    assert epoch_order(1, 2, 50) == epoch_order(1, 2, 50)
+
+
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 8), st.integers(0, 30))
+@settings(max_examples=150, deadline=None)
+def test_ranks_share_the_rows(prompts, group_size, world, step):
+    rows = step_rows(step, 23, prompts, group_size, world, 0)
+    assert [r for rank in range(world) for r in rows.rows(rank)] == list(range(prompts * group_size))
+    assert rows.starts[0] == 0 and rows.starts[-1] == rows.num_rows == prompts * group_size
+    assert rows.counts == [len(rows.rows(rank)) for rank in range(world)]
+    assert max(rows.counts) - min(rows.counts) <= 1
+    assert len(rows.records) == rows.num_groups == prompts
+    assert rows.offsets == [g * group_size for g in range(prompts + 1)]
+    for group in range(prompts):
+        held = range(rows.offsets[group], rows.offsets[group + 1])
+        assert {rows.group_of(row) for row in held} == {group}
+        assert held[0] in rows.rows(rows.owner(group))
+    assert sorted(g for rank in range(world) for g in rows.owned(rank)) == list(range(prompts))
+
+
+def test_a_group_spans_ranks():
+    rows = step_rows(0, 10, 3, 4, 2, 0)
+    assert rows.starts == (0, 6, 12)
+    assert [rows.owner(g) for g in range(3)] == [0, 0, 1]
+    assert {rank for rank in range(2) for row in rows.rows(rank) if rows.group_of(row) == 1} == {0, 1}
+
+
+def test_more_ranks_than_rows():
+    rows = step_rows(0, 10, 1, 2, 4, 0)
+    assert sorted(rows.counts) == [0, 0, 1, 1] and sum(rows.counts) == 2
+    assert [len(rows.owned(rank)) for rank in range(4)].count(1) == 1
+
+
+def test_records_do_not_depend_on_the_ranks():
+    assert {step_rows(7, 30, 8, 4, world, 3).records for world in (1, 2, 3, 8)} == {
+        step_rows(7, 30, 8, 4, 1, 3).records
+    }
+
+
+def test_a_step_may_cross_epochs():
+    rows = step_rows(1, 5, 4, 2, 1, 0)
+    assert rows.records == (epoch_order(0, 0, 5)[4], *epoch_order(0, 1, 5)[:3])
+    assert rows.epoch == 8 / 5

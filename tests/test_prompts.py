@@ -1,0 +1,116 @@
+"""Records as user turns and replies, and what happens to a record whose picture cannot be read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from dyme.config import PromptConfig
+from dyme.data import LazyImage, Record
+from dyme.families import Prompt, PromptError
+from dyme.prompts import PromptBook, has_reference, prompt_text, reply_text
+
+RECORD = Record(id="r1", question="How tall?", answers=("3", "three"), hint=" it is 3. \n")
+THINK = PromptConfig(template="{question} End with '{flag}'.", answer_flag="Answer:")
+
+
+def test_prompt_text():
+    assert prompt_text(RECORD, THINK) == "How tall? End with 'Answer:'."
+    assert prompt_text(RECORD, PromptConfig(style="direct", template="{question}")) == "How tall?"
+
+
+def test_braces_in_a_question_are_text():
+    record = replace(RECORD, question="What is {flag} in {question} or {x}?")
+    assert prompt_text(record, PromptConfig(template="Q: {question} {flag}", answer_flag="A:")) == (
+        "Q: What is {flag} in {question} or {x}? A:"
+    )
+
+
+def test_choices():
+    record = replace(RECORD, answers=("cat",), choices=("dog", "cat", "cow"))
+    assert prompt_text(record, PromptConfig(template="{question}")) == "How tall?\nOptions: (A) dog (B) cat (C) cow"
+    config = PromptConfig(template="{question} now", choices_template=" [{choices}]")
+    assert prompt_text(record, config) == "How tall? [(A) dog (B) cat (C) cow] now"
+
+
+def test_reply_text():
+    assert reply_text(RECORD, THINK, RECORD.hint) == "it is 3.\nAnswer: 3"
+    assert reply_text(RECORD, PromptConfig(answer_flag="So:"), "a") == "a\nSo: 3"
+    assert reply_text(RECORD, PromptConfig(style="direct"), RECORD.hint) == "3"
+
+
+@pytest.mark.parametrize("trace", [None, "", "  \n "])
+def test_a_missing_trace_leaves_the_answer_alone(trace):
+    assert reply_text(RECORD, THINK, trace) == "Answer: 3"
+
+
+@pytest.mark.parametrize(
+    ("hint", "on_missing", "style", "expected"),
+    [
+        ("why", "skip", "think", True),
+        (None, "answer", "think", True),
+        (None, "skip", "think", False),
+        ("  ", "skip", "think", False),
+        (None, "skip", "direct", True),
+    ],
+)
+def test_has_reference(hint, on_missing, style, expected):
+    assert has_reference(replace(RECORD, hint=hint), on_missing, style) is expected
+
+
+class Family:
+    """Encodes a text as its length; refuses the word 'bad'."""
+
+    calls = 0
+
+    def encode(self, text: str, image: Image.Image | None) -> Prompt:
+        self.calls += 1
+        if "bad" in text:
+            raise PromptError("1 placeholder but 0 features")
+        return Prompt(torch.arange(len(text)), {"pixel_values": torch.zeros(1)} if image else {})
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def book(said) -> PromptBook:
+    return PromptBook(Family(), PromptConfig(template="{question}"), said.append)  # type: ignore[arg-type]
+
+
+def test_a_record_is_encoded_once_until_cleared(book, said):
+    first = book.encode(RECORD)
+    assert first is book.encode(RECORD) and len(first) == 9 and book.family.calls == 1
+    book.clear()
+    assert book.encode(RECORD) is not first and book.family.calls == 2 and not said and not book.failed
+
+
+def test_images_are_loaded(book):
+    record = replace(RECORD, image=LazyImage(draw=lambda: Image.new("RGB", (4, 4))))
+    assert book.encode(record).modalities == {"image"} and book.encode(replace(RECORD, id="r2")).modalities == set()
+
+
+def test_a_bad_image_is_none_and_reported_once(book, said, tmp_path):
+    path = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:300])
+    broken, gone = (
+        replace(RECORD, id=i, image=LazyImage(path=p)) for i, p in (("cut", path), ("gone", tmp_path / "no.png"))
+    )
+    for _ in range(2):
+        assert book.encode(broken) is None and book.encode(gone) is None
+        book.clear()
+    assert len(said) == 2 and list(book.failed) == ["cut", "gone"]
+    assert "record cut left out" in said[0] and "truncated" in said[0]
+    assert "no such picture" in book.failed["gone"]
+
+
+def test_placeholder_mismatch_names_the_record(book, said):
+    assert book.encode(replace(RECORD, id="p7", question="bad one")) is None
+    assert said == ["record p7 left out: 1 placeholder but 0 features"]
+    assert book.encode(RECORD) is not None  # the others go on

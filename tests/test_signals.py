@@ -1,0 +1,135 @@
+"""Signals of a step against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dyme.selection import GroupStats, Mode, ModeDecision, group_stats, memorize_all
+from dyme.signals import COLUMNS, MemorizeLog, mode_signals, rollout_signals, table_columns
+
+# three groups of three rows: some right, all wrong (one row unscored), one scored row only
+#        format thinking accuracy reward correct scored truncated length stopped
+ROWS = [
+    [1, 0.5, 1, 2.5, 1, 1, 0, 10, 1],
+    [1, 0.0, 0, 1.0, 0, 1, 0, 20, 1],
+    [0, 0.1, 1, 1.1, 0, 1, 1, 30, 0],
+    [0, 0.0, 0, 0.0, 0, 1, 0, 5, 1],
+    [0, 0.0, 0, 0.0, 0, 1, 0, 5, 1],
+    [1, 0.9, math.nan, math.nan, math.nan, 0, 0, 5, 1],
+    [1, 1.0, 1, 3.0, 1, 1, 0, 5, 1],
+    [0, 0.0, math.nan, math.nan, math.nan, 0, 0, 5, 1],
+    [0, 0.0, math.nan, math.nan, math.nan, 0, 0, 5, 1],
+]
+OFFSETS = [0, 3, 6, 9]
+
+
+def measure(rows: list[list[float]], offsets: list[int]) -> tuple[dict[str, float], GroupStats]:
+    columns = table_columns(torch.tensor(rows, dtype=torch.float64))
+    groups = torch.ones(len(offsets) - 1, dtype=torch.bool)
+    scored = columns["scored"] > 0.5
+    stats = group_stats(
+        columns["reward"], columns["correct"], columns["format"], scored, groups, torch.tensor(offsets), "std"
+    )
+    return rollout_signals(columns, stats, offsets), stats
+
+
+def test_columns():
+    columns = table_columns(torch.tensor(ROWS, dtype=torch.float64))
+    assert tuple(columns) == COLUMNS and columns["length"].tolist() == [r[7] for r in ROWS]
+
+
+def test_rollout_signals():
+    got, _ = measure(ROWS, OFFSETS)
+    expected = {
+        "accuracy": 2 / 6,  # right answers in a valid format, over scored rows
+        "format_rate": 4 / 9,
+        "rollout/length_mean": 10.0,
+        "rollout/truncated": 1 / 9,
+        "rollout/eos": 8 / 9,
+        "rollout/unscored": 3 / 9,
+        "rollout/tokens": 90.0,
+        "reward/total_mean": (2.5 + 1.0 + 1.1 + 3.0) / 6,
+        "reward/accuracy_mean": 3 / 6,
+        # groups with two scored rows: 2.5, 1.0, 1.1 and 0, 0
+        "reward/total_std_within": torch.tensor([2.5, 1.0, 1.1]).std().item() / 2,
+        "reward/total_std_between": torch.tensor([4.6 / 3, 0.0]).std().item(),
+        "reward/format_std_within": torch.tensor([1.0, 1.0, 0.0]).std().item() / 2,
+        "collapse/all_wrong": 0.5,
+        "collapse/all_right": 0.0,
+        "collapse/zero_std_accuracy": 0.5,
+        "collapse/zero_std_reward": 0.5,
+        "collapse/shaped_only": 0.0,
+    }
+    assert {k: got[k] for k in expected} == pytest.approx(expected)
+    assert not any(math.isnan(v) for v in got.values())
+
+
+def test_collapse_without_and_with_shaping():
+    wrong = [[0, 0.0, 0, 0.0, 0, 1, 0, 1, 1], [0, 0.3, 0, 0.3, 0, 1, 0, 1, 1]]  # wrong, but the rewards differ
+    right = [[1, 1.0, 1, 3.0, 1, 1, 0, 1, 1]] * 2
+    got, _ = measure(wrong + right, [0, 2, 4])
+    names = ("all_wrong", "all_right", "zero_std_accuracy", "zero_std_reward", "shaped_only")
+    assert [got[f"collapse/{name}"] for name in names] == [0.5, 0.5, 1.0, 0.5, 0.5]
+
+
+def test_nothing_scored_is_nan_not_an_error():
+    rows = [[0, 0, math.nan, math.nan, math.nan, 0, 0, 4, 1]] * 4
+    got, _ = measure(rows, [0, 2, 4])
+    assert (
+        math.isnan(got["accuracy"]) and math.isnan(got["collapse/all_wrong"]) and math.isnan(got["reward/total_mean"])
+    )
+    assert got["rollout/unscored"] == 1.0 and got["rollout/tokens"] == 16.0
+
+
+def test_mode_shares_add_up():
+    ones = torch.ones(4, dtype=torch.float64)
+    modes = torch.tensor([Mode.EXPLORE, Mode.MEMORIZE, Mode.MEMORIZE, Mode.SKIP])
+    shares = mode_signals(ModeDecision(modes, ones, ones, modes))
+    assert shares == {
+        "mode/skip_ratio": 0.25,
+        "mode/explore_ratio": 0.25,
+        "mode/memorize_ratio": 0.5,
+        "mode/joint_ratio": 0.0,
+    }
+
+
+# --- memorize log ----------
+
+
+def visit(log: MemorizeLog, outcome: dict[str, bool], memorized: set[str]) -> dict[str, float]:
+    """Records of a step with whether anybody was right, and which of them memorize."""
+    rows = [[1, 0, int(right), int(right), int(right), 1, 0, 1, 1] for right in outcome.values() for _ in range(2)]
+    _, stats = measure(rows, list(range(0, len(rows) + 1, 2)))
+    ones = torch.ones(len(outcome), dtype=torch.float64)
+    mode = torch.tensor([int(Mode.MEMORIZE if i in memorized else Mode.EXPLORE) for i in outcome])
+    return log.signals(list(outcome), stats, ModeDecision(mode, ones, ones, mode))
+
+
+def test_repeat_count_and_flip_rate():
+    log = MemorizeLog()
+    first = visit(log, {"a": False, "b": False, "c": True}, {"a", "b"})
+    assert math.isnan(first["memorize/flip_rate"]) and first["memorize/repeat_count"] == 0.0
+    second = visit(log, {"a": False, "d": True}, {"a"})  # a again, still wrong
+    assert second == {"memorize/flip_rate": 0.0, "memorize/repeat_count": 1.0}
+    third = visit(log, {"a": True, "b": True, "c": True}, set())  # both are solved now
+    assert third["memorize/flip_rate"] == 1.0 and math.isnan(third["memorize/repeat_count"])
+    assert math.isnan(visit(log, {"a": True}, set())["memorize/flip_rate"])  # counted once
+
+
+def test_without_rollouts_only_repeats_are_known():
+    log = MemorizeLog()
+    decision = memorize_all(torch.tensor([True, False]))
+    assert log.signals(["a", "b"], None, decision) == {"memorize/repeat_count": 0.0}
+    assert log.signals(["a", "b"], None, decision) == {"memorize/repeat_count": 1.0}
+
+
+def test_state_of_the_log():
+    log, other = MemorizeLog(), MemorizeLog()
+    visit(log, {"a": False, "b": False}, {"a", "b"})
+    other.load_state_dict(log.state_dict())
+    visit(log, {"a": False}, {"a"})  # does not reach the copy
+    assert other.times == {"a": 1, "b": 1} and other.pending == {"a", "b"}
+    assert visit(other, {"a": True}, set())["memorize/flip_rate"] == 1.0
