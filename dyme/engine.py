@@ -52,7 +52,6 @@ class Policy(nn.Module):
                 inputs.advantages,
                 inputs.weights,
                 memorize=inputs.memorize,
-                segments=inputs.segments,
                 bias=getattr(self, "bias", None),
                 spec=spec,
                 logits_budget_mb=logits_budget_mb,
@@ -82,12 +81,11 @@ class Engine:
         self.family, self.rank, self.world_size = family, dist.get_rank(), dist.get_world_size()
         self.device = torch.device(get_accelerator().current_device_name())
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.model.dtype]
+        self.copy = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
         if cfg.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         parts = family.parts(model)
         freeze_parts(parts, cfg.model.freeze)
-        self.copy = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
-        self.copy.gradient_checkpointing_disable()
         groups = parameter_groups(parts, cfg.optim)
         if not groups:
             raise ConfigError("model.freeze freezes every part: leave at least one to train")

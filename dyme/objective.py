@@ -122,10 +122,9 @@ class LossInputs:
     advantages: Tensor  # float32
     weights: Tensor  # float32
     memorize: Tensor  # bool
-    segments: Tensor  # int64, which live row a token belongs to
 
     def to(self, device: torch.device) -> LossInputs:
-        return LossInputs(*(t.to(device) for t in (self.advantages, self.weights, self.memorize, self.segments)))
+        return LossInputs(*(t.to(device) for t in (self.advantages, self.weights, self.memorize)))
 
 
 def loss_inputs(rows: Sequence[LiveRow], weights: Sequence[float], lengths: Sequence[int]) -> LossInputs:
@@ -139,5 +138,4 @@ def loss_inputs(rows: Sequence[LiveRow], weights: Sequence[float], lengths: Sequ
         advantages=spread([r.advantage for r in rows], torch.float32),
         weights=spread(list(weights), torch.float32),
         memorize=spread([r.memorize for r in rows], torch.bool),
-        segments=spread(list(range(len(rows))), torch.int64),
     )

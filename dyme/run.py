@@ -20,6 +20,7 @@ from dyme.data import Record, RecordSet, load_records
 from dyme.engine import Engine
 from dyme.evaluate import Evaluation
 from dyme.families import Prompt, build_family, load_family
+from dyme.families.scratch import FREQUENT
 from dyme.metrics import open_metrics, read_jsonl, summarize
 from dyme.objective import LiveRows, resolve
 from dyme.progress import ProgressLine
@@ -256,7 +257,7 @@ def _open_model(cfg: RunConfig, records: RecordSet) -> tuple[Any, Any]:
         return load_family(cfg.model.path, cfg.model.family, cfg.model.dtype)
     spec = cfg.model.from_scratch
     assert spec is not None
-    texts = list(spec.tokenizer_texts)
+    texts = [*spec.tokenizer_texts, cfg.prompt.answer_flag] * FREQUENT
     for source in [records, *(load_records(s, cfg.data.max_bad_fraction) for s in spec.tokenizer_sources)]:
         for record in list(source)[:TOKENIZER_RECORDS]:
             texts += [prompt_text(record, cfg.prompt), " " + reply_text(record, cfg.prompt, record.hint), record.hint or ""]

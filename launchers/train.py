@@ -6,6 +6,11 @@ import argparse
 import os
 import sys
 import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dyme.config import RunConfig
 
 
 def main() -> int:
@@ -32,6 +37,11 @@ def main() -> int:
             print(dump_config(cfg), end="")
         return 0
 
+    if finished(cfg):
+        if first:
+            print(f"{cfg.run.dir} is finished with this configuration (DONE): nothing to do", file=sys.stderr)
+        return 0
+
     from dyme.data import DataError
     from dyme.engine import close_distributed, init_distributed
     from dyme.families import ModelError
@@ -47,6 +57,14 @@ def main() -> int:
         return 2
     close_distributed()
     return 0
+
+
+def finished(cfg: RunConfig) -> bool:
+    """Whether the run folder holds a finished run of exactly this configuration."""
+    from dyme.config import dump_config
+
+    folder = Path(cfg.run.dir)
+    return (folder / "DONE").exists() and (folder / "config.yaml").read_text(encoding="utf-8") == dump_config(cfg)
 
 
 if __name__ == "__main__":

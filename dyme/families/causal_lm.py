@@ -33,6 +33,7 @@ class CausalLM(Family):
 
     @classmethod
     def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:
+        texts = [*texts, *["user\n", "assistant\n"] * scratch.FREQUENT]  # the words of the chat template
         tokenizer = scratch.train_tokenizer(texts, spec.vocab_size)
         tokenizer.chat_template = CHAT_TEMPLATE
         config = LlamaConfig(**llama_fields(spec, tokenizer))

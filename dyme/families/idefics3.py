@@ -52,6 +52,7 @@ class Idefics3(Family):
             )
         # the processor asks for all row and column tags even when pictures are never split
         tags = [GLOBAL_TOKEN, *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))]
+        texts = [*texts, *["User: ", "Assistant: "] * scratch.FREQUENT]  # the words of the chat template
         tokenizer = scratch.train_tokenizer(texts, spec.vocab_size, [IMAGE_TOKEN, FAKE_TOKEN, *tags])
         side = {"longest_edge": spec.image_size}
         image_processor = ImageProcessor(do_image_splitting=False, size=side, max_image_size=side)

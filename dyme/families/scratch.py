@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dyme.families.base import ModelError
 
 PAD, EOS, BOS, END_OF_TURN = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<end_of_utterance>"
+
+FREQUENT = 100  # repetitions that make the words of a text whole tokens
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, more_special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
@@ -22,7 +24,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, more_special: Sequenc
         raise ModelError(f"model.from_scratch.vocab_size must be at least {256 + len(special)}, got {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Split(Regex(r" ?\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

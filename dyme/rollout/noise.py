@@ -24,12 +24,18 @@ def row_key(seed: int, step: int, record_id: str, k: int) -> int:
 
 
 def gumbel(keys: Tensor, position: int, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise, float32 [B, V]. keys: int64 [B], one per row; position: index of the token in the completion."""
-    row = _mix(keys + (position + 1) * _GOLDEN)
+    """Standard Gumbel noise, float32 [B, V]. keys: int64 [B], one per row; position: of the token in the completion."""
+    place = torch.tensor(position + 1, dtype=torch.int64, device=keys.device)  # a Python product would not wrap
+    row = _mix(keys + place * _GOLDEN)
     entries = torch.arange(vocab_size, device=keys.device, dtype=torch.int64)
-    bits = _shift(_mix(row[:, None] + entries * _GOLDEN), 11)  # 53 random bits
-    uniform = (bits.double() + 0.5) * 2.0**-53
+    bits = _shift(_mix(row[:, None] + entries * _GOLDEN), 12)
+    uniform = (bits.double() + 0.5) * 2.0**-52  # exact in float64, so never 0 nor 1
     return -torch.log(-torch.log(uniform)).float()
+
+
+def _wrap(x: int) -> int:
+    """x modulo 2**64 as a signed integer, as int64 tensors wrap."""
+    return (x + 2**63) % 2**64 - 2**63
 
 
 def _mix(x: Tensor) -> Tensor:

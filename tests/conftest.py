@@ -1,0 +1,79 @@
+"""Shared fixtures: paths, a tiny model, and a way to run a program on several ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "kernels"))
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY = dict(
+    hidden_size=32,
+    layers=2,
+    heads=4,
+    vision_hidden_size=32,
+    vision_layers=1,
+    image_size=32,
+    patch_size=8,
+    scale_factor=2,
+    vocab_size=320,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> SimpleNamespace:
+    """The smallest model.from_scratch."""
+    return SimpleNamespace(**TINY)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data sets."""
+    if "DYME_DATA" not in os.environ:
+        pytest.skip("DYME_DATA is not set: point it at the folder of real data sets")
+    return Path(os.environ["DYME_DATA"])
+
+
+@pytest.fixture
+def run_ranks() -> Callable[..., str]:
+    """Runs a Python program on n ranks through torchrun; returns its output, fails with it when a rank fails."""
+    return run_on_ranks
+
+
+def environment() -> dict[str, str]:
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    bin_dir = str(Path(sys.executable).parent)
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
+        "PATH": bin_dir + os.pathsep + os.environ["PATH"],
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def run_on_ranks(n: int, *program: object, timeout: float = 300) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", *map(str, program)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    return done.stdout
+
+
+def launch(*arguments: object, ranks: int = 2, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """`deepspeed --num_gpus N launchers/train.py ...` as a user types it."""
+    deepspeed = str(Path(sys.executable).parent / "deepspeed")
+    port = 20000 + os.getpid() % 20000
+    command = [deepspeed, f"--num_gpus={ranks}", f"--master_port={port}", "launchers/train.py", *map(str, arguments)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+    if check:
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    return done

@@ -1,0 +1,88 @@
+"""Runs the scenario through the engine on this many ranks; rank 0 saves gradients and weights, every rank its collectives.
+
+usage: torchrun --nproc_per_node N equality.py OUT_DIR [key=value of the DeepSpeed ZeRO section ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+TRACE: list[list[object]] = []
+
+
+def record_collectives() -> None:
+    """Wraps torch.distributed before DeepSpeed takes its functions."""
+    for name in ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "reduce_scatter", "broadcast", "barrier"):
+        original = getattr(dist, name)
+
+        def wrapped(*args, _name=name, _original=original, **kwargs):
+            sizes = [a.numel() for a in args if isinstance(a, torch.Tensor)]
+            TRACE.append([_name, *sizes])
+            return _original(*args, **kwargs)
+
+        setattr(dist, name, wrapped)
+
+
+def main() -> None:
+    record_collectives()
+    import scenario
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+
+    from dyme.engine import Engine, close_distributed, init_distributed
+    from dyme_kernels import LossSpec
+    from dyme.plan import make_plan
+    from dyme.update import run_update
+
+    out = Path(sys.argv[1])
+    rank = init_distributed(0)
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0} | {k: json.loads(v) for k, v in (a.split("=") for a in sys.argv[2:])}
+    ds = out / "ds.json"
+    if rank == 0:
+        ds.write_text(json.dumps({"zero_optimization": zero}))
+    dist.barrier()
+    family, model, steps = scenario.build()
+    checkpointing = os.environ.get("CHECKPOINTING") == "1"
+    cfg = scenario.config(deepspeed=str(ds), model={"path": "unused", "gradient_checkpointing": checkpointing})
+    engine = Engine(cfg, family, model, LossSpec())
+    names = {id(p): n for n, p in model.named_parameters()}
+    gradients, norms, micro = [], [], []
+    step_engine = engine.step
+
+    def spy(factor: float):
+        gradients.append({names[id(p)]: safe_get_full_grad(p).clone() for p in model.parameters()})
+        return step_engine(factor)
+
+    engine.step = spy
+    for step in steps:
+        plan = make_plan(
+            [r.group for r in step.rows],
+            [len(t) for t in step.tokens],
+            [len(p) for p in step.prompts],
+            [p.modalities for p in step.prompts],
+            engine.world_size,
+            step.token_budget,
+            first_modules=engine.trainable_modalities,
+        )
+        micro.append(plan.num_micro_batches)
+        stats = run_update(engine, plan, step.rows, step.weights, step.tokens, step.prompts.__getitem__, 1.0)
+        norms.append(stats.grad_norm)
+    weights = {names[id(p)]: safe_get_full_fp32_param(p).clone() for p in model.parameters()}
+    copied = {n: p.clone() for n, p in engine.refresh().named_parameters()}
+    (out / f"trace{rank}.json").write_text(json.dumps(TRACE))
+    if rank == 0:
+        torch.save({"gradients": gradients, "weights": weights, "copy": copied, "norms": norms, "micro": micro}, out / "result.pt")
+    close_distributed()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Three optimizer steps on a tiny VLM that hold what breaks distributed training, and their plain single-process result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from PIL import Image
+
+from dyme.config import RunConfig
+from dyme.families import Prompt, build_family
+from dyme.objective import LiveRow
+
+SPEC = SimpleNamespace(
+    hidden_size=32, layers=2, heads=4, vision_hidden_size=32, vision_layers=1, image_size=32, patch_size=8, scale_factor=2, vocab_size=320
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    prompts: list[Prompt]
+    rows: list[LiveRow]
+    tokens: list[list[int]]
+    weights: list[float]
+    token_budget: int
+
+
+def build() -> tuple:
+    torch.manual_seed(0)
+    family, model = build_family("idefics3", SPEC, ["value of red?", "red 3", "think"] * 20)
+    for p in model.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.15)
+    rng = torch.Generator().manual_seed(1)
+
+    def prompt(image: bool, words: int) -> Prompt:
+        color = tuple(torch.randint(0, 255, (3,), generator=rng).tolist())
+        return family.encode("red " * words, Image.new("RGB", (32, 32), color) if image else None)
+
+    def step(prompts: list[Prompt], live: list[tuple[int, int, float]], budget: int) -> Step:
+        """live: (group, row or -1, advantage)."""
+        rows = [LiveRow(g, r, a, 1.0) for g, r, a in live]
+        lengths = torch.randint(1, 9, (len(rows),), generator=rng).tolist()
+        tokens = [torch.randint(60, 300, (n,), generator=rng).tolist() for n in lengths]
+        weights = (torch.rand(len(rows), generator=rng) * 0.2 + 0.01).tolist()
+        return Step(prompts, rows, tokens, weights, budget)
+
+    image_text = [prompt(True, 3), prompt(False, 9), prompt(True, 1), prompt(False, 2)]
+    steps = [
+        # mixed modes, images and text, a budget that gives several micro-batches
+        step(image_text, [(0, 0, 1.0), (0, 1, -1.0), (0, 2, 0.5), (1, -1, 1.0), (2, 8, -0.3), (2, 9, 0.7), (2, -1, 1.0), (3, 12, 2.0)], 36),
+        # text only: the vision tower is trained, yet no record of the step shows a picture
+        step([prompt(False, 4), prompt(False, 6)], [(0, -1, 1.0), (1, 4, 0.4), (1, 5, -0.4)], 1000),
+        # one live row: all ranks but one have nothing to train
+        step([prompt(True, 2), prompt(True, 5)], [(1, -1, 1.0)], 1000),
+        # one image group among text groups: a rank without an image in its micro-batch
+        step([prompt(True, 2), *(prompt(False, n) for n in (3, 5, 7, 8))], [(0, 0, 1.5), *((g, g * 8, 0.3) for g in (1, 2, 3, 4))], 1000),
+    ]
+    return family, model, steps
+
+
+def config(**changes: object) -> RunConfig:
+    tree = {
+        "model": {"path": "unused"},
+        "data": {"train": {"source": "charts", "count": 1}},
+        # key biases have a gradient of rounding noise only; a larger eps keeps Adam from blowing it up to full steps
+        "optim": {"lr": 1e-2, "weight_decay": 0.1, "grad_clip": 0.5, "betas": (0.9, 0.95), "eps": 1e-5},
+        "train": {"token_budget": 1000},
+        **changes,
+    }
+    return RunConfig.model_validate(tree)
+
+
+def row_logprobs(model: torch.nn.Module, prompt: Prompt, tokens: list[int]) -> torch.Tensor:
+    """Log-probabilities of one reply on its own, through the stock model."""
+    ids = torch.cat([prompt.input_ids, torch.tensor(tokens)])[None]
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **prompt.pixels).logits[0]
+    logp = logits[len(prompt) - 1 : -1].log_softmax(-1)
+    return logp.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+
+
+def reference() -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor], list[float]]:
+    """Gradients of every step before clipping, the final weights, and the gradient norms: one process, one row at a time."""
+    from dyme.engine import parameter_groups
+
+    family, model, steps = build()
+    cfg = config()
+    optimizer = torch.optim.AdamW(parameter_groups(family.parts(model), cfg.optim), betas=cfg.optim.betas, eps=cfg.optim.eps)
+    gradients, norms = [], []
+    for step in steps:
+        optimizer.zero_grad()
+        for row, tokens, weight in zip(step.rows, step.tokens, step.weights, strict=True):
+            (-weight * row.advantage * row_logprobs(model, step.prompts[row.group], tokens)).sum().backward()
+        zero = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+        gradients.append(zero | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        for p in model.parameters():  # the vision tower of a text-only step has a zero gradient, not none
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip)))
+        optimizer.step()
+    return gradients, {n: p.detach().clone() for n, p in model.named_parameters()}, norms

@@ -1,0 +1,58 @@
+"""The gradient and the update do not depend on how many ranks or micro-batches computed them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PROGRAMS = Path(__file__).parent / "programs"
+sys.path.insert(0, str(PROGRAMS))
+
+pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(scope="module")
+def reference():
+    import scenario
+
+    return scenario.reference()
+
+
+def check(folder: Path, reference, ranks: int) -> dict:
+    gradients, weights, norms = reference
+    result = torch.load(folder / "result.pt")
+    for step, (expected, got) in enumerate(zip(gradients, result["gradients"], strict=True)):
+        largest = max(g.norm() for g in expected.values())
+        for name, gradient in expected.items():
+            error = (got[name] - gradient).norm() / max(gradient.norm(), 1e-4 * largest)
+            assert error < 2e-4, f"step {step}, gradient of {name}: relative error {error:.1e}"
+    assert result["norms"] == pytest.approx(norms, rel=1e-4)
+    for name, value in weights.items():
+        assert (result["weights"][name] - value).abs().max() < 5e-5, name
+        assert torch.equal(result["copy"][name], result["weights"][name]), f"rollout copy of {name} is stale"
+    traces = [json.loads((folder / f"trace{r}.json").read_text()) for r in range(ranks)]
+    assert len(traces[0]) > 20
+    assert all(trace == traces[0] for trace in traces), "ranks ran different collectives"
+    return result
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_equals_single_process_full_batch(tmp_path, run_ranks, reference, ranks):
+    run_ranks(ranks, PROGRAMS / "equality.py", tmp_path)
+    result = check(tmp_path, reference, ranks)
+    assert len(set(result["micro"])) > 1  # micro-batch counts vary over the steps
+
+
+def test_equals_with_gradient_checkpointing(tmp_path, run_ranks, reference, monkeypatch):
+    monkeypatch.setenv("CHECKPOINTING", "1")
+    run_ranks(2, PROGRAMS / "equality.py", tmp_path)
+    assert check(tmp_path, reference, 2)["micro"][0] > 1
+
+
+def test_equals_under_zero2(tmp_path, run_ranks, reference):
+    run_ranks(2, PROGRAMS / "equality.py", tmp_path, "stage=2")
+    assert check(tmp_path, reference, 2)["norms"]

@@ -1,0 +1,203 @@
+"""Groups packed as trees equal separate rows: log-probabilities and the gradient of every parameter, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dyme.families import IMAGE, Family, Prompt, build_family
+from dyme.packing import pack
+
+TEXTS = ["What is the value of bar one?", "the red bar is 4. Answer: 4"]
+ALL, NONE = frozenset({IMAGE}), frozenset()
+
+
+@pytest.fixture(scope="module", params=["idefics3", "causal_lm"])
+def setting(request, tiny_spec) -> tuple[Family, nn.Module]:
+    torch.manual_seed(0)
+    family, model = build_family(request.param, tiny_spec, TEXTS)
+    model = model.double().eval()
+    for p in model.parameters():  # biases and norms start at 0 and 1, where a mix-up would not show
+        p.data.add_(torch.randn_like(p) * 0.05)
+    return family, model
+
+
+def picture(seed: int) -> Image.Image:
+    rng = torch.Generator().manual_seed(seed)
+    return Image.fromarray(torch.randint(0, 255, (24, 32, 3), generator=rng, dtype=torch.uint8).numpy())
+
+
+def groups(family: Family) -> list[tuple[Prompt, list[list[int]]]]:
+    """Two groups with different pictures, a text-only one between them; one-token branches and equal branches."""
+
+    def see(seed: int) -> Image.Image | None:
+        return picture(seed) if IMAGE in family.modalities else None
+
+    return [
+        (family.encode("What is it?", see(1)), [[70, 80, 90, 85], [71], [70, 80, 91]]),
+        (family.encode("Say a number", None), [[60, 61, 62, 63, 64, 65]]),
+        (family.encode("What is the value of bar two, then?", see(2)), [[75, 76], [90, 88, 77, 66, 55], [75, 76]]),
+    ]
+
+
+def packed_logprobs(family: Family, model: nn.Module, batch) -> Tensor:
+    batch = batch.to(torch.device("cpu"), torch.float64)
+    hidden = family.hidden(model, batch.input_ids, batch.attention_mask, batch.position_ids, batch.pixels)
+    logits = family.head(model)(hidden.flatten(0, 1)[batch.select])
+    return logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+
+
+def separate_logprobs(family: Family, model: nn.Module, prompt: Prompt, tokens: list[int]) -> Tensor:
+    """The row alone through the stock forward: no mask, no positions of ours."""
+    ids = torch.cat([prompt.input_ids, torch.tensor(tokens)])[None]
+    pixels = {k: v.double() if v.is_floating_point() else v for k, v in prompt.pixels.items()}
+    logits = model(input_ids=ids, **pixels).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-6) -> None:
+    assert got.keys() == expected.keys()
+    largest = max(g.abs().max() for g in expected.values())
+    for name, grad in expected.items():
+        error = (got[name] - grad).abs().max() / max(grad.abs().max(), 1e-4 * largest)
+        assert error < tolerance, f"{name}: {error:.1e}"
+
+
+def test_trees_equal_separate_rows(setting):
+    family, model = setting
+    sequences = groups(family)
+    together = packed_logprobs(family, model, pack(family, sequences, NONE))
+    apart = torch.cat([separate_logprobs(family, model, p, b) for p, branches in sequences for b in branches])
+    assert together.shape == apart.shape == (23,)
+    assert (together - apart).abs().max() < 1e-6
+    weights = torch.linspace(-1.0, 1.0, len(together), dtype=torch.float64)
+    expected = gradients(model, (weights * apart).sum())
+    assert set(expected) == {name for name, _ in model.named_parameters()}
+    assert_close(gradients(model, (weights * together).sum()), expected)
+
+
+def test_one_branch_per_sequence_is_the_same(setting):
+    """Families that cannot pack trees train padded rows."""
+    family, model = setting
+    sequences = groups(family)
+    rows = [(prompt, [branch]) for prompt, branches in sequences for branch in branches]
+    trees, padded = (packed_logprobs(family, model, pack(family, s, NONE)) for s in (sequences, rows))
+    assert (trees - padded).abs().max() < 1e-6
+
+
+def test_branches_do_not_see_each_other(setting):
+    family, model = setting
+    prompt = groups(family)[0][0]
+    first, other = ([[70, 80, 90], tail] for tail in ([71, 72], [99, 98, 97, 96]))
+    a, b = (packed_logprobs(family, model, pack(family, [(prompt, x)], NONE))[:3] for x in (first, other))
+    assert (a - b).abs().max() < 1e-9
+    swapped = packed_logprobs(family, model, pack(family, [(prompt, first[::-1])], NONE))[2:]
+    assert (a - swapped).abs().max() < 1e-6
+
+
+def test_padding_does_not_leak(setting):
+    family, model = setting
+    sequences = groups(family)
+    batch = pack(family, sequences, NONE)
+    lengths = [len(p) + sum(map(len, b)) for p, b in sequences]
+    assert len(set(lengths)) > 1
+    clean = packed_logprobs(family, model, batch)
+    for row, length in enumerate(lengths):
+        assert (batch.input_ids[row, length:] == family.pad_id).all()
+        batch.input_ids[row, length:] = 42
+        batch.position_ids[row, length:] = 7
+    dirty = packed_logprobs(family, model, batch)
+    assert torch.isfinite(clean).all() and torch.equal(clean, dirty)
+    grads = gradients(model, dirty.sum())
+    assert all(torch.isfinite(g).all() for g in grads.values())
+
+
+def test_live_positions(setting):
+    family, _ = setting
+    sequences = groups(family)
+    batch = pack(family, sequences, NONE)
+    assert batch.targets.tolist() == [t for _, branches in sequences for b in branches for t in b]
+    length = batch.input_ids.shape[1]
+    prompt, branches = sequences[2]
+    P, base = len(prompt), 2 * length
+    assert batch.select[-9:].tolist() == [
+        base + at for at in (P - 1, P, P - 1, P + 2, P + 3, P + 4, P + 5, P - 1, P + 7)
+    ]
+    assert batch.position_ids[2, : P + 9].tolist() == [*range(P), P, P + 1, *range(P, P + 5), P, P + 1]
+    assert sum(map(len, branches)) == 9
+
+
+# --- anchors ----------
+
+
+@pytest.mark.parametrize("have", ["nothing", "text"])
+def test_an_anchor_touches_every_parameter_and_changes_nothing(setting, have):
+    family, model = setting
+    prompt, branches = groups(family)[1]
+    sequences = [] if have == "nothing" else [(prompt, branches)]
+    batch = pack(family, sequences, family.modalities)
+    assert len(batch.input_ids) == len(sequences) + (not sequences or IMAGE in family.modalities)
+    logprobs = packed_logprobs(family, model, batch)
+    grads = gradients(model, logprobs.sum())
+    assert set(grads) == {name for name, _ in model.named_parameters()}, "a parameter is not in the graph"
+    assert all(torch.isfinite(g).all() for g in grads.values())
+    vision = {n: g for n, g in grads.items() if "vision" in n or "connector" in n}
+    assert all((g == 0).all() for g in (vision if have == "text" else grads).values())
+    assert bool(vision) == (IMAGE in family.modalities)
+    if have == "text":
+        alone = separate_logprobs(family, model, prompt, branches[0])
+        assert (logprobs - alone).abs().max() < 1e-6
+
+
+def test_no_anchor_where_the_modules_run_anyway(setting):
+    family, _ = setting
+    sequences = groups(family)
+    assert len(pack(family, sequences, family.modalities).input_ids) == 3
+    assert bool(pack(family, sequences[:1], family.modalities).pixels) == (IMAGE in family.modalities)
+    assert not pack(family, [], NONE).pixels and len(pack(family, [], NONE).input_ids) == 1
+
+
+# --- positions in three rows ----------
+
+
+class Rope3(Family):
+    """A family with M-RoPE: three rows of positions, and replies that start elsewhere than after the prompt."""
+
+    pad_id = 0
+
+    def __init__(self) -> None:
+        pass
+
+    def prompt_positions(self, prompt: Prompt) -> tuple[Tensor, int]:
+        n = len(prompt)
+        return torch.stack([torch.arange(n), torch.arange(n) // 2, torch.zeros(n, dtype=torch.int64)]), n - 2
+
+    def attention_mask(self, allow: Tensor, position_ids: Tensor) -> dict[str, Tensor]:
+        assert position_ids.shape == (3, *allow.shape[:2])
+        return {"full_attention": allow[:, None], "sliding_attention": allow[:, None]}
+
+
+def test_three_rows_of_positions():
+    family = Rope3()
+    batch = pack(family, [(Prompt(torch.arange(4)), [[5, 6], [7]]), (Prompt(torch.arange(3)), [[8]])], NONE)
+    assert batch.position_ids.shape == (3, 2, 7)
+    assert batch.position_ids[:, 0].tolist() == [[0, 1, 2, 3, 2, 3, 2], [0, 0, 1, 1, 2, 3, 2], [0, 0, 0, 0, 2, 3, 2]]
+    assert batch.position_ids[:, 1].tolist() == [[0, 1, 2, 1, 0, 0, 0], [0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0, 0]]
+    moved = batch.to(torch.device("cpu"), torch.float32)
+    assert set(moved.attention_mask) == {"full_attention", "sliding_attention"}
+    assert moved.select.tolist() == [3, 4, 3, 9]
+
+
+def test_the_tree_mask():
+    mask = pack(Rope3(), [(Prompt(torch.arange(2)), [[5, 6], [7]]), (Prompt(torch.arange(2)), [[8]])], NONE)
+    allow = mask.attention_mask["full_attention"][:, 0].int().tolist()
+    assert allow[0] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+    assert allow[1] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]

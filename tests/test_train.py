@@ -1,0 +1,225 @@
+"""The loop end to end, through the real launcher: run folder, resume, kill, ranks, bad records, NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TINY, launch
+from PIL import Image
+from safetensors.torch import load_file
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+pytestmark = pytest.mark.dist
+
+
+def write_config(folder: Path, **changes: object) -> Path:
+    """A few seconds of DyME on a tiny model. The group size makes groups span ranks."""
+    tree: dict = {
+        "method": "dyme",
+        "model": {"from_scratch": TINY},
+        "data": {
+            "train": {"source": "charts", "count": 40, "trace": "low"},
+            "eval": {"source": "charts", "count": 8, "split": "test"},
+        },
+        "prompt": {"template": "{question}"},
+        "rollout": {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 6},
+        "optim": {"lr": 1e-3, "eps": 1e-5, "warmup_steps": 1, "schedule": "cosine", "weight_decay": 0.1},
+        "train": {"max_steps": 3, "token_budget": 200},
+        "run": {"samples": 3, "tensorboard": False, "report": False},
+    }
+    for key, value in changes.items():
+        node = tree
+        *parents, leaf = key.split("__")
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = value
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a: list[dict], b: list[dict], *, rel: float = 0.0) -> None:
+    """Equal but for times."""
+    timing = ("time", "tokens_per_s")
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for key in x:
+            if not key.startswith(timing):
+                assert x[key] == (pytest.approx(y[key], rel=rel, abs=rel) if rel else y[key]), f"step {x['step']}: {key}"
+
+
+def same_weights(a: Path, b: Path, atol: float = 0.0) -> None:
+    left, right = (load_file(run / "export" / "model.safetensors") for run in (a, b))
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.allclose(left[name], right[name], rtol=0, atol=atol), name
+
+
+def test_three_steps_leave_a_whole_run_folder(tmp_path):
+    config = write_config(tmp_path, run__report=True, run__tensorboard=True, train__component_norms_every=2)
+    done = launch("--config", config, f"run.dir={tmp_path / 'run'}")
+    run = tmp_path / "run"
+    assert "step 3/3" in done.stderr and done.stderr.count("held-out accuracy") == 2  # said by one rank only
+    for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", "report.png", "report.html", "DONE"):
+        assert (run / name).is_file(), name
+    assert (run / "tensorboard").is_dir() and (run / "checkpoints" / "step-00000003").is_dir()
+    assert len(list((run / "samples").glob("*.png"))) == 3
+    steps = [line for line in lines(run) if not line.get("eval")]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    for line in steps:
+        shares = [line[f"mode/{mode}_ratio"] for mode in ("explore", "memorize", "skip", "joint")]
+        assert sum(shares) == pytest.approx(1)
+        assert line["skipped_update"] == 0 and line["grad_norm"] > 0 and line["memorize/nll"] > 0
+    assert steps[0]["grad/memorize_norm"] > 0 and "grad/memorize_norm" not in steps[1]
+    assert [line["step"] for line in lines(run) if line.get("eval")] == [0, 3]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["method"] == "dyme" and summary["steps"] == 3 and summary["ranks"] == 2
+    # the export opens in plain transformers and gives the trained model
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(run / "export")
+    processor = AutoProcessor.from_pretrained(run / "export")
+    messages = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (32, 32))}, {"type": "text", "text": "value of red?"}]}]
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    assert model(**inputs).logits.isfinite().all()
+    # the same command again does nothing
+    before = (run / "metrics.jsonl").stat().st_mtime_ns
+    assert "nothing to do" in launch("--config", config, f"run.dir={run}").stderr
+    assert (run / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_result_does_not_depend_on_the_number_of_ranks(tmp_path):
+    config = write_config(tmp_path, train__max_steps=3)
+    for ranks in (1, 2, 4):
+        launch("--config", config, f"run.dir={tmp_path / str(ranks)}", ranks=ranks)
+    for ranks in ("2", "4"):
+        same(lines(tmp_path / "1"), lines(tmp_path / ranks), rel=2e-4)
+        same_weights(tmp_path / "1", tmp_path / ranks, atol=2e-5)
+
+
+def test_resume_is_exact_to_the_bit(tmp_path):
+    """2N steps = N steps, kill, N steps; metrics written after the checkpoint are cut back."""
+    config = write_config(tmp_path, train__max_steps=6, run__save_every=3, run__eval_every=2)
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    launch("--config", config, f"run.dir={whole}")
+    killed = run_killed(config, parted, after_step=5)
+    assert killed != 0 and not (parted / "DONE").exists()
+    assert max(line["step"] for line in lines(parted)) >= 4
+    assert "resuming at step 3" in launch("--config", config, f"run.dir={parted}").stderr
+    same(lines(whole), lines(parted))
+    same_weights(whole, parted)
+    assert (whole / "samples.jsonl").read_text() == (parted / "samples.jsonl").read_text()
+
+
+def run_killed(config: Path, run: Path, *, after_step: int = 0, during_save: int = 0) -> int:
+    """A run in which rank 0 is killed with SIGKILL after a step, or in the middle of writing a step's checkpoint."""
+    import subprocess
+
+    from conftest import ROOT, environment
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(PROGRAMS / "killed.py"), str(config), str(run), str(after_step), str(during_save)]
+    return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, timeout=300).returncode
+
+
+def test_kill_during_a_checkpoint_leaves_the_previous_one_usable(tmp_path):
+    config = write_config(tmp_path, train__max_steps=4, run__save_every=2)
+    run = tmp_path / "run"
+    assert run_killed(config, run, during_save=4) != 0
+    left = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert left == [".partial-step-00000004", "step-00000002"]
+    assert "resuming at step 2" in launch("--config", config, f"run.dir={run}").stderr
+    assert (run / "DONE").exists()
+    assert not list((run / "checkpoints").glob(".partial*"))
+
+
+def test_other_world_size_and_damaged_checkpoint_are_named(tmp_path):
+    config = write_config(tmp_path, train__max_steps=2, run__export=False)
+    run = tmp_path / "run"
+    launch("--config", config, f"run.dir={run}")
+    failed = launch("--config", config, f"run.dir={run}", "train.max_steps=3", ranks=1, check=False)
+    assert failed.returncode != 0 and "was written by 2 ranks, this run has 1" in failed.stderr
+    (run / "checkpoints" / "step-00000002" / "state.json").write_text("{")
+    failed = launch("--config", config, f"run.dir={run}", "train.max_steps=3", check=False)
+    assert failed.returncode != 0 and "state.json cannot be read" in failed.stderr
+
+
+def test_a_picture_that_fails_in_mid_run_costs_its_rows_only(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = []
+    for i in range(6):
+        Image.new("RGB", (32, 32), (40 * i, 200 - 30 * i, 90)).save(data / f"{i}.png")
+        rows.append({"id": f"r{i}", "question": f"what is {i}?", "answer": str(i), "hint": f"it is {i}", "image": f"{i}.png"})
+    (data / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    whole = (data / "3.png").read_bytes()
+    (data / "3.png").write_bytes(whole[: len(whole) // 2])  # the header is fine, the pixels are not
+    config = write_config(tmp_path, data={"train": {"source": "jsonl", "path": str(data / "train.jsonl")}}, rollout__prompts_per_step=6)
+    done = launch("--config", config, f"run.dir={tmp_path / 'run'}")
+    assert done.stderr.count("record r3 left out") >= 1 and "3.png" in done.stderr
+    steps = lines(tmp_path / "run")
+    assert len(steps) == 3 and all(line["rollout/unscored"] == pytest.approx(1 / 6) for line in steps)
+    assert all(line["mode/skip_ratio"] >= 1 / 6 - 1e-6 for line in steps)
+
+
+def test_a_nan_update_is_skipped_and_counted(tmp_path, run_ranks):
+    """One rank sees a NaN loss in step 2: nobody steps, the run goes on; three in a row end it with a checkpoint."""
+    config = write_config(tmp_path, train__max_steps=4, run__max_skipped_updates=3)
+    run_ranks(2, PROGRAMS / "nan_step.py", config, tmp_path / "one", 2, 2)
+    steps = [line for line in lines(tmp_path / "one") if not line.get("eval")]
+    assert [line["skipped_update"] for line in steps] == [0, 1, 0, 0]
+    assert steps[1]["loss"] is None and all(math.isfinite(steps[i]["loss"]) for i in (0, 2, 3))
+    out = run_ranks(2, PROGRAMS / "nan_step.py", config, tmp_path / "many", 1, 3)
+    assert "3 updates in a row had a non-finite loss" in out
+    assert (tmp_path / "many" / "checkpoints" / "step-00000003").is_dir()
+
+
+@pytest.mark.parametrize("method", ["grpo", "sft", "two_stage"])
+def test_the_other_methods_run(tmp_path, method):
+    config = write_config(tmp_path, method=method, train__max_steps=4)
+    launch("--config", config, f"run.dir={tmp_path / 'run'}")
+    steps = [line for line in lines(tmp_path / "run") if not line.get("eval")]
+    explores = [line["mode/explore_ratio"] for line in steps]
+    assert explores == {"grpo": [1, 1, 1, 1], "sft": [0, 0, 0, 0], "two_stage": [0, 0, 1, 1]}[method]
+    assert ["accuracy" in line for line in steps] == [share == 1 for share in explores]
+
+
+def test_text_only_model_and_bf16(tmp_path):
+    text = {"source": "jsonl", "path": str(tmp_path / "t.jsonl")}
+    rows = [{"question": f"what is {i} plus 1?", "answer": str(i + 1), "hint": f"{i} and 1 is {i + 1}"} for i in range(12)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    config = write_config(
+        tmp_path, data={"train": text, "eval": text}, model={"from_scratch": TINY, "family": "causal_lm", "dtype": "bf16"}
+    )
+    launch("--config", config, f"run.dir={tmp_path / 'run'}")
+    assert [line["step"] for line in lines(tmp_path / "run") if not line.get("eval")] == [1, 2, 3]
+    weights = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+
+
+def test_bad_input_is_one_line(tmp_path):
+    config = write_config(tmp_path)
+    cases = {
+        "rollout.group_sise=4": "unknown key 'rollout.group_sise'; nearest: 'rollout.group_size'",
+        "model.freeze=[tower]": "model.freeze: no part 'tower' in this model; it has vision, connector, language, head",
+        f"data.train={{source: jsonl, path: {tmp_path / 'none.jsonl'}}}": "none.jsonl",
+    }
+    for override, message in cases.items():
+        failed = launch("--config", config, f"run.dir={tmp_path / 'run'}", override, check=False)
+        errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+        assert failed.returncode != 0 and len(errors) == 1 and message in errors[0], failed.stderr[-2000:]
+        assert "Traceback" not in failed.stderr
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
