@@ -105,7 +105,7 @@ def test_samples_come_from_the_policy(name, request):
 
 
 def test_settings_of_the_checkpoint_do_not_change_the_samples(llama):
-    """Many checkpoints ship a generation_config with penalties and cut-offs, which the log-probs of training know nothing of."""
+    """Many checkpoints ship a generation_config with penalties and cut-offs, unknown to the log-probs of training."""
     family, model = llama
     rows = rows_of(family)
     before = generate(family, model, rows, Sampling(10))
@@ -116,6 +116,7 @@ def test_settings_of_the_checkpoint_do_not_change_the_samples(llama):
     )  # fmt: skip
     try:
         assert generate(family, model, rows, Sampling(10)) == before
+        assert model.generation_config.repetition_penalty == 5.0  # it is exported with the weights
     finally:
         model.generation_config = own
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -75,14 +76,26 @@ def _generate_batch(family: Family, model: nn.Module, rows: Sequence[RolloutRow]
         pad_token_id=family.pad_id,
         use_cache=True,
     )
-    tokens = model.generate(  # type: ignore[operator]
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        generation_config=config,
-        logits_processor=LogitsProcessorList([KeyedSampler(keys, length, banned, sampling)]),
-        **pixels,
-    )
+    with _without_own_settings(model):
+        tokens = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([KeyedSampler(keys, length, banned, sampling)]),
+            **pixels,
+        )
     return [_cut(row, family.stop_ids) for row in tokens[:, length:].tolist()]
+
+
+@contextmanager
+def _without_own_settings(model: nn.Module) -> Iterator[None]:
+    """transformers fills what our configuration leaves open from the checkpoint's own: a repetition penalty there would
+    sample from another distribution than the one that training takes log-probabilities of."""
+    own, model.generation_config = model.generation_config, GenerationConfig()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _cut(tokens: list[int], stop_ids: tuple[int, ...]) -> Rollout:

@@ -2,7 +2,7 @@
 
 So the tokens of a row do not depend on ranks, batch split or what was sampled before, and no random state is saved.
 Adding Gumbel noise to log-probabilities and taking the arg-max samples from the distribution (Gumbel-max trick).
-The hash is the finalizer of SplitMix64 (Steele, Lea, Flood 2014), in wrapping int64 arithmetic, the same on CPU and GPU.
+The hash is the finalizer of SplitMix64 (Steele, Lea, Flood 2014) in wrapping int64 arithmetic, the same on CPU and GPU.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ def row_key(seed: int, step: int, record_id: str, k: int) -> int:
 
 def gumbel(keys: Tensor, position: int, vocab_size: int) -> Tensor:
     """Standard Gumbel noise, float32 [B, V]. keys: int64 [B], one per row; position: of the token in the completion."""
-    place = torch.tensor(position + 1, dtype=torch.int64, device=keys.device)  # a Python product would not wrap
-    row = _mix(keys + place * _GOLDEN)
+    row = _mix(keys + _wrap((position + 1) * _GOLDEN))
     entries = torch.arange(vocab_size, device=keys.device, dtype=torch.int64)
     bits = _shift(_mix(row[:, None] + entries * _GOLDEN), 12)
     uniform = (bits.double() + 0.5) * 2.0**-52  # exact in float64, so never 0 nor 1
