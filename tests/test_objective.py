@@ -122,7 +122,6 @@ def test_rows_give_the_gradient_of_all_counted_rows(normalization, surrogate):
             inputs.advantages.double(),
             inputs.weights.double(),
             memorize=inputs.memorize,
-            segments=inputs.segments,
             spec=LossSpec(surrogate=surrogate, temperature=1.3),
         )
         out.loss.backward()
@@ -141,13 +140,12 @@ def test_loss_inputs_spread_over_tokens():
     assert inputs.advantages.tolist() == [-0.5, -0.5, 1.0, 1.0, 1.0]
     assert inputs.weights.tolist() == [0.25, 0.25, 0.125, 0.125, 0.125]
     assert inputs.memorize.tolist() == [False, False, True, True, True]
-    assert inputs.segments.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_loss_inputs_of_an_anchor():
     inputs = loss_inputs([], [], [])
-    assert [t.shape for t in (inputs.advantages, inputs.weights, inputs.memorize, inputs.segments)] == [(0,)] * 4
-    assert inputs.memorize.dtype == torch.bool and inputs.segments.dtype == torch.int64
+    assert [t.shape for t in (inputs.advantages, inputs.weights, inputs.memorize)] == [(0,)] * 3
+    assert inputs.memorize.dtype == torch.bool
 
 
 # --- the loss a configuration asks for ----------

@@ -20,9 +20,9 @@ FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Idefics3
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load_family(path: str, family: str = "auto", dtype: str = "fp32") -> tuple[Family, nn.Module]:
+def load_family(path: str | Path, family: str = "auto", dtype: str = "fp32") -> tuple[Family, nn.Module]:
     """Opens a local Hugging Face checkpoint folder. Raises `ModelError`."""
-    folder = Path(path).expanduser()
+    folder = Path(path)
     config = folder / "config.json"
     if not config.is_file():
         raise ModelError(f"model.path: {config} does not exist: give a local Hugging Face checkpoint folder (nothing is downloaded)")
@@ -42,7 +42,7 @@ def load_family(path: str, family: str = "auto", dtype: str = "fp32") -> tuple[F
         raise ModelError(f"{config}: model_type '{model_type}' is of family '{cls.name}', not model.family={family}")
     try:
         return cls.load(folder, DTYPES[dtype])
-    except OSError as error:  # transformers' error for missing weights, tokenizer or processor files
+    except (OSError, ValueError) as error:  # transformers' errors for missing weights, tokenizer or processor files
         raise ModelError(f"model.path: {folder} cannot be loaded: {' '.join(str(error).split())}") from error
 
 

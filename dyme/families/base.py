@@ -175,7 +175,8 @@ class Family:
 
     def encode_reply(self, text: str) -> list[int]:
         """Token ids of a reply with its end of turn, exactly as the model would have to generate it after `encode`."""
-        body = self.tokenizer(self._reply_frame[0] + text, add_special_tokens=False)["input_ids"]
+        # a trace that writes '<image>' must not bring a placeholder without features into a forward: specials stay text
+        body = self.tokenizer(self._reply_frame[0] + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*body, self.end_of_turn]
 
     def decode(self, ids: Sequence[int]) -> str:

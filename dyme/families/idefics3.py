@@ -72,6 +72,7 @@ class Idefics3(Family):
                 num_attention_heads=spec.heads,
                 image_size=spec.image_size,
                 patch_size=spec.patch_size,
+                initializer_range=spec.vision_hidden_size**-0.5,
             ),
         )
         model = Idefics3ForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
@@ -86,6 +87,15 @@ class Idefics3(Family):
             "head": self.head(model),
         }
 
+    def messages(self, text: str, image: Any) -> list[dict[str, Any]]:
+        written, images = text.count(IMAGE_TOKEN), int(image is not None)
+        if written:
+            raise PromptError(
+                f"{written + images} image placeholders but {images} images: the text contains '{IMAGE_TOKEN}' itself, "
+                "take it out"
+            )
+        return super().messages(text, image)
+
     def check_placeholders(self, prompt: Prompt) -> None:
         placeholders = int((prompt.input_ids == self.config.image_token_id).sum())
         features = 0
@@ -95,8 +105,8 @@ class Idefics3(Family):
             features = tiles * ((height // patch) * (width // patch) // shuffle**2)
         if placeholders != features:
             raise PromptError(
-                f"{placeholders} image placeholder tokens but {features} image features: the text may contain "
-                f"'{IMAGE_TOKEN}' itself (take it out), or image_seq_len in processor_config.json does not fit the vision tower"
+                f"{placeholders} image placeholder tokens but {features} image features: image_seq_len in "
+                "processor_config.json does not fit the vision tower"
             )
 
     def collate_pixels(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

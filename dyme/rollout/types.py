@@ -9,7 +9,7 @@ from dyme.families.base import Prompt
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. temperature 0 is greedy; top_p 1 and top_k 0 are off; `max_new_tokens` cuts a completion."""
+    """How tokens are drawn. temperature 0 is greedy; top_p 1 and top_k 0 are off; `max_new_tokens` cuts it off."""
 
     max_new_tokens: int
     temperature: float = 1.0

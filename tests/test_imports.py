@@ -1,0 +1,66 @@
+"""Nothing in the repository shadows a package, and nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(code: str) -> str:
+    """Runs code in the repository root, as a user's `python` does: the root is on the path, `kernels/` is not."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def needs(*packages: str) -> None:
+    for name in packages:
+        if importlib.util.find_spec(name) is None or importlib.util.find_spec(name).origin is None:
+            pytest.skip(f"{name} is not installed")
+
+
+def test_kernels_is_the_hugging_face_package():
+    needs("kernels")
+    assert python("import kernels; print(hasattr(kernels, 'get_kernel'))") == "True"
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_trl_and_ours_live_side_by_side():
+    needs("kernels", "trl", "dyme_kernels")
+    code = (
+        "import kernels, transformers, trl\n"
+        "from trl import GRPOTrainer\n"
+        "import dyme_kernels, dyme\n"
+        "print(GRPOTrainer.__name__, hasattr(kernels, 'get_kernel'), dyme_kernels.LossSpec.__name__)"
+    )
+    assert python(code) == "GRPOTrainer True LossSpec"
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("dyme", ["torch", "transformers", "deepspeed", "triton"]),
+        ("dyme.config", ["torch", "transformers", "deepspeed", "triton", "matplotlib"]),
+        ("dyme.data", ["torch", "transformers", "deepspeed", "triton"]),
+        ("dyme.plan", ["torch", "transformers", "deepspeed", "triton"]),
+        ("dyme.trainer", ["matplotlib", "wandb", "trl"]),
+    ],
+)
+def test_imports_stay_light(module, absent):
+    code = f"import sys, {module}; print([m for m in {absent!r} if m in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_importing_starts_no_gpu():
+    code = "import torch, dyme_kernels, dyme.rollout, dyme.objective; print(torch.cuda.is_initialized())"
+    assert python(code) == "False"
