@@ -25,17 +25,23 @@ def load_family(path: str | Path, family: str = "auto", dtype: str = "fp32") -> 
     folder = Path(path)
     config = folder / "config.json"
     if not config.is_file():
-        raise ModelError(f"model.path: {config} does not exist: give a local Hugging Face checkpoint folder (nothing is downloaded)")
+        raise ModelError(
+            f"model.path: {config} does not exist: give a local Hugging Face checkpoint folder (nothing is downloaded)"
+        )
     try:
         fields = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"{config}: not valid JSON ({error}): copy the file from the original checkpoint again") from error
+        raise ModelError(
+            f"{config}: not valid JSON ({error}): copy the file from the original checkpoint again"
+        ) from error
     model_type = str(fields.get("model_type", "")) if isinstance(fields, dict) else ""
     known = {model_type: f for f in FAMILIES.values() for model_type in f.model_types}
     if family == "auto" and model_type not in known:
         near = difflib.get_close_matches(model_type, known, n=1)
         hint = f"; nearest: '{near[0]}'" if near else ""
-        raise ModelError(f"{config}: model_type '{model_type}' is not supported{hint}; supported: {', '.join(sorted(known))}")
+        raise ModelError(
+            f"{config}: model_type '{model_type}' is not supported{hint}; supported: {', '.join(sorted(known))}"
+        )
     # a family may be named for a model_type that nobody listed, but not for one that is another family's
     cls = known.get(model_type) or FAMILIES[family]
     if family not in ("auto", cls.name):

@@ -1,8 +1,10 @@
 """The contract between the trainer and a model family. Everything a family does differently lives in its own file.
 
-A family knows how to load (or build) its model, how to turn a question and a picture into token ids and pixel tensors with the
-model's real processor and chat template, which tokens end a turn, which may never be sampled, and how to run the backbone
-without the head. Adding one: subclass `Family`, name its `model_types`, register it in `dyme/families/__init__.py`.
+A family knows how to load (or build) its model, how to turn a question and a picture into token ids and pixel tensors
+with the model's real processor and chat template, which tokens end a turn, which may never be sampled, and how to run
+the backbone without the head.
+
+Adding one: subclass `Family`, name its `model_types`, register it in `dyme/families/__init__.py`.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class PromptError(Exception):
 class Prompt:
     """One encoded user turn, ending with the generation prompt.
 
-    input_ids: int64 [P], image placeholders expanded. pixels: the processor's image tensors ({} for text-only prompts), in
-    the layout the family's `collate_pixels` joins.
+    input_ids: int64 [P], image placeholders expanded. pixels: the processor's image tensors ({} for text-only prompts),
+    in the layout the family's `collate_pixels` joins.
     """
 
     input_ids: Tensor
@@ -62,7 +64,7 @@ class Family:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.config = config
 
-    # --- weights ---------------------------------------------------------------------------------------------------------
+    # --- weights ----------
 
     @classmethod
     def load(cls, path: Path, dtype: torch.dtype) -> tuple[Family, nn.Module]:
@@ -74,26 +76,33 @@ class Family:
         """A tiny random model (`model.from_scratch`) with a tokenizer trained on `texts`."""
         raise NotImplementedError(f"{cls.__name__}.build")  # pragma: no cover - the contract
 
-    def parts(self, model: nn.Module) -> dict[str, nn.Module]:
+    def parts(self, model: Any) -> dict[str, nn.Module]:
         """Named parts that can be frozen or given their own learning rate; together they hold every parameter."""
         raise NotImplementedError
 
-    # --- running ---------------------------------------------------------------------------------------------------------
+    # --- running ----------
 
-    def hidden(self, model: nn.Module, input_ids: Tensor, attention_mask: Any, position_ids: Tensor, pixels: Mapping[str, Tensor]) -> Tensor:
+    def hidden(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Any,
+        position_ids: Tensor,
+        pixels: Mapping[str, Tensor],
+    ) -> Tensor:
         """Last hidden states [B, L, H] of packed sequences, through the stock transformers backbone."""
         raise NotImplementedError
 
-    def head(self, model: nn.Module) -> nn.Module:
+    def head(self, model: Any) -> nn.Module:
         """The language-model head (a Linear whose weight is [V, H])."""
-        return model.get_output_embeddings()  # type: ignore[operator]
+        return model.get_output_embeddings()
 
     def attention_mask(self, allow: Tensor, position_ids: Tensor) -> Any:
-        """What the backbone takes as mask. allow: bool [B, L, L], True where a query (row) may attend to a key (column)."""
+        """What the backbone takes as mask. allow: bool [B, L, L], True where a query (row) sees a key (column)."""
         return allow[:, None]
 
     def prompt_positions(self, prompt: Prompt) -> tuple[Tensor, int]:
-        """Position ids of the prompt's tokens ([P], or [3, P] with M-RoPE) and the position of the first reply token."""
+        """Position ids of the prompt's tokens ([P], or [3, P] with M-RoPE) and that of the first reply token."""
         return torch.arange(len(prompt)), len(prompt)
 
     def collate_pixels(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -105,14 +114,16 @@ class Family:
         """Pixel tensors as `generate` takes them for a batch of prompts that all have images, or all have none."""
         return self.collate_pixels(prompts)
 
-    # --- text ------------------------------------------------------------------------------------------------------------
+    # --- text ----------
 
     def messages(self, text: str, image: Image.Image | None) -> list[dict[str, Any]]:
         content: list[dict[str, Any]] = [{"type": "image", "image": image}] if image is not None else []
         return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
     def encode(self, text: str, image: Image.Image | None = None) -> Prompt:
-        """A user turn through the real processor and chat template. Raises `PromptError` when placeholders and features differ."""
+        """A user turn through the real processor and chat template.
+
+        Raises `PromptError` where placeholders and features differ."""
         out = self.processor.apply_chat_template(
             self.messages(text, image), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
@@ -134,10 +145,13 @@ class Family:
 
     @cached_property
     def _reply_frame(self) -> tuple[str, str]:
-        """What the chat template puts between the generation prompt and a reply, and after it (end of turn included)."""
+        """What the chat template puts between the generation prompt and a reply, and after it (end of turn too)."""
         probe = "\u2603reply\u2603"
         user = self.messages("-", None)
-        reply = {"role": "assistant", "content": [{"type": "text", "text": probe}] if isinstance(user[0]["content"], list) else probe}
+        reply = {
+            "role": "assistant",
+            "content": [{"type": "text", "text": probe}] if isinstance(user[0]["content"], list) else probe,
+        }
         prompt = self.processor.apply_chat_template(user, add_generation_prompt=True, tokenize=False)
         full = self.processor.apply_chat_template([*user, reply], tokenize=False)
         if not full.startswith(prompt) or probe not in full:
@@ -159,7 +173,7 @@ class Family:
 
     @cached_property
     def forbidden_ids(self) -> tuple[int, ...]:
-        """Tokens that may never be sampled: specials (image placeholders among them) other than stops, and padded vocabulary."""
+        """Tokens that may never be sampled: specials (image placeholders too) but stops, and padded vocabulary."""
         added = [t for t, info in self.tokenizer.added_tokens_decoder.items() if info.special]
         beyond = range(len(self.tokenizer), self.vocab_size)
         return tuple(sorted((set(added) | set(self.tokenizer.all_special_ids) | set(beyond)) - set(self.stop_ids)))
@@ -176,7 +190,9 @@ class Family:
     def encode_reply(self, text: str) -> list[int]:
         """Token ids of a reply with its end of turn, exactly as the model would have to generate it after `encode`."""
         # a trace that writes '<image>' must not bring a placeholder without features into a forward: specials stay text
-        body = self.tokenizer(self._reply_frame[0] + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        body = self.tokenizer(self._reply_frame[0] + text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
         return [*body, self.end_of_turn]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -14,7 +14,8 @@ from dyme.families import scratch
 from dyme.families.base import Family
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<end_of_utterance>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -28,7 +29,9 @@ class CausalLM(Family):
 
     @classmethod
     def load(cls, path: Path, dtype: torch.dtype) -> tuple[Family, nn.Module]:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+        )
         return cls(AutoTokenizer.from_pretrained(path, local_files_only=True), model.config), model
 
     @classmethod
@@ -39,7 +42,7 @@ class CausalLM(Family):
         config = LlamaConfig(**llama_fields(spec, tokenizer))
         return cls(tokenizer, config), LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
 
-    def parts(self, model: nn.Module) -> dict[str, nn.Module]:
+    def parts(self, model: Any) -> dict[str, nn.Module]:
         return {"language": model.model, "head": self.head(model)}
 
     def messages(self, text: str, image: Any) -> list[dict[str, Any]]:
@@ -47,8 +50,17 @@ class CausalLM(Family):
             raise ValueError("this model is text-only and the record has an image: use a vision-language checkpoint")
         return [{"role": "user", "content": text}]
 
-    def hidden(self, model: nn.Module, input_ids: Tensor, attention_mask: Any, position_ids: Tensor, pixels: Mapping[str, Tensor]) -> Tensor:
-        out = model.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+    def hidden(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Any,
+        position_ids: Tensor,
+        pixels: Mapping[str, Tensor],
+    ) -> Tensor:
+        out = model.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        )
         return out.last_hidden_state
 
 
@@ -63,7 +75,8 @@ def llama_fields(spec: Any, tokenizer: Any) -> dict[str, Any]:
         num_key_value_heads=spec.heads,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
-        initializer_range=spec.hidden_size**-0.5,  # the usual 0.02 is far too small for narrow models: they start slowly
+        initializer_range=spec.hidden_size
+        ** -0.5,  # the usual 0.02 is far too small for narrow models: they start slowly
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -17,7 +17,7 @@ from dyme.families.causal_lm import llama_fields
 try:  # without torchvision transformers exposes the PIL image processor under its own name only
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil as ImageProcessor
 except ImportError:  # transformers 5.17 and older
-    from transformers import Idefics3ImageProcessor as ImageProcessor
+    from transformers import Idefics3ImageProcessor as ImageProcessor  # type: ignore[assignment]
 
 IMAGE_TOKEN, FAKE_TOKEN, GLOBAL_TOKEN = "<image>", "<fake_token_around_image>", "<global-img>"
 
@@ -47,8 +47,8 @@ class Idefics3(Family):
         grid = spec.image_size // spec.patch_size
         if spec.image_size % spec.patch_size or grid % spec.scale_factor:
             raise ModelError(
-                f"model.from_scratch: image_size {spec.image_size} / patch_size {spec.patch_size} must be a multiple of "
-                f"scale_factor {spec.scale_factor}"
+                f"model.from_scratch: image_size {spec.image_size} / patch_size {spec.patch_size} must be a "
+                f"multiple of scale_factor {spec.scale_factor}"
             )
         # the processor asks for all row and column tags even when pictures are never split
         tags = [GLOBAL_TOKEN, *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))]
@@ -59,8 +59,8 @@ class Idefics3(Family):
         processor = Idefics3Processor(
             image_processor, tokenizer, image_seq_len=(grid // spec.scale_factor) ** 2, chat_template=CHAT_TEMPLATE
         )
-        config = Idefics3Config(
-            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        config = Idefics3Config(  # type: ignore[call-arg]
+            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),  # type: ignore[arg-type]
             pad_token_id=tokenizer.pad_token_id,
             scale_factor=spec.scale_factor,
             tie_word_embeddings=True,
@@ -79,7 +79,7 @@ class Idefics3(Family):
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         return cls(processor, config), model
 
-    def parts(self, model: nn.Module) -> dict[str, nn.Module]:
+    def parts(self, model: Any) -> dict[str, nn.Module]:
         return {
             "vision": model.model.vision_model,
             "connector": model.model.connector,
@@ -122,7 +122,14 @@ class Idefics3(Family):
         tiles = max(pixels["pixel_values"].shape[1] for pixels in held)
         return {key: torch.cat([_pad_tiles(pixels[key], tiles) for pixels in held]) for key in held[0]}
 
-    def hidden(self, model: nn.Module, input_ids: Tensor, attention_mask: Any, position_ids: Tensor, pixels: Mapping[str, Tensor]) -> Tensor:
+    def hidden(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Any,
+        position_ids: Tensor,
+        pixels: Mapping[str, Tensor],
+    ) -> Tensor:
         out = model.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **pixels
         )
