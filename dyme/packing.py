@@ -1,7 +1,7 @@
 """Packing: groups as trees. The prompt once, then each live row as a branch that sees the prompt and itself.
 
-Positions of every branch go on from the prompt; the last prompt token's hidden state predicts the first token of every branch.
-This is exact: log-probabilities and gradients equal those of separate rows.
+Positions of every branch go on from the prompt; the last prompt token's hidden state predicts the first token of every
+branch. This is exact: log-probabilities and gradients equal those of separate rows.
 """
 
 from __future__ import annotations
@@ -37,15 +37,23 @@ class PackedBatch:
         pixels = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in self.pixels.items()}
         mask = self.attention_mask
         mask = {k: v.to(device) for k, v in mask.items()} if isinstance(mask, dict) else mask.to(device)
-        moved = (t.to(device) for t in (self.input_ids, self.position_ids))
-        return PackedBatch(*moved, mask, pixels, self.select.to(device), self.targets.to(device))
+        return PackedBatch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            mask,
+            pixels,
+            self.select.to(device),
+            self.targets.to(device),
+        )
 
 
-def pack(family: Family, sequences: Sequence[tuple[Prompt, Sequence[Sequence[int]]]], modules: frozenset[str]) -> PackedBatch:
+def pack(
+    family: Family, sequences: Sequence[tuple[Prompt, Sequence[Sequence[int]]]], modules: frozenset[str]
+) -> PackedBatch:
     """Packs (prompt, branches) pairs, one sequence each; a branch is a list of token ids.
 
-    Where no prompt brings a modality of `modules`, an anchor prompt without branches is added, so that this rank runs the
-    same modules as all others. An empty micro-batch becomes one anchor.
+    Where no prompt brings a modality of `modules`, an anchor prompt without branches is added, so that this rank runs
+    the same modules as all others. An empty micro-batch becomes one anchor.
     """
     sequences = list(sequences)
     have = frozenset().union(*(prompt.modalities for prompt, _ in sequences))
