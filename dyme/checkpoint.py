@@ -1,7 +1,7 @@
 """Checkpoints: DeepSpeed's files plus our own state, written under a temporary name and renamed when whole.
 
-    checkpoints/step-00000200/   ds files, state.json (step, selector, counters), written last inside
-    checkpoints/best.json        {"step": ..., "accuracy": ...}: that checkpoint is never pruned
+checkpoints/step-00000200/   ds files, state.json (step, selector, counters), written last inside
+checkpoints/best.json        {"step": ..., "accuracy": ...}: that checkpoint is never pruned
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a run needs besides DeepSpeed's files to go on as if it had never stopped. `step`: finished optimizer steps."""
+    """What a run needs besides DeepSpeed's files to go on as if it had never stopped. `step`: finished optimizer
+    steps."""
 
     step: int
     elapsed_s: float
@@ -106,10 +107,13 @@ def load_newest(engine: Engine, folder: Path) -> TrainState | None:
     try:
         state = TrainState(**json.loads((path / STATE).read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, TypeError) as error:
-        raise CheckpointError(f"{path / STATE} cannot be read ({error}): delete the folder {path.name} to use the one before") from error
+        raise CheckpointError(
+            f"{path / STATE} cannot be read ({error}): delete the folder {path.name} to use the one before"
+        ) from error
     if state.world_size != engine.world_size:
         raise CheckpointError(
-            f"{path} was written by {state.world_size} ranks, this run has {engine.world_size}: start as many ranks again"
+            f"{path} was written by {state.world_size} ranks, this run has {engine.world_size}: "
+            "start as many ranks again"
         )
     loaded, _ = engine.ds.load_checkpoint(str(folder), tag=path.name)
     if loaded is None:

@@ -8,7 +8,6 @@ key and the allowed values.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -363,8 +362,3 @@ def _override(tree: dict[str, Any], item: str) -> None:
             raise ConfigError(f"override '{item}': '{name}' is a plain value and has no keys")
         node = child
     node[leaf] = value
-
-
-def expand(path: str) -> str:
-    """A path from a configuration with `~` and environment variables filled in."""
-    return os.path.expanduser(os.path.expandvars(path))

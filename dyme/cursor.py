@@ -1,4 +1,5 @@
-"""Cursor: which records a step takes, and which rows of them belong to which rank. Pure functions, so nothing of it is saved."""
+"""Cursor: which records a step takes, and which rows of them belong to which rank. Pure functions, so nothing of it
+is saved."""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ def epoch_order(seed: int, epoch: int, num_records: int) -> tuple[int, ...]:
     return tuple(torch.randperm(num_records, generator=generator).tolist())
 
 
-def step_rows(step: int, num_records: int, prompts_per_step: int, group_size: int, world_size: int, seed: int) -> StepRows:
+def step_rows(
+    step: int, num_records: int, prompts_per_step: int, group_size: int, world_size: int, seed: int
+) -> StepRows:
     """Rows of step (0-based): every record once per epoch, in an order of the epoch's own."""
     first = step * prompts_per_step
     places = range(first, first + prompts_per_step)

@@ -1,7 +1,7 @@
 """Engine: everything that touches DeepSpeed. Init, precision, collectives, the gradient boundary, the rollout copy.
 
-Two rules hold everywhere: control flow never depends on rank-local data, and every trainable parameter is in the graph of the
-first micro-batch of a step (ZeRO-3 keeps the last step's gradient of parameters that are not).
+Two rules hold everywhere: control flow never depends on rank-local data, and every trainable parameter is in the
+graph of the first micro-batch of a step (ZeRO-3 keeps the last step's gradient of parameters that are not).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_local_grad
-from dyme_kernels import LossSpec, PolicyLossOutput, linear_policy_loss
 from torch import Tensor, nn
 
 from dyme.config import ConfigError, OptimConfig, RunConfig
 from dyme.families.base import Family
 from dyme.objective import LossInputs
 from dyme.packing import PackedBatch
+from dyme_kernels import LossSpec, PolicyLossOutput, linear_policy_loss
 
 REFRESH_BYTES = 64 << 20  # parameters gathered at once while the rollout copy is refreshed
 
 
 class Policy(nn.Module):
-    """The module DeepSpeed wraps: backbone, live positions, fused head. The loss is computed inside the engine's forward, so
-    that ZeRO-3's hooks gather the head once and its gradient goes back through autograd."""
+    """The module DeepSpeed wraps: backbone, live positions, fused head. The loss is computed inside the engine's
+    forward, so that ZeRO-3's hooks gather the head once and its gradient goes back through autograd."""
 
     def __init__(self, family: Family, model: nn.Module, spec: LossSpec, logits_budget_mb: int) -> None:
         super().__init__()
@@ -42,7 +42,9 @@ class Policy(nn.Module):
         head = family.head(model)
         plain = head.forward
 
-        def forward(self: nn.Module, hidden: Tensor, batch: PackedBatch | None = None, inputs: LossInputs | None = None) -> Any:
+        def forward(
+            self: nn.Module, hidden: Tensor, batch: PackedBatch | None = None, inputs: LossInputs | None = None
+        ) -> Any:
             if batch is None or inputs is None:
                 return plain(hidden)
             out = linear_policy_loss(
@@ -93,17 +95,22 @@ class Engine:
         ds = deepspeed_config(cfg)
         self.module = Policy(family, model, spec, cfg.train.logits_budget_mb).train()
         self.ds, *_ = deepspeed.initialize(model=self.module, optimizer=_optimizer(groups, cfg.optim, ds), config=ds)
-        self.stage = ds.get("zero_optimization", {}).get("stage", 0)
+        self.stage = ds["zero_optimization"]["stage"]
         self._pairs = list(zip(model.parameters(), self.copy.parameters(), strict=True))
         self._fresh = False
         self._finite = True
 
-    # --- update ------------------------------------------------------------------------------------------------------------
+    # --- update -----------------------------------------------------------------------------------
 
     @property
     def trainable_modalities(self) -> frozenset[str]:
         """Modalities with trainable modules of their own: they must run in the first micro-batch of every step."""
-        own = (p for name, part in self.family.parts(self.module.model).items() if name in ("vision", "connector") for p in part.parameters())
+        own = (
+            p
+            for name, part in self.family.parts(self.module.model).items()
+            if name in ("vision", "connector")
+            for p in part.parameters()
+        )
         return self.family.modalities if any(p.requires_grad for p in own) else frozenset()
 
     def forward_backward(self, batch: PackedBatch, inputs: LossInputs, *, last: bool) -> PolicyLossOutput:
@@ -128,12 +135,15 @@ class Engine:
         return UpdateResult(True, float(self.ds.get_global_grad_norm()))
 
     def local_gradients(self) -> list[Tensor]:
-        """This rank's partition of the accumulated gradients (ZeRO-3), after the boundary. Together the ranks hold each once."""
-        grads = (safe_get_local_grad(p) for p in self.module.parameters() if p.requires_grad)
-        return [g for g in grads if g is not None]
+        """This rank's partition of the accumulated gradients, after the boundary. Together the ranks hold each
+        value once."""
+        if self.stage == 3:
+            grads = (safe_get_local_grad(p) for p in self.module.parameters() if p.requires_grad)
+            return [g for g in grads if g is not None]
+        return [g for group in self.ds.optimizer.averaged_gradients.values() for g in group or ()]
 
     def _gradients_finite(self) -> bool:
-        return self.stage != 3 or all(bool(torch.isfinite(g).all()) for g in self.local_gradients())
+        return all(bool(torch.isfinite(g).all()) for g in self.local_gradients())
 
     def discard(self) -> None:
         """Drops accumulated gradients without a step."""
@@ -144,7 +154,7 @@ class Engine:
         """Says that the rollout copy is out of date (after a checkpoint was loaded)."""
         self._fresh = False
 
-    # --- rollout copy --------------------------------------------------------------------------------------------------------
+    # --- rollout copy -----------------------------------------------------------------------------
 
     def refresh(self) -> nn.Module:
         """The rollout copy with the current weights. Only trainable parameters are copied again after an update."""
@@ -165,14 +175,18 @@ class Engine:
     def _copy(self, bucket: list[tuple[Tensor, Tensor]]) -> None:
         if not bucket:
             return
-        with deepspeed.zero.GatheredParameters([source for source, _ in bucket], enabled=self.stage == 3), torch.no_grad():
+        with (
+            deepspeed.zero.GatheredParameters([source for source, _ in bucket], enabled=self.stage == 3),
+            torch.no_grad(),
+        ):
             for source, target in bucket:
                 target.copy_(source)
 
-    # --- collectives -----------------------------------------------------------------------------------------------------------
+    # --- collectives ------------------------------------------------------------------------------
 
     def gather_rows(self, local: Tensor, counts: Sequence[int]) -> Tensor:
-        """Rows of all ranks in rank order: local [n, C] float64, counts[r] = n on rank r -> [sum(counts), C] on the host."""
+        """Rows of all ranks in rank order: local [n, C] float64, counts[r] = n on rank r -> [sum(counts), C] on the
+        host."""
         return gather_rows(local, counts, self.device)
 
     def gather_tokens(self, local: Sequence[Sequence[int]]) -> list[list[list[int]]]:
@@ -257,7 +271,8 @@ def freeze_parts(parts: dict[str, nn.Module], freeze: Sequence[str]) -> None:
 
 
 def parameter_groups(parts: dict[str, nn.Module], optim: OptimConfig) -> list[dict[str, Any]]:
-    """AdamW groups: per part its learning rate, matrices decayed, vectors not. Shared tensors belong to the first part."""
+    """AdamW groups: per part its learning rate, matrices decayed, vectors not. Shared tensors belong to the first
+    part."""
     unknown = set(optim.part_lr) - set(parts)
     if unknown:
         raise ConfigError(f"optim.part_lr: no part '{min(unknown)}' in this model; it has {', '.join(parts)}")
@@ -269,7 +284,12 @@ def parameter_groups(parts: dict[str, nn.Module], optim: OptimConfig) -> list[di
             params = [p for p in own if (p.ndim > 1) == decays]
             if params:
                 groups.append(
-                    {"params": params, "lr": optim.part_lr.get(name, optim.lr), "weight_decay": decay, "name": f"{name}.{'matrices' if decays else 'vectors'}"}
+                    {
+                        "params": params,
+                        "lr": optim.part_lr.get(name, optim.lr),
+                        "weight_decay": decay,
+                        "name": f"{name}.{'matrices' if decays else 'vectors'}",
+                    }
                 )
     return groups
 
@@ -286,7 +306,8 @@ def lr_factor(step: int, max_steps: int, optim: OptimConfig) -> float:
 
 
 def deepspeed_config(cfg: RunConfig) -> dict[str, Any]:
-    """The DeepSpeed JSON with what the run configuration decides filled in ("auto" and conflicting entries give way)."""
+    """The DeepSpeed JSON with what the run configuration decides filled in ("auto" and conflicting entries give
+    way)."""
     path = Path(cfg.deepspeed)
     if not path.is_file():
         raise ConfigError(f"deepspeed: {path} does not exist; see ds_configs/")
@@ -296,8 +317,10 @@ def deepspeed_config(cfg: RunConfig) -> dict[str, Any]:
         raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from error
     for key in ("train_batch_size", "optimizer", "scheduler", "fp16", "bf16", "gradient_accumulation_steps"):
         ds.pop(key, None)
-    zero = ds.get("zero_optimization", {})
-    ds["zero_optimization"] = {k: v for k, v in zero.items() if v != "auto"}
+    zero = {k: v for k, v in ds.get("zero_optimization", {}).items() if v != "auto"}
+    if zero.get("stage") not in (1, 2, 3):
+        raise ConfigError(f"deepspeed: {path} needs zero_optimization.stage 1, 2 or 3, it has {zero.get('stage')}")
+    ds["zero_optimization"] = zero
     ds |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -1,4 +1,5 @@
-"""Evaluation: greedy answers to the first n held-out records, spread over ranks, and the samples of them that are kept."""
+"""Evaluation: greedy answers to the first n held-out records, spread over ranks, and the samples of them that are
+kept."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from dyme.rollout import RolloutRow, Sampling, generate
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over held-out records, shares in [0, 1] but `length_mean` (tokens). `n` counts records with a readable prompt."""
+    """Means over held-out records, shares in [0, 1] but `length_mean` (tokens). `n` counts records with a readable
+    prompt."""
 
     accuracy: float
     format_rate: float
@@ -32,7 +34,12 @@ class Evaluation:
 
 
 def evaluate(
-    cfg: RunConfig, engine: Engine, records: Sequence[Record], book: PromptBook, step: int, metrics: MetricsLogger | SilentLogger
+    cfg: RunConfig,
+    engine: Engine,
+    records: Sequence[Record],
+    book: PromptBook,
+    step: int,
+    metrics: MetricsLogger | SilentLogger,
 ) -> Evaluation:
     """Accuracy counts a right answer in a valid format. Rank 0 writes the samples of `run.samples` records."""
     records = records[: cfg.run.eval_records]
@@ -58,15 +65,18 @@ def evaluate(
         ],
         dtype=torch.float64,
     ).reshape(-1, 5)
-    counts = [int(n) for n in engine.gather_rows(torch.tensor([[float(len(rows))]], dtype=torch.float64), [1] * engine.world_size)]
+    counts = [
+        int(n)
+        for n in engine.gather_rows(torch.tensor([[float(len(rows))]], dtype=torch.float64), [1] * engine.world_size)
+    ]
     if not sum(counts):
         return Evaluation(0.0, 0.0, 0.0, 0.0, 0)
     table = engine.gather_rows(rows, counts)
     sampled = _spread(len(records), cfg.run.samples)
     replies = {i: text for i, text in zip(prompts, texts) if i in sampled}
     _write_samples(cfg, engine, records, replies, table, step, metrics)
-    means = table[:, 1:].nan_to_num().mean(0).tolist()
-    return Evaluation(*means, n=len(table))
+    accuracy, format_rate, thinking, length = table[:, 1:].nan_to_num().mean(0).tolist()
+    return Evaluation(accuracy, format_rate, thinking, length, len(table))
 
 
 def _spread(count: int, samples: int) -> set[int]:

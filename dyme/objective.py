@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from dyme_kernels import LossSpec, preset
 from torch import Tensor
 
 from dyme.config import RunConfig
 from dyme.selection import Mode, ModeDecision
+from dyme_kernels import LossSpec, preset
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def live_rows(
 ) -> LiveRows:
     """Rows that train under a decision, in group order, the reference after the rollouts.
 
-    advantages: float64 [R]; trains: bool [R], False for unscored rows and truncated ones under `rollout.truncated: mask`.
-    keep_zero: zero-advantage rows also need a forward pass (an entropy bonus gives them a gradient).
+    advantages: float64 [R]; trains: bool [R], False for unscored rows and truncated ones under `rollout.truncated:
+    mask`. keep_zero: zero-advantage rows also need a forward pass (an entropy bonus gives them a gradient).
     """
     counted = []
     for group, mode in enumerate(decision.mode.tolist()):
@@ -82,7 +82,14 @@ def live_rows(
 
 
 def token_weights(
-    live: LiveRows, lengths: dict[LiveRow, int], normalization: str, *, groups: int, rows: int, max_new_tokens: int, memorize_weight: float
+    live: LiveRows,
+    lengths: dict[LiveRow, int],
+    normalization: str,
+    *,
+    groups: int,
+    rows: int,
+    max_new_tokens: int,
+    memorize_weight: float,
 ) -> list[float]:
     """The weight w of every token of each live row, [len(live.rows)].
 

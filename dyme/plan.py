@@ -1,7 +1,9 @@
 """Plan: which rank trains which live rows in which micro-batch. Pure, and the same on every rank.
 
-A live group is placed as an item: its prompt once, then the rows it trains as branches. Every rank gets the same number of
-micro-batches, and in micro-batch j every rank runs the same modules: where one rank has an image all have one. Ranks that run
+A live group is placed as an item: its prompt once, then the rows it trains as branches. Every rank gets the same
+number of
+micro-batches, and in micro-batch j every rank runs the same modules: where one rank has an image all have one.
+Ranks that run
 different modules break ZeRO-3's collectives (a hang on NCCL), so this is a contract, not an optimization.
 """
 
@@ -55,8 +57,10 @@ def make_plan(
 ) -> Plan:
     """Places every live row exactly once.
 
-    row_groups, row_lengths: [R] group index and tokens of each live row. prompt_lengths, modalities: [G] expanded tokens and
-    modalities of each group's prompt. `token_budget` bounds the padded tokens of one micro-batch on one rank; a group over it is
+    row_groups, row_lengths: [R] group index and tokens of each live row. prompt_lengths, modalities: [G] expanded
+    tokens and
+    modalities of each group's prompt. `token_budget` bounds the padded tokens of one micro-batch on one rank; a
+    group over it is
     split, its prompt repeated; a single row over it stands alone. `first_modules`: modalities with trainable
     parameters, run in the first micro-batch whatever it holds (ZeRO-3 keeps stale gradients of parameters that
     are absent there). `share_prompt=False` gives every row its own prompt, for families that cannot pack trees.
@@ -64,20 +68,31 @@ def make_plan(
     """
     if not row_groups:
         return Plan(tuple(() for _ in range(world_size)), ())
-    items = _split_for_ranks(_items(row_groups, row_lengths, prompt_lengths, token_budget, share_prompt), world_size, prompt_lengths, row_lengths)
+    items = _split_for_ranks(
+        _items(row_groups, row_lengths, prompt_lengths, token_budget, share_prompt),
+        world_size,
+        prompt_lengths,
+        row_lengths,
+    )
     shares = _balance(items, world_size)
-    # Groups with more modalities first, so that image work meets image work at the same index; then long to short, so that
-    # the sequences of a micro-batch pad little.
+    # Groups with more modalities first, so that image work meets image work at the same index; then long to short,
+    # so that the sequences of a micro-batch pad little.
     ordered = [sorted(s, key=lambda i: (-len(modalities[i.group]), -i.tokens, i.group, i.rows)) for s in shares]
     count = max(len(_fill(share, token_budget)) for share in ordered)
     micro_batches = tuple(_spread(_fill(share, token_budget), count) for share in ordered)
-    modules = [frozenset().union(*(modalities[i.group] for rank in micro_batches for i in rank[j])) for j in range(count)]
+    modules = [
+        frozenset().union(*(modalities[i.group] for rank in micro_batches for i in rank[j])) for j in range(count)
+    ]
     modules[0] |= first_modules
     return Plan(micro_batches, tuple(modules))
 
 
 def _items(
-    row_groups: Sequence[int], row_lengths: Sequence[int], prompt_lengths: Sequence[int], budget: int, share_prompt: bool
+    row_groups: Sequence[int],
+    row_lengths: Sequence[int],
+    prompt_lengths: Sequence[int],
+    budget: int,
+    share_prompt: bool,
 ) -> list[PlannedGroup]:
     rows_of: dict[int, list[int]] = {}
     for row, group in enumerate(row_groups):
@@ -109,7 +124,9 @@ def _split_for_ranks(
         items.remove(worst)
         half = len(worst.rows) // 2
         for rows in (worst.rows[:half], worst.rows[half:]):
-            items.append(PlannedGroup(worst.group, rows, prompt_lengths[worst.group] + sum(row_lengths[r] for r in rows)))
+            items.append(
+                PlannedGroup(worst.group, rows, prompt_lengths[worst.group] + sum(row_lengths[r] for r in rows))
+            )
     return items
 
 
@@ -140,7 +157,8 @@ def _fill(share: list[PlannedGroup], budget: int) -> list[list[PlannedGroup]]:
 
 
 def _spread(micro: list[list[PlannedGroup]], count: int) -> tuple[tuple[PlannedGroup, ...], ...]:
-    """Halves the fullest micro-batches until there are `count`; what cannot be halved is padded with anchors at the end."""
+    """Halves the fullest micro-batches until there are `count`; what cannot be halved is padded with anchors at the
+    end."""
     while len(micro) < count:
         at = max(range(len(micro)), key=lambda j: (len(micro[j]), -j), default=-1)
         if at < 0 or len(micro[at]) < 2:

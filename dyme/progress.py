@@ -36,7 +36,9 @@ class ProgressLine:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -52,7 +54,9 @@ class ProgressLine:
     def say(self, message: str) -> None:
         """A line above the bar (rank 0)."""
         if self._rank == 0:
-            (self._bar.console if self._bar else self._console).print(f"[{self._name}] {message}", markup=False, highlight=False, soft_wrap=True)
+            (self._bar.console if self._bar else self._console).print(
+                f"[{self._name}] {message}", markup=False, highlight=False, soft_wrap=True
+            )
 
 
 def _state(signals: dict[str, float]) -> str:

@@ -32,7 +32,8 @@ def has_reference(record: Record, on_missing_trace: str, style: str) -> bool:
 
 
 class PromptBook:
-    """Encoded prompts of the records in use. A record that fails is reported once and stays None: it costs its rows only."""
+    """Encoded prompts of the records in use. A record that fails is reported once and stays None: it costs its rows
+    only."""
 
     def __init__(self, family: Family, config: PromptConfig, report: Callable[[str], None]) -> None:
         self.family, self.config, self.report = family, config, report

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from dyme import checkpoint
 from dyme.config import ConfigError, RunConfig, SelectorConfig, dump_config
 from dyme.data import Record, RecordSet, load_records
-from dyme.engine import Engine
+from dyme.data.paths import expand
+from dyme.engine import Engine, deepspeed_config
 from dyme.evaluate import Evaluation
 from dyme.families import Prompt, build_family, load_family
 from dyme.families.scratch import FREQUENT
@@ -42,13 +43,15 @@ class Stop(Enum):
 
 
 class Run:
-    """A run that is ready to train. Opening it checks the folder, loads data and model, and resumes where it stopped."""
+    """A run that is ready to train. Opening it checks the folder, loads data and model, and resumes where it
+    stopped."""
 
     def __init__(self, cfg: RunConfig) -> None:
         self.cfg, self.folder = cfg, Path(cfg.run.dir)
         self.rank = dist.get_rank()
         self.started = time.monotonic()
         self.name = self.folder.name
+        deepspeed_config(cfg)  # a mistake in it must show before data and model load
         self._open_folder()
         self.records = load_records(cfg.data.train, cfg.data.max_bad_fraction)
         self.eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction) if cfg.data.eval else None
@@ -58,7 +61,11 @@ class Run:
         self.engine = Engine(cfg, self.family, model, self.spec)
         self.parameters = sum(p.numel() for p in self.engine.copy.parameters())
         self.sampling = Sampling(
-            cfg.rollout.max_new_tokens, cfg.rollout.temperature, cfg.rollout.top_p, cfg.rollout.top_k, cfg.rollout.batch_size
+            cfg.rollout.max_new_tokens,
+            cfg.rollout.temperature,
+            cfg.rollout.top_p,
+            cfg.rollout.top_k,
+            cfg.rollout.batch_size,
         )
         self._selector = make_selector(cfg.selector)
         self._grpo = make_selector(SelectorConfig(name="always_explore"))
@@ -68,7 +75,11 @@ class Run:
         self._skipped_in_a_row = 0
         self._elapsed_before = 0.0
         self.first_step = self._resume()
-        wandb = {"project": cfg.run.wandb, "name": self.name, "config": cfg.model_dump(mode="json")} if cfg.run.wandb else None
+        wandb = (
+            {"project": cfg.run.wandb, "name": self.name, "config": cfg.model_dump(mode="json")}
+            if cfg.run.wandb
+            else None
+        )
         self.metrics = open_metrics(self.folder, rank=self.rank, tensorboard=cfg.run.tensorboard, wandb=wandb)
         self.metrics.truncate(self.first_step)
         self.best = checkpoint.best(self.checkpoints, self.first_step)[1]
@@ -78,7 +89,7 @@ class Run:
         self._announce()
         self.started = time.monotonic()
 
-    # --- opening -----------------------------------------------------------------------------------------------------------
+    # --- opening ----------------------------------------------------------------------------------
 
     @property
     def checkpoints(self) -> Path:
@@ -96,7 +107,9 @@ class Run:
 
     def _check_modalities(self) -> None:
         if not self.family.modalities and any(r.image for r in self.records):
-            raise ConfigError(f"data.train has images, model family '{self.family.name}' is text-only: use a vision-language model")
+            raise ConfigError(
+                f"data.train has images, model family '{self.family.name}' is text-only: use a vision-language model"
+            )
 
     def _resume(self) -> int:
         state = checkpoint.load_newest(self.engine, self.checkpoints)
@@ -112,10 +125,11 @@ class Run:
         start = f"resuming at step {self.first_step}" if self.first_step else "starting"
         self.progress.say(
             f"{start}: method {self.cfg.method}, {self.family.name} with {self.parameters / 1e6:.2f}M parameters, "
-            f"{len(self.records)} records ({bad} bad rows left out), {self.engine.world_size} ranks, ZeRO stage {self.engine.stage}"
+            f"{len(self.records)} records ({bad} bad rows left out), {self.engine.world_size} ranks, "
+            f"ZeRO stage {self.engine.stage}"
         )
 
-    # --- what the loop asks ------------------------------------------------------------------------------------------------
+    # --- what the loop asks -----------------------------------------------------------------------
 
     def makes_rollouts(self, step: int) -> bool:
         """sft never does, two_stage only in its second stage."""
@@ -181,20 +195,27 @@ class Run:
     def component_signals(self, norms: ComponentNorms) -> dict[str, float]:
         return {"explore_norm": norms.explore, "memorize_norm": norms.memorize, "cosine": norms.cosine}
 
-    # --- writing -----------------------------------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def log_step(self, step: int, signals: dict[str, float]) -> None:
         seconds = sum(self._seconds.values())
         worked = signals.get("rollout/tokens", 0.0) + signals.get("effective_tokens", 0.0)
         signals |= {f"time/{phase}": s for phase, s in self._seconds.items()}
-        signals |= {"time_s": self.elapsed(), "tokens_per_s": worked / max(seconds, 1e-9), "bad_rows": float(len(self.book.failed))}
+        signals |= {
+            "time_s": self.elapsed(),
+            "tokens_per_s": worked / max(seconds, 1e-9),
+            "bad_rows": float(len(self.book.failed)),
+        }
         self._seconds.clear()
         self.metrics.log(step, signals)
         self.progress.step(step, signals)
 
     def log_eval(self, step: int, result: Evaluation) -> None:
         self.metrics.log_eval(step, {"time_s": self.elapsed(), **result.signals()})
-        self.progress.say(f"step {step}: held-out accuracy {result.accuracy:.3f}, valid format {result.format_rate:.3f} ({result.n} records)")
+        self.progress.say(
+            f"step {step}: held-out accuracy {result.accuracy:.3f}, valid format {result.format_rate:.3f} "
+            f"({result.n} records)"
+        )
         if step and result.accuracy > self.best:
             self.best = result.accuracy
             self.save(step)
@@ -232,7 +253,10 @@ class Run:
             "parameters": self.parameters,
             "ranks": self.engine.world_size,
             "records": len(self.records),
-            "bad_records": {**{b.record_id or f"{b.file}:{b.line}": b.reason for b in self.records.bad}, **self.book.failed},
+            "bad_records": {
+                **{b.record_id or f"{b.file}:{b.line}": b.reason for b in self.records.bad},
+                **self.book.failed,
+            },
             "verifier_errors": dict(self.errors),
             "versions": checkpoint.versions(),
             "config": self.name,
@@ -254,11 +278,15 @@ class Run:
 
 def _open_model(cfg: RunConfig, records: RecordSet) -> tuple[Any, Any]:
     if cfg.model.path is not None:
-        return load_family(cfg.model.path, cfg.model.family, cfg.model.dtype)
+        return load_family(expand(cfg.model.path), cfg.model.family, cfg.model.dtype)
     spec = cfg.model.from_scratch
     assert spec is not None
     texts = [*spec.tokenizer_texts, cfg.prompt.answer_flag] * FREQUENT
     for source in [records, *(load_records(s, cfg.data.max_bad_fraction) for s in spec.tokenizer_sources)]:
         for record in list(source)[:TOKENIZER_RECORDS]:
-            texts += [prompt_text(record, cfg.prompt), " " + reply_text(record, cfg.prompt, record.hint), record.hint or ""]
+            texts += [
+                prompt_text(record, cfg.prompt),
+                " " + reply_text(record, cfg.prompt, record.hint),
+                record.hint or "",
+            ]
     return build_family(cfg.model.family, spec, texts, cfg.model.dtype)

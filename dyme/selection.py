@@ -10,10 +10,10 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 import torch
-from dyme_kernels import group_advantages
 from torch import Tensor
 
 from dyme.config import SelectorConfig
+from dyme_kernels import group_advantages
 
 
 class Mode(IntEnum):
@@ -40,7 +40,8 @@ class Reason(IntEnum):
 class GroupStats:
     """One row per group, reduced over all ranks. All tensors are [G] on the host, float64 unless said otherwise.
 
-    `accuracy_*` are over s = accuracy * format of the scored rows; `accuracy_var` is the population variance, exactly 0 when
+    `accuracy_*` are over s = accuracy * format of the scored rows; `accuracy_var` is the population variance,
+    exactly 0 when
     max(s) - min(s) < 1e-9. `reward_std` is unbiased. `advantages` is [R], in row order, 0 for unscored rows.
     """
 
@@ -63,8 +64,8 @@ class GroupStats:
 class ModeDecision:
     """What each group trains in this step. `mode` and `reason` are int64 [G]; weights are float64 [G], >= 0.
 
-    `extra_records` names records to memorize besides the groups' own (stateful selectors); `token_shaping` names a function
-    of the log-prob that weighs memorized tokens (`dyme_kernels.LossSpec.token_shaping`).
+    `extra_records` names records to memorize besides the groups' own (stateful selectors); `token_shaping` names a
+    function of the log-prob that weighs memorized tokens (`dyme_kernels.LossSpec.token_shaping`).
     """
 
     mode: Tensor
@@ -89,12 +90,18 @@ class ModeSelector(Protocol):
 
 
 def group_stats(
-    rewards: Tensor, correct: Tensor, valid_format: Tensor, scored: Tensor, has_reference: Tensor, offsets: Tensor, scale: str
+    rewards: Tensor,
+    correct: Tensor,
+    valid_format: Tensor,
+    scored: Tensor,
+    has_reference: Tensor,
+    offsets: Tensor,
+    scale: str,
 ) -> GroupStats:
     """Statistics and advantages of gathered rows.
 
-    rewards, correct (s), valid_format: float64 [R]; scored: bool [R]; has_reference: bool [G]; offsets: int64 [G+1], rows of
-    group g are offsets[g]:offsets[g+1]. `scale` is `std` or `none` (objective.scale).
+    rewards, correct (s), valid_format: float64 [R]; scored: bool [R]; has_reference: bool [G]; offsets: int64
+    [G+1], rows of group g are offsets[g]:offsets[g+1]. `scale` is `std` or `none` (objective.scale).
     """
     out = group_advantages(rewards, offsets, accuracy=correct, scored=scored, scale=scale, backend="torch")
     groups = len(offsets) - 1
@@ -129,7 +136,8 @@ def decide(mode: Tensor, reason: Tensor, stats: GroupStats) -> ModeDecision:
 
 
 def memorize_all(has_reference: Tensor) -> ModeDecision:
-    """The decision of a step without rollouts (method sft): every group with a reference memorizes it. has_reference: bool [G]."""
+    """The decision of a step without rollouts (method sft): every group with a reference memorizes it.
+    has_reference: bool [G]."""
     mode = torch.where(has_reference, int(Mode.MEMORIZE), int(Mode.SKIP))
     reason = torch.where(has_reference, int(Reason.RULE), int(Reason.NO_REFERENCE))
     ones = torch.ones(len(mode), dtype=torch.float64)
@@ -152,7 +160,9 @@ class StatelessSelector:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
-            raise ValueError(f"this selector has no state, the checkpoint holds {sorted(state)}: selector.name was changed")
+            raise ValueError(
+                f"this selector has no state, the checkpoint holds {sorted(state)}: selector.name was changed"
+            )
 
 
 def make_selector(config: SelectorConfig) -> ModeSelector:
@@ -165,7 +175,7 @@ def make_selector(config: SelectorConfig) -> ModeSelector:
     return StatelessSelector(RULES[config.name], settings.get(config.name, {}))
 
 
-# --- rules: GroupStats -> (mode [G], reason [G]) -------------------------------------------------------------------------
+# --- rules: GroupStats -> (mode [G], reason [G]) --------------------------------------------------
 
 
 def _three_way(explore: Tensor, memorize: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +185,8 @@ def _three_way(explore: Tensor, memorize: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def variance(stats: GroupStats, threshold: float = 0.0) -> tuple[Tensor, Tensor]:
-    """DyME (arXiv 2506.23061): explore where var(s) > threshold; else memorize where mean(s) <= 1/2, skip where above."""
+    """DyME (arXiv 2506.23061): explore where var(s) > threshold; else memorize where mean(s) <= 1/2, skip where
+    above."""
     return _three_way(stats.accuracy_var > threshold, stats.accuracy_mean <= 0.5)
 
 
@@ -186,7 +197,8 @@ def any_correct(stats: GroupStats) -> tuple[Tensor, Tensor]:
 
 
 def accuracy_gate(stats: GroupStats, gamma: float = 0.0) -> tuple[Tensor, Tensor]:
-    """HPT (Unify-Post-Training): memorize where mean(s) <= gamma, else explore; all right carries no signal and is skipped."""
+    """HPT (Unify-Post-Training): memorize where mean(s) <= gamma, else explore; all right carries no signal and is
+    skipped."""
     memorize = stats.accuracy_mean <= gamma
     return _three_way(~memorize & (stats.num_correct < stats.num_scored), memorize)
 
@@ -209,4 +221,6 @@ def always_memorize(stats: GroupStats) -> tuple[Tensor, Tensor]:
     return torch.full((n,), int(Mode.MEMORIZE)), torch.full((n,), int(Reason.RULE))
 
 
-RULES = {f.__name__: f for f in (variance, any_correct, accuracy_gate, reward_threshold, always_explore, always_memorize)}
+RULES = {
+    f.__name__: f for f in (variance, any_correct, accuracy_gate, reward_threshold, always_explore, always_memorize)
+}

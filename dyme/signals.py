@@ -1,10 +1,12 @@
-"""Signals: the numbers of one step that go to metrics.jsonl, from gathered rows and decisions. Definitions: docs/report.md."""
+"""Signals: the numbers of one step that go to metrics.jsonl, from gathered rows and decisions. Definitions:
+docs/report.md."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,18 +28,20 @@ def mode_signals(decision: ModeDecision) -> dict[str, float]:
 
 
 def rollout_signals(columns: dict[str, Tensor], stats: GroupStats, offsets: Sequence[int]) -> dict[str, float]:
-    """Rewards, accuracy, lengths and collapse rates of a step. Group rates are over groups with at least two scored rows."""
+    """Rewards, accuracy, lengths and collapse rates of a step. Group rates are over groups with at least two scored
+    rows."""
     scored = columns["scored"] > 0.5
+    written = columns["length"] > 0  # a row whose prompt could not be encoded has no completion
     out = {
         "accuracy": _mean(columns["correct"][scored]),
-        "format_rate": _mean(columns["format"]),
-        "rollout/length_mean": _mean(columns["length"]),
-        "rollout/truncated": _mean(columns["truncated"]),
-        "rollout/eos": _mean(columns["stopped"]),
+        "format_rate": _mean(columns["format"][written]),
+        "rollout/length_mean": _mean(columns["length"][written]),
+        "rollout/truncated": _mean(columns["truncated"][written]),
+        "rollout/eos": _mean(columns["stopped"][written]),
         "rollout/unscored": _mean(1.0 - columns["scored"]),
         "rollout/tokens": float(columns["length"].sum()),
     }
-    bounds = list(zip(offsets, offsets[1:]))
+    bounds = list(pairwise(offsets))
     for name, column in (("total", "reward"), ("format", "format"), ("thinking", "thinking"), ("accuracy", "accuracy")):
         groups = [g for a, b in bounds if len(g := columns[column][a:b][scored[a:b]]) > 1]
         means = torch.stack([g.mean() for g in groups]) if groups else torch.zeros(0, dtype=torch.float64)
@@ -74,7 +78,9 @@ class MemorizeLog:
             again = [int(stats.num_correct[g]) > 0 for g, i in enumerate(ids) if i in self.pending]
             out["memorize/flip_rate"] = sum(again) / len(again) if again else math.nan
         memorized = [i for i, mode in zip(ids, decision.mode.tolist()) if mode in (Mode.MEMORIZE, Mode.JOINT)]
-        out["memorize/repeat_count"] = sum(self.times.get(i, 0) for i in memorized) / len(memorized) if memorized else math.nan
+        out["memorize/repeat_count"] = (
+            sum(self.times.get(i, 0) for i in memorized) / len(memorized) if memorized else math.nan
+        )
         for i in memorized:
             self.times[i] = self.times.get(i, 0) + 1
         self.pending = (self.pending - set(ids)) | set(memorized)

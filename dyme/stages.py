@@ -1,13 +1,14 @@
-"""Stages: the parts of a step before the update. Each takes the run and the step's rows; what leaves a rank is gathered here."""
+"""Stages: the parts of a step before the update. Each takes the run and the step's rows; what leaves a rank is
+gathered here."""
 
 from __future__ import annotations
 
 import torch
 
-from dyme.rewards.compose import score as score_completions
 from dyme.cursor import StepRows
 from dyme.objective import LiveRow
 from dyme.prompts import has_reference, reply_text
+from dyme.rewards.compose import score as score_completions
 from dyme.rollout import Rollout, RolloutRow, generate, row_key
 from dyme.run import Run
 from dyme.selection import GroupStats, ModeDecision, group_stats, memorize_all
@@ -15,7 +16,8 @@ from dyme.signals import COLUMNS
 
 
 def prompts(run: Run, rows: StepRows) -> tuple[torch.Tensor, list[int], list[frozenset[str]]]:
-    """Encodes this rank's prompts; gathers of every group whether it is readable, its expanded length and its modalities."""
+    """Encodes this rank's prompts; gathers of every group whether it is readable, its expanded length and its
+    modalities."""
     owned = rows.owned(run.engine.rank)
     names = sorted(run.family.modalities)
     local = torch.zeros(len(owned), 1 + len(names), dtype=torch.float64)
@@ -38,7 +40,9 @@ def rollout(run: Run, rows: StepRows, step: int) -> dict[int, Rollout]:
         if prompt is not None:
             key = row_key(run.cfg.run.seed, step, run.records[record].id, row % rows.group_size)
             requests[row] = RolloutRow(prompt, key)
-    return dict(zip(requests, generate(run.family, run.engine.refresh(), list(requests.values()), run.sampling), strict=True))
+    return dict(
+        zip(requests, generate(run.family, run.engine.refresh(), list(requests.values()), run.sampling), strict=True)
+    )
 
 
 def score(run: Run, rows: StepRows, rollouts: dict[int, Rollout]) -> torch.Tensor:
@@ -54,7 +58,10 @@ def score(run: Run, rows: StepRows, rollouts: dict[int, Rollout]) -> torch.Tenso
     run.count_errors(scores.errors)
     first = rows.starts[run.engine.rank]
     for i, (row, rollout) in enumerate(rollouts.items()):
-        parts = [float(a[i]) for a in (scores.format, scores.thinking, scores.accuracy, scores.reward, scores.correct, scores.scored)]
+        parts = [
+            float(a[i])
+            for a in (scores.format, scores.thinking, scores.accuracy, scores.reward, scores.correct, scores.scored)
+        ]
         table[row - first] = torch.tensor([*parts, rollout.truncated, len(rollout.tokens), not rollout.truncated])
     return table
 
@@ -64,23 +71,37 @@ def select(
 ) -> tuple[ModeDecision, GroupStats | None]:
     """The mode of every group, from gathered numbers alone."""
     memorize = run.cfg.memorize.on_missing_trace
-    reference = torch.tensor([has_reference(run.records[i], memorize, run.cfg.prompt.style) for i in rows.records]) & readable
+    reference = (
+        torch.tensor([has_reference(run.records[i], memorize, run.cfg.prompt.style) for i in rows.records]) & readable
+    )
     if not columns:
         return memorize_all(reference), None
     scored = (columns["scored"] > 0.5) & readable.repeat_interleave(rows.group_size)
     stats = group_stats(
-        columns["reward"], columns["correct"], columns["format"], scored, reference, torch.tensor(rows.offsets), run.cfg.objective.scale
+        columns["reward"],
+        columns["correct"],
+        columns["format"],
+        scored,
+        reference,
+        torch.tensor(rows.offsets),
+        run.cfg.objective.scale,
     )
     return run.selector(step).select(stats, step / run.cfg.train.max_steps), stats
 
 
-def exchange(run: Run, rows: StepRows, rollouts: dict[int, Rollout], live: tuple[LiveRow, ...]) -> dict[LiveRow, list[int]]:
+def exchange(
+    run: Run, rows: StepRows, rollouts: dict[int, Rollout], live: tuple[LiveRow, ...]
+) -> dict[LiveRow, list[int]]:
     """Token ids of the live rows, from the ranks that hold them to all ranks."""
     engine = run.engine
     starts = rows.starts
 
     def holder(row: LiveRow) -> int:
-        return rows.owner(row.group) if row.memorize else next(r for r in range(engine.world_size) if row.row < starts[r + 1])
+        return (
+            rows.owner(row.group)
+            if row.memorize
+            else next(r for r in range(engine.world_size) if row.row < starts[r + 1])
+        )
 
     mine = [list(_tokens(run, rows, rollouts, row)) for row in live if holder(row) == engine.rank]
     gathered = [iter(part) for part in engine.gather_tokens(mine)]

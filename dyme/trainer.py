@@ -1,4 +1,5 @@
-"""The loop. One step, in the words of docs/architecture.md: rollout, score, gather, select, refine, exchange, plan, update."""
+"""The loop. One step, in the words of docs/architecture.md: rollout, score, gather, select, refine, exchange, plan,
+update."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def train(run: Run) -> None:
             if last or (cfg.run.save_every and (step + 1) % cfg.run.save_every == 0):
                 run.save(step + 1)
             if stop is Stop.BROKEN:
-                raise RuntimeError(f"{cfg.run.max_skipped_updates} updates in a row had a non-finite loss or gradient: lower optim.lr")
+                raise RuntimeError(
+                    f"{cfg.run.max_skipped_updates} updates in a row had a non-finite loss or gradient: lower optim.lr"
+                )
             if last:
                 break
     run.finish()
@@ -86,16 +89,28 @@ def train_step(run: Run, step: int) -> dict[str, float]:
             first_modules=engine.trainable_modalities,
             share_prompt=run.family.packs_trees,
         )
-    signals = {"epoch": rows.epoch, "lr": cfg.optim.lr * lr_factor(step, cfg.train.max_steps, cfg.optim), **mode_signals(decision)}
+    signals = {
+        "epoch": rows.epoch,
+        "lr": cfg.optim.lr * lr_factor(step, cfg.train.max_steps, cfg.optim),
+        **mode_signals(decision),
+    }
     if stats is not None:
         signals |= rollout_signals(columns, stats, rows.offsets)
     signals |= run.memorize_log.signals([run.records[i].id for i in rows.records], stats, decision)
     with run.clock("update"):
         if live.rows:  # a step in which nothing lives has no backward and no optimizer step
-            work = (plan, live.rows, weights, [tokens[r] for r in live.rows], lambda group: run.encode(rows.records[group]))
+            work = (
+                plan,
+                live.rows,
+                weights,
+                [tokens[r] for r in live.rows],
+                lambda group: run.encode(rows.records[group]),
+            )
             if cfg.train.component_norms_every and step % cfg.train.component_norms_every == 0:
                 signals |= {f"grad/{k}": v for k, v in run.component_signals(component_norms(engine, *work)).items()}
-            signals |= run.update_signals(run_update(engine, *work, lr_factor(step, cfg.train.max_steps, cfg.optim)), live)
+            signals |= run.update_signals(
+                run_update(engine, *work, lr_factor(step, cfg.train.max_steps, cfg.optim)), live
+            )
     with run.clock("refresh"):
         if explores:
             engine.refresh()

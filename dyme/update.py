@@ -18,7 +18,8 @@ from dyme.plan import Plan
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """Means over the live tokens of all ranks; NaN where there were none. `lost_rows`: rows whose picture failed here."""
+    """Means over the live tokens of all ranks; NaN where there were none. `lost_rows`: rows whose picture failed
+    here."""
 
     applied: bool
     grad_norm: float
@@ -77,7 +78,8 @@ def component_norms(
     tokens: Sequence[Sequence[int]],
     encode: Callable[[int], Prompt | None],
 ) -> ComponentNorms:
-    """Two more passes over the plan, one with the weights of explored rows only and one with those of memorized rows."""
+    """Two more passes over the plan, one with the weights of explored rows only and one with those of memorized
+    rows."""
     gradients = []
     for memorize in (False, True):
         part = [w if row.memorize == memorize else 0.0 for row, w in zip(rows, weights)]
@@ -108,7 +110,9 @@ def _accumulate(
         readable = [(item, prompt) for item in items if (prompt := encode(item.group)) is not None]
         sums[9] += sum(len(item.rows) for item in items) - sum(len(item.rows) for item, _ in readable)
         index = [row for item, _ in readable for row in item.rows]
-        batch = pack(engine.family, [(prompt, [tokens[r] for r in item.rows]) for item, prompt in readable], plan.modules[j])
+        batch = pack(
+            engine.family, [(prompt, [tokens[r] for r in item.rows]) for item, prompt in readable], plan.modules[j]
+        )
         inputs = loss_inputs([rows[r] for r in index], [weights[r] for r in index], [len(tokens[r]) for r in index])
         out = engine.forward_backward(batch, inputs, last=j == plan.num_micro_batches - 1)
         memorized, explored = inputs.memorize, ~inputs.memorize
@@ -125,5 +129,3 @@ def _accumulate(
 
 def _mean(total: float, count: float) -> float:
     return total / count if count else math.nan
-
-

@@ -42,6 +42,7 @@ def main() -> int:
             print(f"{cfg.run.dir} is finished with this configuration (DONE): nothing to do", file=sys.stderr)
         return 0
 
+    from dyme.checkpoint import CheckpointError
     from dyme.data import DataError
     from dyme.engine import close_distributed, init_distributed
     from dyme.families import ModelError
@@ -51,7 +52,7 @@ def main() -> int:
     init_distributed(cfg.run.seed)
     try:
         train(Run(cfg))
-    except (ConfigError, DataError, ModelError) as error:
+    except (CheckpointError, ConfigError, DataError, ModelError) as error:
         if first:
             print(f"error: {error}", file=sys.stderr)
         return 2
@@ -75,5 +76,6 @@ if __name__ == "__main__":
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # interpreter exit after DeepSpeed now and then aborts when all work is done, and a failed rank must not wait for others
+    # interpreter exit after DeepSpeed now and then aborts when all work is done, and a failed rank must not wait
+    # for others
     os._exit(code)

@@ -62,13 +62,22 @@ def environment() -> dict[str, str]:
 
 
 def run_on_ranks(n: int, *program: object, timeout: float = 300) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", *map(str, program)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={n}",
+        *map(str, program),
+    ]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
     return done.stdout
 
 
-def launch(*arguments: object, ranks: int = 2, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
+def launch(
+    *arguments: object, ranks: int = 2, timeout: float = 300, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """`deepspeed --num_gpus N launchers/train.py ...` as a user types it."""
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
     port = 20000 + os.getpid() % 20000

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 import yaml
-from dyme_kernels import LossSpec, policy_loss
 
 from dyme.config import ConfigError, RunConfig, load_config
 from dyme.objective import LiveRow, LiveRows, live_rows, loss_inputs, resolve, token_weights
 from dyme.selection import Mode, ModeDecision
+from dyme_kernels import LossSpec, policy_loss
 
 S, E, M, J = Mode.SKIP, Mode.EXPLORE, Mode.MEMORIZE, Mode.JOINT
 NORMALIZATIONS = ("group", "row", "token", "component", "constant")

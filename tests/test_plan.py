@@ -27,7 +27,7 @@ def problems(draw):
 @given(problems(), st.booleans(), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_properties(problem, share_prompt, needs_image):
-    groups, lengths, prompts, modalities, world, budget = problem
+    groups, lengths, prompts, modalities, _, budget = problem
     first = IMAGE if needs_image else NONE
     plan = make_plan(*problem, first_modules=first, share_prompt=share_prompt)
     assert plan == make_plan(*problem, first_modules=first, share_prompt=share_prompt)  # deterministic
@@ -54,7 +54,7 @@ def test_properties(problem, share_prompt, needs_image):
 @settings(max_examples=200, deadline=None)
 def test_balance(problem):
     """No rank has more than the mean plus one item: the bound of longest-processing-time-first."""
-    groups, _, _, _, world, _ = problem
+    world = problem[4]
     plan = make_plan(*problem)
     items = [item for rank in plan.micro_batches for micro in rank for item in micro]
     loads = [plan.tokens(rank) for rank in range(world)]

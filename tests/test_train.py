@@ -58,7 +58,9 @@ def same(a: list[dict], b: list[dict], *, rel: float = 0.0) -> None:
         assert x.keys() == y.keys()
         for key in x:
             if not key.startswith(timing):
-                assert x[key] == (pytest.approx(y[key], rel=rel, abs=rel) if rel else y[key]), f"step {x['step']}: {key}"
+                assert x[key] == (pytest.approx(y[key], rel=rel, abs=rel) if rel else y[key]), (
+                    f"step {x['step']}: {key}"
+                )
 
 
 def same_weights(a: Path, b: Path, atol: float = 0.0) -> None:
@@ -92,8 +94,18 @@ def test_three_steps_leave_a_whole_run_folder(tmp_path):
 
     model = AutoModelForImageTextToText.from_pretrained(run / "export")
     processor = AutoProcessor.from_pretrained(run / "export")
-    messages = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (32, 32))}, {"type": "text", "text": "value of red?"}]}]
-    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    messages = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": Image.new("RGB", (32, 32))},
+                {"type": "text", "text": "value of red?"},
+            ],
+        }
+    ]
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
     assert model(**inputs).logits.isfinite().all()
     # the same command again does nothing
     before = (run / "metrics.jsonl").stat().st_mtime_ns
@@ -163,11 +175,15 @@ def test_a_picture_that_fails_in_mid_run_costs_its_rows_only(tmp_path):
     rows = []
     for i in range(6):
         Image.new("RGB", (32, 32), (40 * i, 200 - 30 * i, 90)).save(data / f"{i}.png")
-        rows.append({"id": f"r{i}", "question": f"what is {i}?", "answer": str(i), "hint": f"it is {i}", "image": f"{i}.png"})
+        rows.append(
+            {"id": f"r{i}", "question": f"what is {i}?", "answer": str(i), "hint": f"it is {i}", "image": f"{i}.png"}
+        )
     (data / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     whole = (data / "3.png").read_bytes()
     (data / "3.png").write_bytes(whole[: len(whole) // 2])  # the header is fine, the pixels are not
-    config = write_config(tmp_path, data={"train": {"source": "jsonl", "path": str(data / "train.jsonl")}}, rollout__prompts_per_step=6)
+    config = write_config(
+        tmp_path, data={"train": {"source": "jsonl", "path": str(data / "train.jsonl")}}, rollout__prompts_per_step=6
+    )
     done = launch("--config", config, f"run.dir={tmp_path / 'run'}")
     assert done.stderr.count("record r3 left out") >= 1 and "3.png" in done.stderr
     steps = lines(tmp_path / "run")
@@ -199,10 +215,14 @@ def test_the_other_methods_run(tmp_path, method):
 
 def test_text_only_model_and_bf16(tmp_path):
     text = {"source": "jsonl", "path": str(tmp_path / "t.jsonl")}
-    rows = [{"question": f"what is {i} plus 1?", "answer": str(i + 1), "hint": f"{i} and 1 is {i + 1}"} for i in range(12)]
+    rows = [
+        {"question": f"what is {i} plus 1?", "answer": str(i + 1), "hint": f"{i} and 1 is {i + 1}"} for i in range(12)
+    ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     config = write_config(
-        tmp_path, data={"train": text, "eval": text}, model={"from_scratch": TINY, "family": "causal_lm", "dtype": "bf16"}
+        tmp_path,
+        data={"train": text, "eval": text},
+        model={"from_scratch": TINY, "family": "causal_lm", "dtype": "bf16"},
     )
     launch("--config", config, f"run.dir={tmp_path / 'run'}")
     assert [line["step"] for line in lines(tmp_path / "run") if not line.get("eval")] == [1, 2, 3]

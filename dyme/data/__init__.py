@@ -1,7 +1,7 @@
 """Records, the sources they come from, and pictures.
 
-    records = load_records(ChartsSource(count=1000))
-    records[0].image.load()
+records = load_records(ChartsSource(count=1000))
+records[0].image.load()
 """
 
 from dyme.data.charts import ChartsSource

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from dyme_kernels import LossSpec
 from torch import Tensor
+
+from dyme_kernels import LossSpec
 
 
 def oracle_loss(logits: Tensor, t: dict[str, Tensor | None], spec: LossSpec) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dyme_kernels import LossSpec, linear_policy_loss, policy_loss, token_logprobs
 from kernel_oracle import make_inputs, oracle_loss
+
+from dyme_kernels import LossSpec, linear_policy_loss, policy_loss, token_logprobs
 
 SEEDS = 8
 SPEC = LossSpec(temperature=0.9, beta=0.04, entropy_coef=0.01)

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from dyme_kernels import EXPLORE, MEMORIZE, SKIP, group_advantages
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dyme_kernels import EXPLORE, MEMORIZE, SKIP, group_advantages
 
 REWARD = st.one_of(st.sampled_from([0.0, 1.0, 0.1, 2.3, math.nan]), st.floats(-3, 3))
 ROW = st.tuples(REWARD, st.sampled_from([0.0, 0.3, 0.6, 1.0, math.nan]), st.sampled_from([True, True, True, False]))

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dyme_kernels
 import pytest
 import torch
+
+import dyme_kernels
 from dyme_kernels import NORMALIZATIONS, PRESETS, LossSpec, policy_loss, preset
 
 ROOT = Path(__file__).parents[2]

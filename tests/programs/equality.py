@@ -1,4 +1,5 @@
-"""Runs the scenario through the engine on this many ranks; rank 0 saves gradients and weights, every rank its collectives.
+"""Runs the scenario through the engine on this many ranks; rank 0 saves gradients and weights, every rank its
+collectives.
 
 usage: torchrun --nproc_per_node N equality.py OUT_DIR [key=value of the DeepSpeed ZeRO section ...]
 """
@@ -20,7 +21,15 @@ TRACE: list[list[object]] = []
 
 def record_collectives() -> None:
     """Wraps torch.distributed before DeepSpeed takes its functions."""
-    for name in ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "reduce_scatter", "broadcast", "barrier"):
+    for name in (
+        "all_reduce",
+        "all_gather",
+        "all_gather_into_tensor",
+        "reduce_scatter_tensor",
+        "reduce_scatter",
+        "broadcast",
+        "barrier",
+    ):
         original = getattr(dist, name)
 
         def wrapped(*args, _name=name, _original=original, **kwargs):
@@ -37,13 +46,15 @@ def main() -> None:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
     from dyme.engine import Engine, close_distributed, init_distributed
-    from dyme_kernels import LossSpec
     from dyme.plan import make_plan
     from dyme.update import run_update
+    from dyme_kernels import LossSpec
 
     out = Path(sys.argv[1])
     rank = init_distributed(0)
-    zero = {"stage": 3, "stage3_param_persistence_threshold": 0} | {k: json.loads(v) for k, v in (a.split("=") for a in sys.argv[2:])}
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0} | {
+        k: json.loads(v) for k, v in (a.split("=") for a in sys.argv[2:])
+    }
     ds = out / "ds.json"
     if rank == 0:
         ds.write_text(json.dumps({"zero_optimization": zero}))
@@ -78,7 +89,10 @@ def main() -> None:
     copied = {n: p.clone() for n, p in engine.refresh().named_parameters()}
     (out / f"trace{rank}.json").write_text(json.dumps(TRACE))
     if rank == 0:
-        torch.save({"gradients": gradients, "weights": weights, "copy": copied, "norms": norms, "micro": micro}, out / "result.pt")
+        torch.save(
+            {"gradients": gradients, "weights": weights, "copy": copied, "norms": norms, "micro": micro},
+            out / "result.pt",
+        )
     close_distributed()
     sys.stdout.flush()
     os._exit(0)

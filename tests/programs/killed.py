@@ -1,4 +1,5 @@
-"""A training run in which rank 0 kills itself: usage: killed.py CONFIG RUN_DIR AFTER_STEP DURING_SAVE (0: not there)."""
+"""A training run in which rank 0 kills itself: usage: killed.py CONFIG RUN_DIR AFTER_STEP DURING_SAVE (0: not
+there)."""
 
 from __future__ import annotations
 

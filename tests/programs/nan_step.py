@@ -1,4 +1,5 @@
-"""A training run in which the loss of the last rank is NaN in some steps: nan_step.py CONFIG RUN_DIR FIRST COUNT_END."""
+"""A training run in which the loss of the last rank is NaN in some steps: nan_step.py CONFIG RUN_DIR FIRST
+COUNT_END."""
 
 from __future__ import annotations
 

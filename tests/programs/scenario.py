@@ -1,4 +1,5 @@
-"""Three optimizer steps on a tiny VLM that hold what breaks distributed training, and their plain single-process result."""
+"""Three optimizer steps on a tiny VLM that hold what breaks distributed training, and their plain single-process
+result."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from dyme.families import Prompt, build_family
 from dyme.objective import LiveRow
 
 SPEC = SimpleNamespace(
-    hidden_size=32, layers=2, heads=4, vision_hidden_size=32, vision_layers=1, image_size=32, patch_size=8, scale_factor=2, vocab_size=320
+    hidden_size=32,
+    layers=2,
+    heads=4,
+    vision_hidden_size=32,
+    vision_layers=1,
+    image_size=32,
+    patch_size=8,
+    scale_factor=2,
+    vocab_size=320,
 )
 
 
@@ -49,13 +58,30 @@ def build() -> tuple:
     image_text = [prompt(True, 3), prompt(False, 9), prompt(True, 1), prompt(False, 2)]
     steps = [
         # mixed modes, images and text, a budget that gives several micro-batches
-        step(image_text, [(0, 0, 1.0), (0, 1, -1.0), (0, 2, 0.5), (1, -1, 1.0), (2, 8, -0.3), (2, 9, 0.7), (2, -1, 1.0), (3, 12, 2.0)], 36),
+        step(
+            image_text,
+            [
+                (0, 0, 1.0),
+                (0, 1, -1.0),
+                (0, 2, 0.5),
+                (1, -1, 1.0),
+                (2, 8, -0.3),
+                (2, 9, 0.7),
+                (2, -1, 1.0),
+                (3, 12, 2.0),
+            ],
+            36,
+        ),
         # text only: the vision tower is trained, yet no record of the step shows a picture
         step([prompt(False, 4), prompt(False, 6)], [(0, -1, 1.0), (1, 4, 0.4), (1, 5, -0.4)], 1000),
         # one live row: all ranks but one have nothing to train
         step([prompt(True, 2), prompt(True, 5)], [(1, -1, 1.0)], 1000),
         # one image group among text groups: a rank without an image in its micro-batch
-        step([prompt(True, 2), *(prompt(False, n) for n in (3, 5, 7, 8))], [(0, 0, 1.5), *((g, g * 8, 0.3) for g in (1, 2, 3, 4))], 1000),
+        step(
+            [prompt(True, 2), *(prompt(False, n) for n in (3, 5, 7, 8))],
+            [(0, 0, 1.5), *((g, g * 8, 0.3) for g in (1, 2, 3, 4))],
+            1000,
+        ),
     ]
     return family, model, steps
 
@@ -81,12 +107,15 @@ def row_logprobs(model: torch.nn.Module, prompt: Prompt, tokens: list[int]) -> t
 
 
 def reference() -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor], list[float]]:
-    """Gradients of every step before clipping, the final weights, and the gradient norms: one process, one row at a time."""
+    """Gradients of every step before clipping, the final weights, and the gradient norms: one process, one row at a
+    time."""
     from dyme.engine import parameter_groups
 
     family, model, steps = build()
     cfg = config()
-    optimizer = torch.optim.AdamW(parameter_groups(family.parts(model), cfg.optim), betas=cfg.optim.betas, eps=cfg.optim.eps)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(family.parts(model), cfg.optim), betas=cfg.optim.betas, eps=cfg.optim.eps
+    )
     gradients, norms = [], []
     for step in steps:
         optimizer.zero_grad()
