@@ -104,6 +104,8 @@ class DataConfig(Schema):
     """Records to train on."""
     eval: SourceConfig | None = None
     """Held-out records; without them there is no evaluation."""
+    shuffle: bool = True
+    """Every epoch in an order of its own; false keeps the order of the source (a curriculum)."""
     max_bad_fraction: Fraction = 0.01
     """Bad rows are skipped and counted up to this fraction; beyond it the run stops."""
 

@@ -57,18 +57,29 @@ class StepRows:
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, num_records: int) -> tuple[int, ...]:
-    """Order of the records in an epoch."""
+    """Shuffled order of the records in an epoch."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return tuple(torch.randperm(num_records, generator=generator).tolist())
 
 
 def step_rows(
-    step: int, num_records: int, prompts_per_step: int, group_size: int, world_size: int, seed: int
+    step: int,
+    num_records: int,
+    prompts_per_step: int,
+    group_size: int,
+    world_size: int,
+    seed: int,
+    *,
+    shuffle: bool = True,
 ) -> StepRows:
-    """Rows of step (0-based): every record once per epoch, in an order of the epoch's own."""
+    """Rows of step (0-based): every record once per epoch, in an order of the epoch's own or in that of the source."""
     first = step * prompts_per_step
-    places = range(first, first + prompts_per_step)
-    records = tuple(epoch_order(seed, p // num_records, num_records)[p % num_records] for p in places)
+
+    def record(place: int) -> int:
+        epoch, at = divmod(place, num_records)
+        return epoch_order(seed, epoch, num_records)[at] if shuffle else at
+
+    records = tuple(record(place) for place in range(first, first + prompts_per_step))
     rows = prompts_per_step * group_size
     starts = tuple(r * rows // world_size for r in range(world_size + 1))
     return StepRows(records, group_size, starts, (first + prompts_per_step) / num_records)

@@ -3,6 +3,7 @@ kept."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,6 +78,19 @@ def evaluate(
     _write_samples(cfg, engine, records, replies, table, step, metrics)
     accuracy, format_rate, thinking, length = table[:, 1:].nan_to_num().mean(0).tolist()
     return Evaluation(accuracy, format_rate, thinking, length, len(table))
+
+
+def majority_rates(records: Sequence[Record]) -> dict[str, float]:
+    """What an answerer scores that never looks: the commonest answer of all records, and that of each record's kind."""
+    answers = Counter(r.answer for r in records)
+    kinds = Counter((r.kind, r.answer) for r in records)
+    by_kind: Counter[str] = Counter()
+    for (kind, _), count in kinds.items():
+        by_kind[kind] = max(by_kind[kind], count)
+    return {
+        "eval_majority_rate": max(answers.values()) / len(records),
+        "eval_majority_rate_by_kind": sum(by_kind.values()) / len(records),
+    }
 
 
 def _spread(count: int, samples: int) -> set[int]:

@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-QUIET_SECONDS = 15.0  # between plain lines where there is no terminal
+QUIET_SECONDS = 30.0  # between plain lines where there is no terminal
 
 
 class ProgressLine:

@@ -19,7 +19,7 @@ from dyme.config import ConfigError, RunConfig, SelectorConfig, dump_config
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
 from dyme.engine import Engine, deepspeed_config
-from dyme.evaluate import Evaluation
+from dyme.evaluate import Evaluation, majority_rates
 from dyme.families import Prompt, build_family, load_family
 from dyme.families.scratch import FREQUENT
 from dyme.metrics import open_metrics, read_jsonl, summarize
@@ -81,7 +81,7 @@ class Run:
             else None
         )
         self.metrics = open_metrics(self.folder, rank=self.rank, tensorboard=cfg.run.tensorboard, wandb=wandb)
-        self.metrics.truncate(self.first_step)
+        self.metrics.truncate(self.first_step or -1)  # without a checkpoint the first evaluation is made again too
         self.best = checkpoint.best(self.checkpoints, self.first_step)[1]
         self.progress = ProgressLine(self.name, cfg.train.max_steps, self.first_step, self.rank)
         self.book = PromptBook(self.family, cfg.prompt, lambda message: self._note_bad(message))
@@ -247,9 +247,12 @@ class Run:
         self.engine.barrier()
 
     def _write_summary(self) -> None:
+        arguments = [a for a in sys.argv if not a.startswith("--local_rank")]
         summary: dict[str, Any] = {
+            "command": " ".join(["deepspeed", f"--num_gpus {self.engine.world_size}", *arguments]),
             "method": self.cfg.method,
             **summarize(read_jsonl(self.folder / "metrics.jsonl")),
+            **(majority_rates(self.eval_records[: self.cfg.run.eval_records]) if self.eval_records else {}),
             "parameters": self.parameters,
             "ranks": self.engine.world_size,
             "records": len(self.records),

@@ -51,6 +51,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
         cfg.rollout.group_size if explores else 1,
         engine.world_size,
         cfg.run.seed,
+        shuffle=cfg.data.shuffle,
     )
     with run.clock("rollout"):
         readable, lengths, modalities = stages.prompts(run, rows)

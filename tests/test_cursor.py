@@ -65,3 +65,8 @@ def test_a_step_may_cross_epochs():
     rows = step_rows(1, 5, 4, 2, 1, 0)
     assert rows.records == (epoch_order(0, 0, 5)[4], *epoch_order(0, 1, 5)[:3])
     assert rows.epoch == 8 / 5
+
+
+def test_unshuffled_order_is_that_of_the_source():
+    steps = [step_rows(s, 5, 3, 2, 2, 0, shuffle=False).records for s in range(3)]
+    assert steps == [(0, 1, 2), (3, 4, 0), (1, 2, 3)]

@@ -184,6 +184,8 @@ def test_tiny_texts_are_short_and_their_vocabulary_small():
 def test_captions_and_base_tasks():
     captions = load_records(ChartsSource(count=100, task="captions"))
     assert all(r.answer == r.facts and r.hint is None and r.kind == "caption" for r in captions)
+    first = load_records(ChartsSource(count=200, task="base", caption_fraction=0.25, captions_first=100))
+    assert all(r.kind == "caption" for r in first[:100]) and any(r.kind != "caption" for r in first[100:])
     base = load_records(ChartsSource(count=2000, task="base", caption_fraction=0.25))
     share = sum(r.kind == "caption" for r in base) / len(base)
     assert abs(share - 0.25) < 0.04

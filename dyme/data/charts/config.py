@@ -38,6 +38,8 @@ class ChartsSource(Schema):
     """`qa`: question, hint and answer; `captions`: the answer lists all readings; `base`: captions and bare answers."""
     caption_fraction: float = Field(default=0.5, ge=0.0, le=1.0)
     """Share of captions in the `base` task."""
+    captions_first: int = Field(default=0, ge=0)
+    """The first records of the `base` task are captions, all of them; with data.shuffle=false a curriculum."""
     charts: tuple[ChartKind, ...] = Field(default=("bar", "line", "pie"), min_length=1)
     """Kinds of chart, drawn with equal probability."""
     kinds: tuple[QuestionKind, ...] = Field(

@@ -24,7 +24,9 @@ def chart_record(config: ChartsSource, index: int) -> Record:
     """Record `index`, the same for every `count`; traces of another quality come with the same chart and question."""
     stream = f"{config.scale}/{config.seed}/{config.split}/{index}"
     rng = random.Random(stream)
-    caption = config.task == "captions" or (config.task == "base" and rng.random() < config.caption_fraction)
+    caption = config.task == "captions"
+    if config.task == "base":
+        caption = rng.random() < config.caption_fraction or index < config.captions_first
     chart, question = _draw(config, caption, rng)
     hint = None
     if config.task == "qa":
