@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from dyme import checkpoint
 from dyme.config import ConfigError, RunConfig, SelectorConfig, dump_config
+from dyme.cursor import StepRows, step_rows
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
-from dyme.engine import Engine, deepspeed_config
+from dyme.engine import Engine, deepspeed_config, lr_factor
 from dyme.evaluate import Evaluation, majority_rates
 from dyme.families import Prompt, build_family, load_family
 from dyme.families.scratch import FREQUENT
@@ -27,9 +29,9 @@ from dyme.objective import LiveRows, resolve
 from dyme.progress import ProgressLine
 from dyme.prompts import PromptBook, prompt_text, reply_text
 from dyme.rollout import Sampling
-from dyme.selection import ModeSelector, make_selector
-from dyme.signals import MemorizeLog
-from dyme.update import ComponentNorms, UpdateStats
+from dyme.selection import GroupStats, ModeDecision, ModeSelector, make_selector
+from dyme.signals import MemorizeLog, mode_signals, rollout_signals
+from dyme.update import UpdateStats
 
 DONE = "DONE"
 TOKENIZER_RECORDS = 4000  # records per source a from-scratch tokenizer is trained on
@@ -137,6 +139,29 @@ class Run:
             return step >= self.cfg.train.switch_fraction * self.cfg.train.max_steps
         return self.cfg.method != "sft"
 
+    def step_rows(self, step: int) -> StepRows:
+        """Records and rows of a step (0-based)."""
+        cfg = self.cfg
+        size = cfg.rollout.group_size if self.makes_rollouts(step) else 1
+        return step_rows(
+            step,
+            len(self.records),
+            cfg.rollout.prompts_per_step,
+            size,
+            self.engine.world_size,
+            cfg.run.seed,
+            shuffle=cfg.data.shuffle,
+        )
+
+    def lr_factor(self, step: int) -> float:
+        """Learning rate of a step as a fraction of the peak."""
+        return lr_factor(step, self.cfg.train.max_steps, self.cfg.optim)
+
+    def measures_components(self, step: int) -> bool:
+        """Whether the gradients of explored and memorized rows are measured apart in this step."""
+        every = self.cfg.train.component_norms_every
+        return every > 0 and step % every == 0
+
     def selector(self, step: int) -> ModeSelector:
         return self._selector if self.cfg.method == "dyme" else self._grpo
 
@@ -172,6 +197,20 @@ class Run:
         yield
         self._seconds[phase] += time.monotonic() - begin
 
+    def step_signals(
+        self,
+        step: int,
+        rows: StepRows,
+        columns: dict[str, Tensor],
+        decision: ModeDecision,
+        stats: GroupStats | None,
+    ) -> dict[str, float]:
+        """Signals of a step before its update."""
+        signals = {"epoch": rows.epoch, "lr": self.cfg.optim.lr * self.lr_factor(step), **mode_signals(decision)}
+        if stats is not None:
+            signals |= rollout_signals(columns, stats, rows.offsets)
+        return signals | self.memorize_log.signals([self.records[i].id for i in rows.records], stats, decision)
+
     def update_signals(self, stats: UpdateStats, live: LiveRows) -> dict[str, float]:
         """Signals of an update; counts skipped updates in a row."""
         self._skipped_in_a_row = 0 if stats.applied else self._skipped_in_a_row + 1
@@ -191,9 +230,6 @@ class Run:
             "policy/entropy": stats.entropy,
         }
         return out | ({"memorize/nll": stats.memorize_nll} if memorized else {})
-
-    def component_signals(self, norms: ComponentNorms) -> dict[str, float]:
-        return {"explore_norm": norms.explore, "memorize_norm": norms.memorize, "cosine": norms.cosine}
 
     # --- writing ----------------------------------------------------------------------------------
 

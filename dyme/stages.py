@@ -3,21 +3,35 @@ gathered here."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from dyme.cursor import StepRows
-from dyme.objective import LiveRow
+from dyme.objective import LiveRow, LiveRows, live_rows, token_weights
+from dyme.plan import make_plan
 from dyme.prompts import has_reference, reply_text
 from dyme.rewards.compose import score as score_completions
 from dyme.rollout import Rollout, RolloutRow, generate, row_key
 from dyme.run import Run
 from dyme.selection import GroupStats, ModeDecision, group_stats, memorize_all
-from dyme.signals import COLUMNS
+from dyme.signals import COLUMNS, table_columns
+from dyme.update import Work
 
 
-def prompts(run: Run, rows: StepRows) -> tuple[torch.Tensor, list[int], list[frozenset[str]]]:
-    """Encodes this rank's prompts; gathers of every group whether it is readable, its expanded length and its
-    modalities."""
+@dataclass(frozen=True)
+class PromptTable:
+    """Of every group of the step, on all ranks: whether its prompt could be encoded (bool [G]), its expanded length and
+    its modalities."""
+
+    readable: Tensor
+    lengths: list[int]
+    modalities: list[frozenset[str]]
+
+
+def prompts(run: Run, rows: StepRows) -> PromptTable:
+    """Encodes the prompts this rank owns and gathers what a plan has to know of them."""
     owned = rows.owned(run.engine.rank)
     names = sorted(run.family.modalities)
     local = torch.zeros(len(owned), 1 + len(names), dtype=torch.float64)
@@ -28,7 +42,7 @@ def prompts(run: Run, rows: StepRows) -> tuple[torch.Tensor, list[int], list[fro
     counts = [len(rows.owned(rank)) for rank in range(run.engine.world_size)]
     table = run.engine.gather_rows(local, counts)
     modalities = [frozenset(n for n, held in zip(names, row[1:]) if held) for row in table.tolist()]
-    return table[:, 0] > 0, [int(n) for n in table[:, 0]], modalities
+    return PromptTable(table[:, 0] > 0, [int(n) for n in table[:, 0]], modalities)
 
 
 def rollout(run: Run, rows: StepRows, step: int) -> dict[int, Rollout]:
@@ -45,7 +59,7 @@ def rollout(run: Run, rows: StepRows, step: int) -> dict[int, Rollout]:
     )
 
 
-def score(run: Run, rows: StepRows, rollouts: dict[int, Rollout]) -> torch.Tensor:
+def score(run: Run, rows: StepRows, rollouts: dict[int, Rollout]) -> Tensor:
     """The columns of `signals.COLUMNS` for this rank's rows; rows without a completion are unscored."""
     table = torch.zeros(len(rows.rows(run.engine.rank)), len(COLUMNS), dtype=torch.float64)
     scores = score_completions(
@@ -66,32 +80,43 @@ def score(run: Run, rows: StepRows, rollouts: dict[int, Rollout]) -> torch.Tenso
     return table
 
 
+def gather(run: Run, rows: StepRows, table: Tensor) -> dict[str, Tensor]:
+    """The scores of all ranks as named columns, [R] each, rows in the step's order."""
+    return table_columns(run.engine.gather_rows(table, rows.counts))
+
+
 def select(
-    run: Run, rows: StepRows, columns: dict[str, torch.Tensor], readable: torch.Tensor, step: int
+    run: Run, rows: StepRows, columns: dict[str, Tensor], table: PromptTable, step: int
 ) -> tuple[ModeDecision, GroupStats | None]:
-    """The mode of every group, from gathered numbers alone."""
-    memorize = run.cfg.memorize.on_missing_trace
-    reference = (
-        torch.tensor([has_reference(run.records[i], memorize, run.cfg.prompt.style) for i in rows.records]) & readable
-    )
+    """The mode of every group, from gathered numbers alone. Without rollouts every reference is memorized."""
+    cfg = run.cfg
+    references = [has_reference(run.records[i], cfg.memorize.on_missing_trace, cfg.prompt.style) for i in rows.records]
+    reference = torch.tensor(references) & table.readable
     if not columns:
         return memorize_all(reference), None
-    scored = (columns["scored"] > 0.5) & readable.repeat_interleave(rows.group_size)
+    scored = (columns["scored"] > 0.5) & table.readable.repeat_interleave(rows.group_size)
+    offsets = torch.tensor(rows.offsets)
     stats = group_stats(
-        columns["reward"],
-        columns["correct"],
-        columns["format"],
-        scored,
-        reference,
-        torch.tensor(rows.offsets),
-        run.cfg.objective.scale,
+        columns["reward"], columns["correct"], columns["format"], scored, reference, offsets, cfg.objective.scale
     )
-    return run.selector(step).select(stats, step / run.cfg.train.max_steps), stats
+    return run.selector(step).select(stats, step / cfg.train.max_steps), stats
 
 
-def exchange(
-    run: Run, rows: StepRows, rollouts: dict[int, Rollout], live: tuple[LiveRow, ...]
-) -> dict[LiveRow, list[int]]:
+def live(
+    run: Run, rows: StepRows, columns: dict[str, Tensor], decision: ModeDecision, stats: GroupStats | None
+) -> LiveRows:
+    """The rows that train under the decision."""
+    keep_zero = run.cfg.objective.entropy_coef != 0
+    if stats is None:
+        nothing = torch.zeros(rows.num_rows, dtype=torch.float64)
+        return live_rows(decision, nothing, nothing > 0, rows.offsets, keep_zero=keep_zero)
+    trains = columns["scored"] > 0.5
+    if run.cfg.rollout.truncated == "mask":
+        trains &= columns["truncated"] < 0.5
+    return live_rows(decision, stats.advantages, trains, rows.offsets, keep_zero=keep_zero)
+
+
+def exchange(run: Run, rows: StepRows, rollouts: dict[int, Rollout], live: LiveRows) -> dict[LiveRow, list[int]]:
     """Token ids of the live rows, from the ranks that hold them to all ranks."""
     engine = run.engine
     starts = rows.starts
@@ -103,9 +128,9 @@ def exchange(
             else next(r for r in range(engine.world_size) if row.row < starts[r + 1])
         )
 
-    mine = [list(_tokens(run, rows, rollouts, row)) for row in live if holder(row) == engine.rank]
+    mine = [list(_tokens(run, rows, rollouts, row)) for row in live.rows if holder(row) == engine.rank]
     gathered = [iter(part) for part in engine.gather_tokens(mine)]
-    return {row: next(gathered[holder(row)]) for row in live}
+    return {row: next(gathered[holder(row)]) for row in live.rows}
 
 
 def _tokens(run: Run, rows: StepRows, rollouts: dict[int, Rollout], row: LiveRow) -> list[int] | tuple[int, ...]:
@@ -113,3 +138,38 @@ def _tokens(run: Run, rows: StepRows, rollouts: dict[int, Rollout], row: LiveRow
         return rollouts[row.row].tokens
     record = run.records[rows.records[row.group]]
     return run.family.encode_reply(reply_text(record, run.cfg.prompt, run.refine(record)))
+
+
+def plan(
+    run: Run,
+    rows: StepRows,
+    columns: dict[str, Tensor],
+    live: LiveRows,
+    tokens: dict[LiveRow, list[int]],
+    table: PromptTable,
+) -> Work:
+    """Who trains which live rows when, and with which weight."""
+    cfg = run.cfg
+    lengths = {row: len(tokens[row]) if row in tokens else int(columns["length"][row.row]) for row in live.counted}
+    weights = token_weights(
+        live,
+        lengths,
+        run.normalization,
+        groups=rows.num_groups,
+        rows=rows.num_rows,
+        max_new_tokens=cfg.rollout.max_new_tokens,
+        memorize_weight=cfg.objective.memorize_weight,
+    )
+    placed = make_plan(
+        [row.group for row in live.rows],
+        [len(tokens[row]) for row in live.rows],
+        table.lengths,
+        table.modalities,
+        run.engine.world_size,
+        cfg.train.token_budget,
+        first_modules=run.engine.trainable_modalities,
+        share_prompt=run.family.packs_trees,
+    )
+    return Work(
+        placed, live.rows, weights, [tokens[row] for row in live.rows], lambda group: run.encode(rows.records[group])
+    )

@@ -3,16 +3,9 @@ update."""
 
 from __future__ import annotations
 
-import torch
-
 from dyme import evaluate as evaluation
 from dyme import stages
-from dyme.cursor import step_rows
-from dyme.engine import lr_factor
-from dyme.objective import live_rows, token_weights
-from dyme.plan import make_plan
 from dyme.run import Run, Stop
-from dyme.signals import mode_signals, rollout_signals, table_columns
 from dyme.update import component_norms, run_update
 
 
@@ -42,79 +35,29 @@ def train(run: Run) -> None:
 
 def train_step(run: Run, step: int) -> dict[str, float]:
     """One optimizer step; returns its signals."""
-    cfg, engine = run.cfg, run.engine
     explores = run.makes_rollouts(step)
-    rows = step_rows(
-        step,
-        len(run.records),
-        cfg.rollout.prompts_per_step,
-        cfg.rollout.group_size if explores else 1,
-        engine.world_size,
-        cfg.run.seed,
-        shuffle=cfg.data.shuffle,
-    )
+    rows = run.step_rows(step)
     with run.clock("rollout"):
-        readable, lengths, modalities = stages.prompts(run, rows)
+        prompts = stages.prompts(run, rows)
         rollouts = stages.rollout(run, rows, step) if explores else {}
     with run.clock("score"):
-        table = stages.score(run, rows, rollouts) if explores else None
+        scores = stages.score(run, rows, rollouts)
     with run.clock("gather"):
-        columns = table_columns(engine.gather_rows(table, rows.counts)) if table is not None else {}
-        decision, stats = stages.select(run, rows, columns, readable, step)
+        columns = stages.gather(run, rows, scores) if explores else {}
     with run.clock("plan"):
-        trains = torch.ones(rows.num_rows, dtype=torch.bool)
-        if explores:
-            trains = columns["scored"] > 0.5
-            if cfg.rollout.truncated == "mask":
-                trains &= columns["truncated"] < 0.5
-        advantages = stats.advantages if stats else torch.zeros(rows.num_rows, dtype=torch.float64)
-        live = live_rows(decision, advantages, trains, rows.offsets, keep_zero=cfg.objective.entropy_coef != 0)
-        tokens = stages.exchange(run, rows, rollouts, live.rows)
-        row_lengths = {r: len(tokens[r]) if r in tokens else int(columns["length"][r.row]) for r in live.counted}
-        weights = token_weights(
-            live,
-            row_lengths,
-            run.normalization,
-            groups=rows.num_groups,
-            rows=rows.num_rows,
-            max_new_tokens=cfg.rollout.max_new_tokens,
-            memorize_weight=cfg.objective.memorize_weight,
-        )
-        plan = make_plan(
-            [r.group for r in live.rows],
-            [len(tokens[r]) for r in live.rows],
-            lengths,
-            modalities,
-            engine.world_size,
-            cfg.train.token_budget,
-            first_modules=engine.trainable_modalities,
-            share_prompt=run.family.packs_trees,
-        )
-    signals = {
-        "epoch": rows.epoch,
-        "lr": cfg.optim.lr * lr_factor(step, cfg.train.max_steps, cfg.optim),
-        **mode_signals(decision),
-    }
-    if stats is not None:
-        signals |= rollout_signals(columns, stats, rows.offsets)
-    signals |= run.memorize_log.signals([run.records[i].id for i in rows.records], stats, decision)
+        decision, stats = stages.select(run, rows, columns, prompts, step)
+        live = stages.live(run, rows, columns, decision, stats)
+        tokens = stages.exchange(run, rows, rollouts, live)
+        work = stages.plan(run, rows, columns, live, tokens, prompts)
+    signals = run.step_signals(step, rows, columns, decision, stats)
     with run.clock("update"):
         if live.rows:  # a step in which nothing lives has no backward and no optimizer step
-            work = (
-                plan,
-                live.rows,
-                weights,
-                [tokens[r] for r in live.rows],
-                lambda group: run.encode(rows.records[group]),
-            )
-            if cfg.train.component_norms_every and step % cfg.train.component_norms_every == 0:
-                signals |= {f"grad/{k}": v for k, v in run.component_signals(component_norms(engine, *work)).items()}
-            signals |= run.update_signals(
-                run_update(engine, *work, lr_factor(step, cfg.train.max_steps, cfg.optim)), live
-            )
+            if run.measures_components(step):
+                signals |= component_norms(run.engine, work).signals()
+            signals |= run.update_signals(run_update(run.engine, work, run.lr_factor(step)), live)
     with run.clock("refresh"):
         if explores:
-            engine.refresh()
+            run.engine.refresh()
     run.book.clear()
     return signals
 

@@ -17,6 +17,21 @@ from dyme.plan import Plan
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a step trains, the same on all ranks but for `encode`.
+
+    rows, weights, tokens: [R] live rows, their token weight and their token ids. `encode(group)` rebuilds a group's
+    prompt on this rank, None where its picture fails here: then its rows weigh nothing.
+    """
+
+    plan: Plan
+    rows: tuple[LiveRow, ...]
+    weights: Sequence[float]
+    tokens: Sequence[Sequence[int]]
+    encode: Callable[[int], Prompt | None]
+
+
+@dataclass(frozen=True)
 class UpdateStats:
     """Means over the live tokens of all ranks; NaN where there were none. `lost_rows`: rows whose picture failed
     here."""
@@ -41,19 +56,13 @@ class ComponentNorms:
     memorize: float
     cosine: float
 
+    def signals(self) -> dict[str, float]:
+        return {"grad/explore_norm": self.explore, "grad/memorize_norm": self.memorize, "grad/cosine": self.cosine}
 
-def run_update(
-    engine: Engine,
-    plan: Plan,
-    rows: Sequence[LiveRow],
-    weights: Sequence[float],
-    tokens: Sequence[Sequence[int]],
-    encode: Callable[[int], Prompt | None],
-    lr_factor: float,
-) -> UpdateStats:
-    """Trains a plan and takes one optimizer step. rows, weights, tokens: [R] live rows, their token weight and ids;
-    `encode(group)` rebuilds a group's prompt, None where its picture fails here: then its rows weigh nothing."""
-    sums = _accumulate(engine, plan, rows, weights, tokens, encode)
+
+def run_update(engine: Engine, work: Work, lr_factor: float) -> UpdateStats:
+    """Trains a plan and takes one optimizer step."""
+    sums = _accumulate(engine, work, work.weights)
     result = engine.step(lr_factor)
     loss, live, memorized, nll, ratio, low, high, explored, entropy, lost = engine.all_reduce(sums.tolist())
     return UpdateStats(
@@ -70,20 +79,13 @@ def run_update(
     )
 
 
-def component_norms(
-    engine: Engine,
-    plan: Plan,
-    rows: Sequence[LiveRow],
-    weights: Sequence[float],
-    tokens: Sequence[Sequence[int]],
-    encode: Callable[[int], Prompt | None],
-) -> ComponentNorms:
+def component_norms(engine: Engine, work: Work) -> ComponentNorms:
     """Two more passes over the plan, one with the weights of explored rows only and one with those of memorized
     rows."""
     gradients = []
     for memorize in (False, True):
-        part = [w if row.memorize == memorize else 0.0 for row, w in zip(rows, weights)]
-        _accumulate(engine, plan, rows, part, tokens, encode)
+        part = [w if row.memorize == memorize else 0.0 for row, w in zip(work.rows, work.weights)]
+        _accumulate(engine, work, part)
         gradients.append([g.double().clone() for g in engine.local_gradients()])
         engine.discard()
     explore, memorized = gradients
@@ -96,15 +98,9 @@ def _dot(a: list[Tensor], b: list[Tensor]) -> float:
     return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
 
 
-def _accumulate(
-    engine: Engine,
-    plan: Plan,
-    rows: Sequence[LiveRow],
-    weights: Sequence[float],
-    tokens: Sequence[Sequence[int]],
-    encode: Callable[[int], Prompt | None],
-) -> Tensor:
+def _accumulate(engine: Engine, work: Work, weights: Sequence[float]) -> Tensor:
     """Forward and backward of every micro-batch of this rank; float64 sums of the statistics, [10]."""
+    plan, rows, tokens, encode = work.plan, work.rows, work.tokens, work.encode
     sums = torch.zeros(10, dtype=torch.float64)
     for j, items in enumerate(plan.micro_batches[engine.rank]):
         readable = [(item, prompt) for item in items if (prompt := encode(item.group)) is not None]

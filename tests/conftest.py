@@ -10,23 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "kernels"))
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-TINY = dict(
-    hidden_size=32,
-    layers=2,
-    heads=4,
-    vision_hidden_size=32,
-    vision_layers=1,
-    image_size=32,
-    patch_size=8,
-    scale_factor=2,
-    vocab_size=320,
-)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY, launch
+from conftest import launch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import TINY
 
 PROGRAMS = Path(__file__).parent / "programs"
 

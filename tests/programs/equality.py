@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 TRACE: list[list[object]] = []
 
@@ -47,7 +47,7 @@ def main() -> None:
 
     from dyme.engine import Engine, close_distributed, init_distributed
     from dyme.plan import make_plan
-    from dyme.update import run_update
+    from dyme.update import Work, run_update
     from dyme_kernels import LossSpec
 
     out = Path(sys.argv[1])
@@ -83,7 +83,8 @@ def main() -> None:
             first_modules=engine.trainable_modalities,
         )
         micro.append(plan.num_micro_batches)
-        stats = run_update(engine, plan, step.rows, step.weights, step.tokens, step.prompts.__getitem__, 1.0)
+        work = Work(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__)
+        stats = run_update(engine, work, 1.0)
         norms.append(stats.grad_norm)
     weights = {names[id(p)]: safe_get_full_fp32_param(p).clone() for p in model.parameters()}
     copied = {n: p.clone() for n, p in engine.refresh().named_parameters()}

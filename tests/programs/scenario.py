@@ -8,22 +8,13 @@ from types import SimpleNamespace
 
 import torch
 from PIL import Image
+from tiny import TINY
 
 from dyme.config import RunConfig
 from dyme.families import Prompt, build_family
 from dyme.objective import LiveRow
 
-SPEC = SimpleNamespace(
-    hidden_size=32,
-    layers=2,
-    heads=4,
-    vision_hidden_size=32,
-    vision_layers=1,
-    image_size=32,
-    patch_size=8,
-    scale_factor=2,
-    vocab_size=320,
-)
+SPEC = SimpleNamespace(**TINY)
 
 
 @dataclass(frozen=True)
