@@ -59,9 +59,8 @@ def same(a: list[dict], b: list[dict], *, rel: float = 0.0) -> None:
         assert x.keys() == y.keys()
         for key in x:
             if not key.startswith(timing):
-                assert x[key] == (pytest.approx(y[key], rel=rel, abs=rel) if rel else y[key]), (
-                    f"step {x['step']}: {key}"
-                )
+                expected = pytest.approx(y[key], rel=rel, abs=rel) if rel and y[key] is not None else y[key]
+                assert x[key] == expected, f"step {x['step']}: {key}"
 
 
 def same_weights(a: Path, b: Path, atol: float = 0.0) -> None:
@@ -115,9 +114,15 @@ def test_three_steps_leave_a_whole_run_folder(tmp_path):
 
 
 def test_result_does_not_depend_on_the_number_of_ranks(tmp_path):
-    config = write_config(tmp_path, train__max_steps=3)
+    # random models are never right; a digit of the chart now and then gives some groups a thinking reward
+    selector = {"name": "reward_threshold", "threshold": 0.02}
+    config = write_config(tmp_path, selector=selector, rollout__max_new_tokens=16)
     for ranks in (1, 2, 4):
         launch("--config", config, f"run.dir={tmp_path / str(ranks)}", ranks=ranks)
+    steps = [line for line in lines(tmp_path / "1") if not line.get("eval")]
+    assert any(line["mode/explore_ratio"] > 0 for line in steps) and any(
+        line["mode/memorize_ratio"] > 0 for line in steps
+    )
     for ranks in ("2", "4"):
         same(lines(tmp_path / "1"), lines(tmp_path / ranks), rel=2e-4)
         same_weights(tmp_path / "1", tmp_path / ranks, atol=2e-5)
@@ -152,7 +157,7 @@ def test_kill_during_a_checkpoint_leaves_the_previous_one_usable(tmp_path):
     config = write_config(tmp_path, train__max_steps=4, run__save_every=2)
     run = tmp_path / "run"
     assert run_killed(config, run, during_save=4) != 0
-    left = sorted(p.name for p in (run / "checkpoints").iterdir())
+    left = sorted(p.name for p in (run / "checkpoints").iterdir() if p.is_dir())
     assert left == [".partial-step-00000004", "step-00000002"]
     assert "resuming at step 2" in launch("--config", config, f"run.dir={run}").stderr
     assert (run / "DONE").exists()
@@ -188,8 +193,8 @@ def test_a_picture_that_fails_in_mid_run_costs_its_rows_only(tmp_path):
     done = launch("--config", config, f"run.dir={tmp_path / 'run'}")
     assert done.stderr.count("record r3 left out") >= 1 and "3.png" in done.stderr
     steps = lines(tmp_path / "run")
-    assert len(steps) == 3 and all(line["rollout/unscored"] == pytest.approx(1 / 6) for line in steps)
-    assert all(line["mode/skip_ratio"] >= 1 / 6 - 1e-6 for line in steps)
+    assert len(steps) == 3 and all(line["rollout/unscored"] == pytest.approx(1 / 6, abs=1e-5) for line in steps)
+    assert all(line["mode/skip_ratio"] >= 1 / 6 - 1e-5 for line in steps)
 
 
 def test_a_nan_update_is_skipped_and_counted(tmp_path, run_ranks):
@@ -235,7 +240,8 @@ def test_bad_input_is_one_line(tmp_path):
     config = write_config(tmp_path)
     cases = {
         "rollout.group_sise=4": "unknown key 'rollout.group_sise'; nearest: 'rollout.group_size'",
-        "model.freeze=[tower]": "model.freeze: no part 'tower' in this model; it has vision, connector, language, head",
+        "model.freeze=[tower]": "or 'head', got 'tower'",
+        "model.freeze=[vision,connector,language,head]": "leave at least one to train",
         f"data.train={{source: jsonl, path: {tmp_path / 'none.jsonl'}}}": "none.jsonl",
     }
     for override, message in cases.items():
