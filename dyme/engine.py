@@ -12,7 +12,7 @@ import math
 import os
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Policy(nn.Module):
                 inputs.weights,
                 memorize=inputs.memorize,
                 bias=getattr(self, "bias", None),
-                spec=spec,
+                spec=replace(spec, token_shaping=inputs.token_shaping),
                 logits_budget_mb=logits_budget_mb,
             )
             return tuple(getattr(out, f.name) for f in fields(out))  # ZeRO-3's hooks see tensors in tuples only

@@ -7,7 +7,7 @@ micro-batches computed it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -129,9 +129,15 @@ class LossInputs:
     advantages: Tensor  # float32
     weights: Tensor  # float32
     memorize: Tensor  # bool
+    token_shaping: str = "none"  # of memorized tokens, see ModeDecision
 
     def to(self, device: torch.device) -> LossInputs:
-        return LossInputs(*(t.to(device) for t in (self.advantages, self.weights, self.memorize)))
+        return replace(
+            self,
+            advantages=self.advantages.to(device),
+            weights=self.weights.to(device),
+            memorize=self.memorize.to(device),
+        )
 
 
 def loss_inputs(rows: Sequence[LiveRow], weights: Sequence[float], lengths: Sequence[int]) -> LossInputs:

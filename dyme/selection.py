@@ -64,15 +64,14 @@ class GroupStats:
 class ModeDecision:
     """What each group trains in this step. `mode` and `reason` are int64 [G]; weights are float64 [G], >= 0.
 
-    `extra_records` names records to memorize besides the groups' own (stateful selectors); `token_shaping` names a
-    function of the log-prob that weighs memorized tokens (`dyme_kernels.LossSpec.token_shaping`).
+    `token_shaping` names a function of the log-prob that weighs memorized tokens
+    (`dyme_kernels.LossSpec.token_shaping`).
     """
 
     mode: Tensor
     rl_weight: Tensor
     sft_weight: Tensor
     reason: Tensor
-    extra_records: tuple[str, ...] = ()
     token_shaping: str = "none"
 
     def share(self, mode: Mode) -> float:

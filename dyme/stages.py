@@ -144,6 +144,7 @@ def plan(
     run: Run,
     rows: StepRows,
     columns: dict[str, Tensor],
+    decision: ModeDecision,
     live: LiveRows,
     tokens: dict[LiveRow, list[int]],
     table: PromptTable,
@@ -171,5 +172,10 @@ def plan(
         share_prompt=run.family.packs_trees,
     )
     return Work(
-        placed, live.rows, weights, [tokens[row] for row in live.rows], lambda group: run.encode(rows.records[group])
+        placed,
+        live.rows,
+        weights,
+        [tokens[row] for row in live.rows],
+        lambda group: run.encode(rows.records[group]),
+        decision.token_shaping,
     )

@@ -48,7 +48,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
         decision, stats = stages.select(run, rows, columns, prompts, step)
         live = stages.live(run, rows, columns, decision, stats)
         tokens = stages.exchange(run, rows, rollouts, live)
-        work = stages.plan(run, rows, columns, live, tokens, prompts)
+        work = stages.plan(run, rows, columns, decision, live, tokens, prompts)
     signals = run.step_signals(step, rows, columns, decision, stats)
     with run.clock("update"):
         if live.rows:  # a step in which nothing lives has no backward and no optimizer step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Work:
     weights: Sequence[float]
     tokens: Sequence[Sequence[int]]
     encode: Callable[[int], Prompt | None]
+    token_shaping: str = "none"  # of memorized tokens, see ModeDecision
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def _accumulate(engine: Engine, work: Work, weights: Sequence[float]) -> Tensor:
             engine.family, [(prompt, [tokens[r] for r in item.rows]) for item, prompt in readable], plan.modules[j]
         )
         inputs = loss_inputs([rows[r] for r in index], [weights[r] for r in index], [len(tokens[r]) for r in index])
+        inputs = replace(inputs, token_shaping=work.token_shaping)
         out = engine.forward_backward(batch, inputs, last=j == plan.num_micro_batches - 1)
         memorized, explored = inputs.memorize, ~inputs.memorize
         logprobs = out.logprobs.double().cpu()

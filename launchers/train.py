@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ def main() -> int:
             print(f"{cfg.run.dir} is finished with this configuration (DONE): nothing to do", file=sys.stderr)
         return 0
 
+    quiet()
     from dyme.checkpoint import CheckpointError
     from dyme.data import DataError
     from dyme.engine import close_distributed, init_distributed
@@ -58,6 +60,16 @@ def main() -> int:
         return 2
     close_distributed()
     return 0
+
+
+def quiet() -> None:
+    """Keeps what libraries say about themselves out of the way of what the run says."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from deepspeed.utils import logger
+    from transformers.utils import logging
+
+    logger.setLevel("ERROR")
+    logging.disable_progress_bar()
 
 
 def finished(cfg: RunConfig) -> bool:
