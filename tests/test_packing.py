@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dyme.families import IMAGE, Family, Prompt, build_family
+from dyme.families.causal_lm import CausalLM
 from dyme.packing import pack
 
 TEXTS = ["What is the value of bar one?", "the red bar is 4. Answer: 4"]
@@ -168,7 +169,7 @@ def test_no_anchor_where_the_modules_run_anyway(setting):
 # --- positions in three rows ----------
 
 
-class Rope3(Family):
+class Rope3(CausalLM):
     """A family with M-RoPE: three rows of positions, and replies that start elsewhere than after the prompt."""
 
     pad_id = 0

@@ -9,6 +9,7 @@ Adding one: subclass `Family`, name its `model_types`, register it in `dyme/fami
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,7 +50,7 @@ class Prompt:
         return frozenset({IMAGE}) if self.pixels else frozenset()
 
 
-class Family:
+class Family(ABC):
     """Base of all families: what most Hugging Face models share. Holds the processor, never the weights."""
 
     name: ClassVar[str]
@@ -67,21 +68,22 @@ class Family:
     # --- weights ----------
 
     @classmethod
+    @abstractmethod
     def load(cls, path: Path, dtype: torch.dtype) -> tuple[Family, nn.Module]:
         """The family and the model of a local checkpoint folder."""
-        raise NotImplementedError(f"{cls.__name__}.load")  # pragma: no cover - the contract
 
     @classmethod
+    @abstractmethod
     def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:
         """A tiny random model (`model.from_scratch`) with a tokenizer trained on `texts`."""
-        raise NotImplementedError(f"{cls.__name__}.build")  # pragma: no cover - the contract
 
+    @abstractmethod
     def parts(self, model: Any) -> dict[str, nn.Module]:
         """Named parts that can be frozen or given their own learning rate; together they hold every parameter."""
-        raise NotImplementedError
 
     # --- running ----------
 
+    @abstractmethod
     def hidden(
         self,
         model: Any,
@@ -91,7 +93,6 @@ class Family:
         pixels: Mapping[str, Tensor],
     ) -> Tensor:
         """Last hidden states [B, L, H] of packed sequences, through the stock transformers backbone."""
-        raise NotImplementedError
 
     def head(self, model: Any) -> nn.Module:
         """The language-model head (a Linear whose weight is [V, H])."""
@@ -132,8 +133,9 @@ class Family:
         self.check_placeholders(prompt)
         return prompt
 
+    @abstractmethod
     def check_placeholders(self, prompt: Prompt) -> None:
-        """Compares placeholder tokens with the features the vision tower will return. Text-only families have none."""
+        """Compares placeholder tokens with the features the vision tower will return; raises `PromptError`."""
 
     @cached_property
     def anchors(self) -> dict[frozenset[str], Prompt]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dyme.families import scratch
-from dyme.families.base import Family
+from dyme.families.base import Family, Prompt
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -49,6 +49,9 @@ class CausalLM(Family):
         if image is not None:
             raise ValueError("this model is text-only and the record has an image: use a vision-language checkpoint")
         return [{"role": "user", "content": text}]
+
+    def check_placeholders(self, prompt: Prompt) -> None:
+        """Text has no placeholders."""
 
     def hidden(
         self,
