@@ -16,7 +16,7 @@ from dyme.metrics import MetricsLogger, Sample, SilentLogger
 from dyme.prompts import PromptBook
 from dyme.rewards.answer import split_completion
 from dyme.rewards.compose import score
-from dyme.rollout import RolloutRow, Sampling, generate
+from dyme.rollout import Rollout, RolloutRow, Sampling, generate
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,20 @@ def evaluate(
     """Accuracy counts a right answer in a valid format. Rank 0 writes the samples of `run.samples` records."""
     records = records[: cfg.run.eval_records]
     mine = range(engine.rank, len(records), engine.world_size)
-    prompts = {i: prompt for i in mine if (prompt := book.encode(records[i])) is not None}
-    sampling = Sampling(cfg.rollout.max_new_tokens, temperature=0.0, batch_size=cfg.rollout.batch_size)
-    rollouts = generate(engine.family, engine.refresh(), [RolloutRow(p) for p in prompts.values()], sampling)
-    texts = [engine.family.decode(r.tokens) for r in rollouts]
-    flag, style = cfg.prompt.answer_flag, cfg.prompt.style
+    answers = _answers(cfg, engine, records, mine, book)
+    texts = [engine.family.decode(r.tokens) for r in answers.values()]
     scores = score(
         texts,
-        [records[i] for i in prompts],
-        truncated=[r.truncated for r in rollouts],
+        [records[i] for i in answers],
+        truncated=[r.truncated for r in answers.values()],
         config=cfg.reward,
-        flag=flag,
-        style=style,
+        flag=cfg.prompt.answer_flag,
+        style=cfg.prompt.style,
     )
-    book.clear()
     rows = torch.tensor(
         [
             [i, c, f, t, len(r.tokens)]
-            for i, c, f, t, r in zip(prompts, scores.correct, scores.format, scores.thinking, rollouts, strict=True)
+            for (i, r), c, f, t in zip(answers.items(), scores.correct, scores.format, scores.thinking, strict=True)
         ],
         dtype=torch.float64,
     ).reshape(-1, 5)
@@ -74,10 +70,26 @@ def evaluate(
         return Evaluation(0.0, 0.0, 0.0, 0.0, 0)
     table = engine.gather_rows(rows, counts)
     sampled = _spread(len(records), cfg.run.samples)
-    replies = {i: text for i, text in zip(prompts, texts) if i in sampled}
+    replies = {i: text for i, text in zip(answers, texts) if i in sampled}
     _write_samples(cfg, engine, records, replies, table, step, metrics)
     accuracy, format_rate, thinking, length = table[:, 1:].nan_to_num().mean(0).tolist()
     return Evaluation(accuracy, format_rate, thinking, length, len(table))
+
+
+def _answers(
+    cfg: RunConfig, engine: Engine, records: Sequence[Record], mine: range, book: PromptBook
+) -> dict[int, Rollout]:
+    """Greedy completions of this rank's readable records; pictures are held for one batch at a time."""
+    batch = cfg.rollout.batch_size
+    sampling = Sampling(cfg.rollout.max_new_tokens, temperature=0.0, batch_size=batch)
+    model = engine.refresh()
+    answers: dict[int, Rollout] = {}
+    for at in range(0, len(mine), batch):
+        prompts = {i: prompt for i in mine[at : at + batch] if (prompt := book.encode(records[i])) is not None}
+        rows = [RolloutRow(prompt) for prompt in prompts.values()]
+        answers.update(zip(prompts, generate(engine.family, model, rows, sampling), strict=True))
+        book.clear()
+    return answers
 
 
 def majority_rates(records: Sequence[Record]) -> dict[str, float]:

@@ -229,7 +229,9 @@ class Run:
             "policy/clipped_high": stats.clipped_high,
             "policy/entropy": stats.entropy,
         }
-        return out | ({"memorize/nll": stats.memorize_nll} if memorized else {})
+        if memorized:
+            out |= {"memorize/nll": stats.memorize_nll, "memorize/ref_len": stats.memorized_tokens / memorized}
+        return out
 
     # --- writing ----------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ class UpdateStats:
     grad_norm: float
     loss: float
     live_tokens: int
+    memorized_tokens: int
     lost_rows: int
     memorize_nll: float
     ratio: float
@@ -71,6 +72,7 @@ def run_update(engine: Engine, work: Work, lr_factor: float) -> UpdateStats:
         grad_norm=result.grad_norm,
         loss=loss,
         live_tokens=int(live),
+        memorized_tokens=int(memorized),
         lost_rows=int(lost),
         memorize_nll=_mean(nll, memorized),
         ratio=_mean(ratio, explored),

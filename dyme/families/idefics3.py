@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoProcessor, Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
+from transformers import AutoTokenizer, Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
 
 from dyme.families import scratch
 from dyme.families.base import Family, ModelError, Prompt, PromptError
@@ -40,7 +40,7 @@ class Idefics3(Family):
         model = Idefics3ForConditionalGeneration.from_pretrained(
             path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
         )
-        return cls(AutoProcessor.from_pretrained(path, local_files_only=True), model.config), model
+        return cls(_load_processor(path), model.config), model
 
     @classmethod
     def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:
@@ -134,6 +134,15 @@ class Idefics3(Family):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **pixels
         )
         return out.last_hidden_state
+
+
+def _load_processor(path: Path) -> Idefics3Processor:
+    """The checkpoint's processor from its parts: transformers 5.17 finds no image processor without torchvision when it
+    looks for one by itself."""
+    image_processor = ImageProcessor.from_pretrained(path, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    settings, _ = Idefics3Processor.get_processor_dict(path, local_files_only=True)
+    return Idefics3Processor.from_args_and_dict([image_processor, tokenizer], settings)
 
 
 def _pad_tiles(tensor: Tensor, tiles: int) -> Tensor:
