@@ -81,8 +81,8 @@ class ModelConfig(Schema):
     """Local Hugging Face checkpoint folder of a supported family."""
     from_scratch: FromScratchConfig | None = None
     """Build a tiny random model instead of loading one."""
-    family: Literal["auto", "idefics3", "causal_lm"] = "auto"
-    """Model family; `auto` reads it from the checkpoint (from_scratch: idefics3)."""
+    family: str = "auto"
+    """Name of a family in dyme/families; `auto` reads it from the checkpoint (from_scratch: the default VLM)."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Compute precision; bf16 keeps fp32 master weights in the optimizer."""
     freeze: tuple[Part, ...] = ()

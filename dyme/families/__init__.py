@@ -20,8 +20,16 @@ FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Idefics3
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def _check_name(family: str) -> None:
+    if family not in ("auto", *FAMILIES):
+        near = difflib.get_close_matches(family, FAMILIES, n=1)
+        hint = f"; nearest: '{near[0]}'" if near else ""
+        raise ModelError(f"model.family: unknown family '{family}'{hint}; allowed: auto, {', '.join(FAMILIES)}")
+
+
 def load_family(path: str | Path, family: str = "auto", dtype: str = "fp32") -> tuple[Family, nn.Module]:
     """Opens a local Hugging Face checkpoint folder. Raises `ModelError`."""
+    _check_name(family)
     folder = Path(path)
     config = folder / "config.json"
     if not config.is_file():
@@ -54,4 +62,5 @@ def load_family(path: str | Path, family: str = "auto", dtype: str = "fp32") -> 
 
 def build_family(family: str, spec: object, texts: Sequence[str], dtype: str = "fp32") -> tuple[Family, nn.Module]:
     """A tiny random model of the family (`auto`: idefics3)."""
+    _check_name(family)
     return FAMILIES["idefics3" if family == "auto" else family].build(spec, texts, DTYPES[dtype])

@@ -113,3 +113,9 @@ def test_too_small_a_vocabulary(tiny_spec):
 
 def test_precision(tiny_spec):
     assert build_family("causal_lm", tiny_spec, TEXTS, "bf16")[1].dtype == torch.bfloat16
+
+
+def test_an_unknown_family_is_named_with_the_nearest(tiny_spec):
+    for call in (lambda: load_family("nowhere", "idefics"), lambda: build_family("idefics", tiny_spec, ["a"])):
+        with pytest.raises(ModelError, match=r"unknown family 'idefics'; nearest: 'idefics3'; allowed: auto, idefics3"):
+            call()
