@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from dyme.config import PromptConfig
@@ -23,7 +24,9 @@ def reply_text(record: Record, config: PromptConfig, trace: str | None) -> str:
     if config.style == "direct":
         return record.answer
     final = f"{config.answer_flag} {record.answer}"
-    return f"{trace.strip()}\n{final}" if trace and trace.strip() else final
+    # a trace that announces an answer of its own would teach a second flag, which is an invalid format
+    thinking = re.split(re.escape(config.answer_flag), trace or "", maxsplit=1, flags=re.IGNORECASE)[0].strip()
+    return f"{thinking}\n{final}" if thinking else final
 
 
 def has_reference(record: Record, on_missing_trace: str, style: str) -> bool:
@@ -49,10 +52,11 @@ class PromptBook:
         try:
             image = record.image.load() if record.image else None
             return self.family.encode(prompt_text(record, self.config), image)
-        except (ImageError, PromptError, OSError, ValueError) as error:
+        except Exception as error:  # an edge: whatever a decoder or processor trips over, it costs this record only
+            reason = str(error) if isinstance(error, ImageError | PromptError) else f"{type(error).__name__}: {error}"
             if record.id not in self.failed:
-                self.report(f"record {record.id} left out: {error}")
-            self.failed[record.id] = str(error)
+                self.report(f"record {record.id} left out: {reason}")
+            self.failed[record.id] = reason
             return None
 
     def clear(self) -> None:

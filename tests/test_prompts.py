@@ -42,7 +42,11 @@ def test_reply_text():
     assert reply_text(RECORD, PromptConfig(style="direct"), RECORD.hint) == "3"
 
 
-@pytest.mark.parametrize("trace", [None, "", "  \n "])
+def test_a_trace_that_announces_an_answer_is_cut_there():
+    assert reply_text(RECORD, THINK, "it is 3.\nanswer: 4 or so") == "it is 3.\nAnswer: 3"
+
+
+@pytest.mark.parametrize("trace", [None, "", "  \n ", "Answer: 7"])
 def test_a_missing_trace_leaves_the_answer_alone(trace):
     assert reply_text(RECORD, THINK, trace) == "Answer: 3"
 
@@ -108,6 +112,15 @@ def test_a_bad_image_is_none_and_reported_once(book, said, tmp_path):
     assert len(said) == 2 and list(book.failed) == ["cut", "gone"]
     assert "record cut left out" in said[0] and "truncated" in said[0]
     assert "no such picture" in book.failed["gone"]
+
+
+def test_whatever_a_processor_trips_over_costs_the_record_only(book, said, monkeypatch):
+    def broken(text, image=None):
+        raise ZeroDivisionError("1 x 0 picture")
+
+    monkeypatch.setattr(book.family, "encode", broken)
+    assert book.encode(RECORD) is None
+    assert said == ["record r1 left out: ZeroDivisionError: 1 x 0 picture"]
 
 
 def test_placeholder_mismatch_names_the_record(book, said):
