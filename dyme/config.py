@@ -346,6 +346,18 @@ def _replaced(cfg: RunConfig) -> Any:
     return {"objective": {"surrogate", "normalization"} | unset} if cfg.objective.preset else None
 
 
+def changed_keys(before: str, after: str) -> list[str]:
+    """Dotted keys whose values differ between two configurations as `dump_config` writes them."""
+    old, new = (_leaves(yaml.safe_load(text)) for text in (before, after))
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.rstrip("."): tree}
+    return {key: value for name, sub in tree.items() for key, value in _leaves(sub, f"{prefix}{name}.").items()}
+
+
 def _override(tree: dict[str, Any], item: str) -> None:
     key, sep, text = item.partition("=")
     if not sep or not all(key.split(".")):

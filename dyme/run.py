@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dyme import checkpoint
-from dyme.config import ConfigError, RunConfig, SelectorConfig, dump_config
+from dyme.config import ConfigError, RunConfig, SelectorConfig, changed_keys, dump_config
 from dyme.cursor import StepRows, step_rows
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
@@ -54,7 +54,7 @@ class Run:
         self.started = time.monotonic()
         self.name = self.folder.name
         deepspeed_config(cfg)  # a mistake in it must show before data and model load
-        self._open_folder()
+        self._check_folder()
         self.records = load_records(cfg.data.train, cfg.data.max_bad_fraction)
         self.eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction) if cfg.data.eval else None
         self.spec, self.normalization = resolve(cfg)
@@ -77,6 +77,7 @@ class Run:
         self._skipped_in_a_row = 0
         self._elapsed_before = 0.0
         self.first_step = self._resume()
+        self.changed = self._claim_folder()
         wandb = (
             {"project": cfg.run.wandb, "name": self.name, "config": cfg.model_dump(mode="json")}
             if cfg.run.wandb
@@ -97,15 +98,22 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def _open_folder(self) -> None:
+    def _check_folder(self) -> None:
         used = (self.folder / "metrics.jsonl").exists() or self.checkpoints.exists()
         if used and self.cfg.run.resume == "never":
             raise ConfigError(f"run.dir: {self.folder} already holds a run: choose another folder, or run.resume=auto")
         dist.barrier()  # nobody writes before all have looked
-        if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / DONE).unlink(missing_ok=True)
-            (self.folder / "config.yaml").write_text(dump_config(self.cfg), encoding="utf-8")
+
+    def _claim_folder(self) -> list[str]:
+        """Takes the folder over, once nothing can fail any more. Returns the settings that a resumed run changes."""
+        if self.rank:
+            return []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before = self.folder / "config.yaml"
+        changed = changed_keys(before.read_text(encoding="utf-8"), dump_config(self.cfg)) if self.first_step else []
+        (self.folder / DONE).unlink(missing_ok=True)
+        before.write_text(dump_config(self.cfg), encoding="utf-8")
+        return changed
 
     def _check_modalities(self) -> None:
         if not self.family.modalities and any(r.image for r in self.records):
@@ -125,6 +133,8 @@ class Run:
     def _announce(self) -> None:
         bad = len(self.records.bad) + (len(self.eval_records.bad) if self.eval_records else 0)
         start = f"resuming at step {self.first_step}" if self.first_step else "starting"
+        if self.changed:
+            self.progress.say(f"settings changed since this run started: {', '.join(self.changed)}")
         self.progress.say(
             f"{start}: method {self.cfg.method}, {self.family.name} with {self.parameters / 1e6:.2f}M parameters, "
             f"{len(self.records)} records ({bad} bad rows left out), {self.engine.world_size} ranks, "

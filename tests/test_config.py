@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dyme.config import ConfigError, RunConfig, dump_config, load_config
+from dyme.config import ConfigError, RunConfig, changed_keys, dump_config, load_config
 from dyme.config_errors import valid_keys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -304,3 +304,10 @@ def test_other_ranks_keep_quiet(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     done = launch("--config", "configs/quickstart.yaml", "optim.lrr=3")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_changed_keys():
+    before = "method: dyme\noptim: {lr: 0.1, betas: [0.9, 0.95]}\nrun: {seed: 0}\n"
+    after = "method: dyme\noptim: {lr: 0.2, betas: [0.9, 0.95], eps: 0.1}\n"
+    assert changed_keys(before, after) == ["optim.eps", "optim.lr", "run.seed"]
+    assert changed_keys(before, before) == []

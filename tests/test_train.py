@@ -169,10 +169,16 @@ def test_other_world_size_and_damaged_checkpoint_are_named(tmp_path):
     config = write_config(tmp_path, train__max_steps=2, run__export=False)
     run = tmp_path / "run"
     launch("--config", config, f"run.dir={run}")
+    before = (run / "config.yaml").read_text()
     failed = launch("--config", config, f"run.dir={run}", "train.max_steps=3", ranks=1, check=False)
     assert failed.returncode != 0 and "was written by 2 ranks, this run has 1" in failed.stderr
-    (run / "checkpoints" / "step-00000002" / "state.json").write_text("{")
-    failed = launch("--config", config, f"run.dir={run}", "train.max_steps=3", check=False)
+    assert (run / "DONE").exists() and (run / "config.yaml").read_text() == before  # the finished run is untouched
+    more = launch("--config", config, f"run.dir={run}", "train.max_steps=3", "optim.lr=0.002")
+    assert "resuming at step 2" in more.stderr
+    assert "settings changed since this run started: optim.lr, train.max_steps" in more.stderr
+    assert len(lines(run)) == 6 and (run / "DONE").exists()
+    (run / "checkpoints" / "step-00000003" / "state.json").write_text("{")
+    failed = launch("--config", config, f"run.dir={run}", "train.max_steps=4", check=False)
     assert failed.returncode != 0 and "state.json cannot be read" in failed.stderr
 
 
