@@ -97,7 +97,8 @@ def _table(model: type[BaseModel], prefix: str, skip: tuple[str, ...] = ()) -> s
 
 
 def _is_source(annotation: Any) -> bool:
-    return set(_models_in(annotation)) == set(_models_in(SourceConfig))
+    models = set(_models_in(annotation))
+    return len(models) > 1 and models <= set(_models_in(SourceConfig))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

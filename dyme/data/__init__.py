@@ -4,7 +4,9 @@ records = load_records(ChartsSource(count=1000))
 records[0].image.load()
 """
 
+from dyme.data.chartqa import ChartQASource
 from dyme.data.charts import ChartsSource
+from dyme.data.dataset import DatasetSource
 from dyme.data.errors import BadRow, DataError
 from dyme.data.gsm8k import Gsm8kSource
 from dyme.data.imagefolder import ImageFolderSource
@@ -15,8 +17,10 @@ from dyme.data.sources import SourceConfig, load_records, read_records
 
 __all__ = [
     "BadRow",
+    "ChartQASource",
     "ChartsSource",
     "DataError",
+    "DatasetSource",
     "Gsm8kSource",
     "ImageError",
     "ImageFolderSource",

@@ -1,19 +1,13 @@
-"""SourceConfig: every source there is, and the one function that reads them."""
+"""SourceConfig: every source that a configuration may name, and how a run reads it."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from dyme.data.charts import ChartsSource, chart_records
 from dyme.data.errors import DataError
-from dyme.data.gsm8k import Gsm8kSource, read_gsm8k
-from dyme.data.imagefolder import ImageFolderSource, read_imagefolder
-from dyme.data.jsonl import JsonlSource, read_jsonl
+from dyme.data.plain import PlainSource as SourceConfig
+from dyme.data.plain import read_plain
 from dyme.data.recordset import RecordSet
 
-SourceConfig = Annotated[JsonlSource | ImageFolderSource | Gsm8kSource | ChartsSource, Field(discriminator="source")]
+__all__ = ["SourceConfig", "load_records", "read_records"]
 NAMED = 10  # bad rows that an error message spells out
 
 
@@ -34,15 +28,7 @@ def load_records(source: SourceConfig, max_bad_fraction: float = 0.01) -> Record
 
 def read_records(source: SourceConfig) -> RecordSet:
     """As `load_records`, whatever the number of bad rows."""
-    match source:
-        case JsonlSource():
-            return read_jsonl(source)
-        case ImageFolderSource():
-            return read_imagefolder(source)
-        case Gsm8kSource():
-            return read_gsm8k(source)
-        case ChartsSource():
-            return RecordSet(tuple(chart_records(source)))
+    return read_plain(source)
 
 
 def _too_many(records: RecordSet, total: int, max_bad_fraction: float) -> str:
