@@ -6,13 +6,20 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from dyme.data.aokvqa import AOKVQASource, picture_name
 from dyme.data.chartqa import ChartQASource, chartqa_splits
 from dyme.data.dataset import SPLITS_FILE, STATE_FILE, DatasetSource, splits_on_disk
+from dyme.data.dyme_release import DymeReleaseSource
 from dyme.data.errors import DataError
+from dyme.data.geometry3k import PROBLEM, Geometry3KSource, geometry3k_splits
 from dyme.data.gsm8k import FLAG, Gsm8kSource
 from dyme.data.imagefolder import METADATA, ImageFolderSource, splits_of
 from dyme.data.jsonl import JsonlSource
+from dyme.data.rows import list_items
+from dyme.data.slake import SPLITS as SLAKE_SPLITS
+from dyme.data.slake import SlakeSource, slake_splits
 from dyme.data.sources import SourceConfig
+from dyme.data.vqa_rad import VQARadSource
 
 FORMS = "a .jsonl file, a data set in its published layout, a run YAML, or source:key=value,key=value"
 
@@ -48,21 +55,69 @@ def guess_folder(path: Path) -> list[NamedSource]:
     return published
 
 
-def guess_file(path: Path) -> NamedSource:
-    """The source of a file: a JSON list by the keys of its first entry, anything else as JSONL."""
+def guess_file(path: Path) -> list[NamedSource]:
+    """The sources of a file: a JSON list by the keys of its first entry, anything else as JSONL."""
     if "gsm8k" in str(path).lower():
-        return NamedSource(f"gsm8k {path} (guessed: by its name)", Gsm8kSource(path=str(path)))
+        return [NamedSource(f"gsm8k {path} (guessed: by its name)", Gsm8kSource(path=str(path)))]
+    if path.suffix == ".json" and path.read_bytes()[:64].lstrip().startswith(b"["):
+        return _of_list(path)
     if _has_flag(path):
-        return NamedSource(f"gsm8k {path} (guessed: the first answer has {FLAG!r})", Gsm8kSource(path=str(path)))
-    return NamedSource(f"jsonl {path} (guessed: a file)", JsonlSource(path=str(path)))
+        return [NamedSource(f"gsm8k {path} (guessed: the first answer has {FLAG!r})", Gsm8kSource(path=str(path)))]
+    return [NamedSource(f"jsonl {path} (guessed: a file)", JsonlSource(path=str(path)))]
 
 
 def _published(path: Path) -> list[NamedSource]:
-    return [
-        _named(ChartQASource(path=str(path), split=s), f"{path}, split {s}", f"{s}/{s}_*.json")
-        for s in ("train", "val", "test")
-        if s in chartqa_splits(path)
+    where = str(path)
+    charts = [
+        _named(ChartQASource.model_validate({"path": where, "split": s}), f"{path}, split {s}", f"{s}/{s}_*.json")
+        for s in chartqa_splits(path)
     ]
+    medical = [
+        _named(SlakeSource.model_validate({"path": where, "split": s}), f"{path}, split {s}", f"{s}.json and imgs")
+        for s in slake_splits(path)
+    ]
+    geometry = [
+        _named(Geometry3KSource.model_validate({"path": where, "split": s}), f"{path}, split {s}", f"{s}/*/{PROBLEM}")
+        for s in geometry3k_splits(path)
+    ]
+    return charts or medical or geometry
+
+
+def _of_list(path: Path) -> list[NamedSource]:
+    """By keys that one data set alone has."""
+    items = list_items(path)
+    first = items[0].raw if items else None
+    keys = set(first) if isinstance(first, dict) else set()
+    where = str(path)
+    if "question_wo_prompt" in keys:
+        return [_named(DymeReleaseSource(path=where), path, "question_wo_prompt")]
+    if {"image_name", "image_organ"} <= keys:
+        splits = ("train", "test") if "phrase_type" in keys else ("all",)
+        values = [{"path": where, "split": split} for split in splits]
+        return [_named(VQARadSource.model_validate(v), f"{path}, split {v['split']}", "image_organ") for v in values]
+    if {"image_id", "choices", "direct_answers"} <= keys and isinstance(first, dict):
+        return [_named(AOKVQASource(path=where, images=_coco_folder(path, first)), path, "direct_answers")]
+    if {"img_name", "q_lang"} <= keys and path.stem in SLAKE_SPLITS:
+        return [_named(SlakeSource.model_validate({"path": str(path.parent), "split": path.stem}), path, "q_lang")]
+    if {"imgname", "query", "label"} <= keys and path.parent.name in chartqa_splits(path.parent.parent):
+        split, part = path.parent.name, path.stem.removeprefix(f"{path.parent.name}_")
+        whole = ChartQASource.model_validate({"path": str(path.parent.parent), "split": split, "part": part})
+        return [_named(whole, path, "imgname")]
+    known = ", ".join(sorted(keys)) or "none"
+    raise DataError(f"{path}: a JSON list of no known data set (keys of its first entry: {known}); give {FORMS}")
+
+
+def _coco_folder(path: Path, entry: dict[str, object]) -> str:
+    """The folder near the file that holds the picture of its first entry."""
+    name = picture_name(entry.get("image_id"))
+    near = (path.parent, path.parent.parent)
+    found = next((file for folder in near for depth in ("", "*/", "*/*/") for file in folder.glob(depth + name)), None)
+    if found is None:
+        raise DataError(
+            f"{path}: A-OKVQA, but no {name} near it; say where the pictures of COCO are: "
+            f"aokvqa:path={path},images=<folder>"
+        )
+    return str(found.parent)
 
 
 def _named(source: SourceConfig, where: object, holds: str) -> NamedSource:

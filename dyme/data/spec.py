@@ -37,7 +37,7 @@ def parse_spec(spec: str) -> list[NamedSource]:
     if path.name == METADATA and path.is_file():
         return guess_folder(path.parent)
     if path.is_file():
-        return [guess_file(path)]
+        return guess_file(path)
     raise DataError(f"{spec}: no such file or folder; give {FORMS}")
 
 

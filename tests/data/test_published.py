@@ -131,6 +131,8 @@ def test_chartqa(tmp_path, capsys):
     assert machine.id == "val_augmented-1"
     hinted = load_records(ChartQASource(path=str(root), hint_key="why", limit=1))
     assert [r.hint for r in hinted] == ["count"]
+    [file] = parse_spec(str(root / "val" / "val_human.json"))
+    assert file.source == ChartQASource(path=str(root), split="val", part="human")
     status, out, config = checked(capsys, root)
     assert status == 0 and "human 2, augmented 1" in out
     assert config["data"] == {
