@@ -14,6 +14,7 @@ from dyme.data.geometry3k import Geometry3KSource
 from dyme.data.gsm8k import Gsm8kSource
 from dyme.data.imagefolder import ImageFolderSource
 from dyme.data.jsonl import JsonlSource
+from dyme.data.mixture import MixturePart, MixtureSource
 from dyme.data.record import ImageError, LazyImage, Record
 from dyme.data.recordset import RecordSet
 from dyme.data.slake import SlakeSource
@@ -34,6 +35,8 @@ __all__ = [
     "ImageFolderSource",
     "JsonlSource",
     "LazyImage",
+    "MixturePart",
+    "MixtureSource",
     "Record",
     "RecordSet",
     "SlakeSource",

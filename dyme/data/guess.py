@@ -26,10 +26,14 @@ FORMS = "a .jsonl file, a data set in its published layout, a run YAML, or sourc
 
 @dataclass(frozen=True)
 class NamedSource:
-    """`label` says what the source is and, where it was guessed, from what."""
+    """`label` says what the source is and, where it was guessed, from what.
+
+    `part` is train or eval where a run configuration says so.
+    """
 
     label: str
     source: SourceConfig
+    part: str = ""
 
 
 def guess_folder(path: Path) -> list[NamedSource]:

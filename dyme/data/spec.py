@@ -42,14 +42,19 @@ def parse_spec(spec: str) -> list[NamedSource]:
 
 
 def snippet(named: list[NamedSource]) -> str:
-    """The `data` section of a run configuration that trains on the first source, or on the one that is called train."""
-    train = next((n.source for n in named if _split(n.source) == "train"), named[0].source)
-    others = [n.source for n in named if n.source is not train]
-    # Held-out figures of a run are looked at again and again, so validation data goes before test data.
-    evals = sorted(others, key=lambda source: not _split(source).startswith("val"))
-    chosen = {"train": train} if not evals else {"train": train, "eval": evals[0]}
+    """The `data` section of a run configuration with these sources, as YAML."""
+    chosen = {n.part: n.source for n in named if n.part} or _chosen([n.source for n in named])
     data = {part: {"source": s.source, **s.model_dump(mode="json", exclude_unset=True)} for part, s in chosen.items()}
     return yaml.safe_dump({"data": data}, default_flow_style=None, sort_keys=False, width=1000, allow_unicode=True)
+
+
+def _chosen(sources: list[SourceConfig]) -> dict[str, SourceConfig]:
+    """Trains on the split that is called train, or else on the first source."""
+    train = next((source for source in sources if _split(source) == "train"), sources[0])
+    others = [source for source in sources if source is not train]
+    # Held-out figures of a run are looked at again and again, so validation data goes before test data.
+    others.sort(key=lambda source: not _split(source).startswith("val"))
+    return {"train": train} | ({"eval": others[0]} if others else {})
 
 
 def _split(source: SourceConfig) -> str:
@@ -79,7 +84,7 @@ def _of_run(path: Path) -> list[NamedSource]:
     if not isinstance(data, dict) or not (data.get("train") or data.get("eval")):
         raise DataError(f"{path}: neither data.train nor data.eval; name a run configuration, or {FORMS}")
     return [
-        NamedSource(f"{path}: data.{part}", _validated(f"{path}: data.{part}", data[part]))
+        NamedSource(f"{path}: data.{part}", _validated(f"{path}: data.{part}", data[part]), part)
         for part in ("train", "eval")
         if data.get(part)
     ]
