@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from dyme.data.images import decode, decode_bytes
 from dyme.data.paths import existing_folder
 from dyme.data.record import ImageError, LazyImage
 from dyme.data.recordset import RecordSet
-from dyme.data.rows import FieldName, Item, to_records
+from dyme.data.rows import FieldName, Item, Row, to_records
 from dyme.schema import Schema
 
 if TYPE_CHECKING:
@@ -49,11 +49,12 @@ class StoredPicture:
     row: int
 
     def __call__(self) -> Image.Image:
-        """The picture in RGB. Raises `ImageError` when it is damaged."""
-        cell = _pictures(self.folder, self.column)[self.row][self.column]
+        """The picture in RGB. Raises `ImageError` when it is damaged, or the data set was since it was read."""
         name = f"{self.folder}: row {self.row + 1}, column {self.column!r}"
-        if cell is None:
-            raise ImageError(f"{name}: no picture; remove the row or fill it in")
+        try:
+            cell = _pictures(self.folder, self.column)[self.row][self.column]
+        except Exception as error:  # a folder that vanished or broke during a run costs its records, as a file does
+            raise ImageError(f"{name}: cannot be read ({error}); write the data set again") from error
         return decode_bytes(cell["bytes"], name) if cell["bytes"] else decode(self.folder / cell["path"])
 
 
@@ -93,16 +94,18 @@ def _items(folder: Path, config: DatasetSource) -> Iterator[Item]:
 
     dataset = _opened(folder)
     features = dataset.features
-    pictures = {name: dataset.data.column(name).is_null() for name in features if isinstance(features[name], Image)}
+    columns = [name for name in features if isinstance(features[name], Image)]
+    pictures = {name: dataset.data.column(name).is_null().to_pylist() for name in columns}
     labels = {name: feature for name, feature in features.items() if isinstance(feature, ClassLabel)}
     words = dataset.select_columns([name for name in features if name not in pictures])
-    for index in range(len(dataset)):
-        row = dict(words[index]) if words.column_names else {}
+    # datasets counts no rows where it has no columns
+    rows: Iterable[Row] = words if words.column_names else ({} for _ in range(len(dataset)))
+    for index, row in enumerate(rows):
         for name, label in labels.items():
             row[name] = None if row[name] is None or row[name] < 0 else label.int2str(row[name])
         for name, empty in pictures.items():
             drawn = LazyImage(draw=StoredPicture(folder, name, index))
-            row[name] = None if empty[index].as_py() else drawn
+            row[name] = None if empty[index] else drawn
         yield Item(folder, index + 1, row, f"{config.split or folder.name}-{index + 1}")
 
 

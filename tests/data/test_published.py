@@ -13,6 +13,7 @@ from PIL import Image
 from dyme.data import ChartQASource, DataError, DatasetSource, ImageError, load_records, read_records
 from dyme.data.__main__ import main
 from dyme.data.check import check
+from dyme.data.dataset import StoredPicture
 from dyme.data.spec import parse_spec
 
 
@@ -107,6 +108,19 @@ def test_dataset_with_a_damaged_picture(tmp_path):
     with pytest.raises(ImageError, match="row 1, column 'image': not a readable picture"):
         record.image.load()
     assert [row.line for row in check(DatasetSource(path=str(tmp_path / "set"))).bad] == [1]
+    gone = StoredPicture(tmp_path / "gone", "image", 0)
+    with pytest.raises(ImageError, match="cannot be read"):
+        gone()
+
+
+def test_dataset_of_pictures_alone_says_what_is_missing(tmp_path):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image()})
+    made = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 6))] * 2}, features=features)
+    made.save_to_disk(str(tmp_path / "set"))
+    bad = read_records(DatasetSource(path=str(tmp_path / "set"))).bad
+    assert [row.reason for row in bad] == ["no question; its keys are image"] * 2
 
 
 def chartqa(root: Path) -> Path:
