@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,12 +96,12 @@ def to_records(
             name = _scalar(converted, "id") or item.name
             if name in seen:
                 raise RowError(f"id was used before, in line {seen[name].line}")
-            record = _record({"kind": item.kind, **converted}, name, pictures or item.file.parent, headers)
+            record = _record(converted, name, pictures or item.file.parent, headers, row)
         except RowError as error:
             bad.append(BadRow(item.file, item.line, name, str(error)))
             continue
         seen[name] = item
-        records.append(record)
+        records.append(record if record.kind else replace(record, kind=item.kind))
         origins.append(item)
     _check_mapping(path, fields, keys, setting)
     lines, files = tuple(item.line for item in origins), tuple(item.file for item in origins)
@@ -134,11 +134,12 @@ def _rename(row: Row, fields: Mapping[FieldName, str]) -> Row:
     return {**row, **{ours: row.get(theirs) for ours, theirs in fields.items()}}
 
 
-def _record(row: Row, name: str, folder: Path, headers: dict[Path, str]) -> Record:
+def _record(row: Row, name: str, folder: Path, headers: dict[Path, str], raw: Row) -> Record:
+    """`raw` is the row as it lies in the file, for messages: its keys are the ones that the user knows."""
     question = _scalar(row, "question")
     if not question:
-        raise RowError(f"no question; its keys are {', '.join(row)}")
-    answers = _answers(row)
+        raise RowError(f"no question; its keys are {', '.join(raw)}")
+    answers = _answers(row, raw)
     choices = _strings(row, "choices")
     if choices and answers[0] not in choices:
         raise RowError(f"answer {answers[0]!r} is not one of the choices {', '.join(map(repr, choices))}")
@@ -154,10 +155,10 @@ def _record(row: Row, name: str, folder: Path, headers: dict[Path, str]) -> Reco
     )
 
 
-def _answers(row: Row) -> tuple[str, ...]:
+def _answers(row: Row, raw: Row) -> tuple[str, ...]:
     """Accepted answers; `answer` goes first where a row has both keys."""
     if row.get("answer") is None and row.get("answers") is None:
-        raise RowError(f"no answer; its keys are {', '.join(row)}")
+        raise RowError(f"no answer; its keys are {', '.join(raw)}")
     first = () if row.get("answer") is None else (_scalar(row, "answer"),)
     answers = tuple(dict.fromkeys(first + _strings(row, "answers")))
     if not answers or not all(answers):

@@ -161,10 +161,10 @@ def test_chartqa_errors(tmp_path):
         load_records(ChartQASource(path=str(root), hint_key="trace"))
     write(root / "train" / "train_human.json", [{"query": "q", "label": "1"}, 3, {"imgname": "x.png", "query": "q"}])
     bad = read_records(ChartQASource(path=str(root), part="human")).bad
-    assert [row.reason.split(";")[0] for row in bad] == [
-        "no imgname",
+    assert [row.reason for row in bad] == [
+        "no imgname; its keys are query, label",
         "a JSON int where an object is needed",
-        "no answer",
+        "no answer; its keys are imgname, query",
     ]
     (root / "val" / "val_human.json").unlink()
     with pytest.raises(DataError, match=r"val_human\.json: no such file; correct path, split or part"):
