@@ -62,6 +62,8 @@ def render() -> str:
     for model in _models_in(SourceConfig):
         tag = typing.get_args(model.model_fields["source"].annotation)[0]
         sections += [f"### source: {tag}\n", f"{_line(model.__doc__)}\n", _table(model, "", skip=("source",))]
+        for name, part in _sections(model, ""):
+            sections += [f"### {name}\n", f"{_line(part.__doc__)}\n", _table(part, "")]
     return "\n".join(sections)
 
 
@@ -97,7 +99,8 @@ def _table(model: type[BaseModel], prefix: str, skip: tuple[str, ...] = ()) -> s
 
 
 def _is_source(annotation: Any) -> bool:
-    return set(_models_in(annotation)) == set(_models_in(SourceConfig))
+    models = set(_models_in(annotation))
+    return len(models) > 1 and models <= set(_models_in(SourceConfig))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -117,6 +120,8 @@ def _name(annotation: Any, metadata: list[Any]) -> str:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if _is_source(annotation):
         return "list of sources" if origin is tuple else "a source"
+    if origin is tuple and _models_in(args[0]):
+        return "list of sections"
     if origin is typing.Annotated:
         inner = [m for extra in args[1:] for m in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
         return _name(args[0], [*inner, *metadata])

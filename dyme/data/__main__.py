@@ -13,7 +13,7 @@ from dyme.data.check import MAX_BAD_FRACTION, check, print_report
 from dyme.data.errors import DataError
 from dyme.data.sheet import contact_sheet
 from dyme.data.sources import read_records
-from dyme.data.spec import FORMS, parse_spec
+from dyme.data.spec import FORMS, parse_spec, snippet
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,10 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _check(console: Console, spec: str, decode_all: bool) -> int:
     status = 0
-    for named in parse_spec(spec):
+    sources = parse_spec(spec)
+    for named in sources:
         report = check(named.source, decode_all)
         print_report(console, named, report)
         status = max(status, int(report.bad_fraction > MAX_BAD_FRACTION))
+    console.print("\nfor a run configuration:", highlight=False)
+    console.print(escape(snippet(sources)), soft_wrap=True, highlight=False, end="")
     return status
 
 

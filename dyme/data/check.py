@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -70,7 +69,7 @@ def check(source: SourceConfig, decode_all: bool = False) -> Report:
         pictures=len(pictures),
         decoded=len(picked),
         sizes=dict(sizes.most_common()),
-        bad=tuple(sorted((*records.bad, *_undecodable(records, broken)), key=lambda row: row.line)),
+        bad=tuple(sorted((*records.bad, *_undecodable(records, broken)), key=lambda row: (row.file, row.line))),
     )
 
 
@@ -126,9 +125,7 @@ def _spread(items: list[LazyImage], n: int) -> list[LazyImage]:
 
 
 def _undecodable(records: RecordSet, broken: dict[LazyImage, str]) -> list[BadRow]:
-    file = records.file or Path()
-    numbered = zip(records.lines, records)
-    return [BadRow(file, line, r.id, broken[r.image]) for line, r in numbered if r.image in broken]
+    return [BadRow(*records.origin(i), r.id, broken[r.image]) for i, r in enumerate(records) if r.image in broken]
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,35 +19,49 @@ def decode(path: Path) -> Image.Image:
 
     Raises `ImageError` when the file is missing, not a picture, truncated, or larger than `MAX_PIXELS`.
     """
-    with _open(path) as image:
-        try:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ... for broken files
-            raise ImageError(f"{path}: picture is truncated or damaged ({error}); replace the file") from error
-        return _to_rgb(upright)
+    with _open_file(path) as image:
+        return _upright(image, str(path))
+
+
+def decode_bytes(data: bytes, name: str) -> Image.Image:
+    """As `decode`, for a picture that lies in memory; `name` stands for it in messages."""
+    with _open(BytesIO(data), name) as image:
+        return _upright(image, name)
 
 
 def check_header(path: Path) -> tuple[int, int]:
     """Width and height from the header alone; raises `ImageError` as `decode` does, except for truncated files."""
-    with _open(path) as image:
+    with _open_file(path) as image:
         return image.size
 
 
-def _open(path: Path) -> Image.Image:
+def _open_file(path: Path) -> Image.Image:
     if not path.is_file():
         raise ImageError(f"{path}: no such picture; correct the path or restore the file")
+    return _open(path, str(path))
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
     try:
-        image = Image.open(path)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ... for broken files
+        raise ImageError(f"{name}: picture is truncated or damaged ({error}); replace the file") from error
+    return _to_rgb(upright)
+
+
+def _open(file: Path | BytesIO, name: str) -> Image.Image:
+    try:
+        image = Image.open(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # PIL's own limit is global state that anyone may change, so it can strike before ours.
-        raise ImageError(f"{path}: {_TOO_LARGE} ({error})") from error
+        raise ImageError(f"{name}: {_TOO_LARGE} ({error})") from error
     except Exception as error:
-        raise ImageError(f"{path}: not a readable picture ({error}); replace the file") from error
+        raise ImageError(f"{name}: not a readable picture ({error}); replace the file") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()
-        raise ImageError(f"{path}: {_TOO_LARGE} ({width} x {height} pixels)")
+        raise ImageError(f"{name}: {_TOO_LARGE} ({width} x {height} pixels)")
     return image
 
 

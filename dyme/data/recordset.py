@@ -16,12 +16,19 @@ class RecordSet(Sequence[Record]):
     """Records in file order; `bad` rows are not among them. Pickles, and so travels to data workers.
 
     `file` and `lines` (from 1, one for each record) say where records were read; generated records have neither.
+    `files` (one for each record) is there where they come from several files.
     """
 
     records: tuple[Record, ...]
     bad: tuple[BadRow, ...] = ()
     file: Path | None = None
     lines: tuple[int, ...] = ()
+    files: tuple[Path, ...] = ()
+
+    def origin(self, index: int) -> tuple[Path, int]:
+        """File and line of a record; line 0 of no file for generated ones."""
+        file = self.files[index] if self.files else self.file or Path()
+        return file, self.lines[index] if self.lines else 0
 
     def __len__(self) -> int:
         return len(self.records)

@@ -1,9 +1,10 @@
-"""Rows of a JSONL file to records: one object per line, bad rows counted instead of raised."""
+"""Rows of JSON files to records, one object per line or one list: bad rows are counted instead of raised."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,65 +15,118 @@ from dyme.data.recordset import RecordSet
 
 FieldName = Literal["id", "question", "answer", "answers", "choices", "hint", "facts", "image", "kind"]
 Row = dict[str, Any]
+Convert = Callable[[Row], Row | None]
 
 
 class RowError(Exception):
     """Why one row cannot become a record."""
 
 
-def read_rows(
-    path: Path, limit: int | None, fields: Mapping[FieldName, str], convert: Callable[[Row], Row]
-) -> RecordSet:
-    """The first `limit` rows of `path`; blank lines do not count.
+@dataclass(frozen=True)
+class Item:
+    """One row as it lies in a file: JSON text, or a value that is parsed already.
+
+    `name` and `kind` are those of a row that has none of its own.
+    """
+
+    file: Path
+    line: int
+    raw: object
+    name: str
+    kind: str = ""
+
+
+def read_rows(path: Path, limit: int | None, fields: Mapping[FieldName, str], convert: Convert) -> RecordSet:
+    """The first `limit` rows of the JSONL file `path`; blank lines do not count.
 
     `fields` maps our names to the keys of the file. `convert` turns a renamed row into one with our keys and may raise
     `RowError`. Raises `DataError` when a mapped key occurs in no row.
     """
-    records, lines, bad = [], [], []
-    seen: dict[str, int] = {}
+    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    lines = ((number, raw) for number, raw in enumerate(text.split(b"\n"), 1) if raw.strip())
+    items = (Item(path, number, raw, f"{_stem(path)}-{number}") for number, raw in lines)
+    return to_records(path, items, convert, limit=limit, fields=fields)
+
+
+def list_items(path: Path) -> list[Item]:
+    """The entries of a JSON list, counted from 1. Raises `DataError` when the file holds anything else."""
+    try:
+        entries = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=lambda _: None)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: broken JSON ({error.msg}); write the file again") from error
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: holds a JSON {type(entries).__name__}, not a list of objects; name another file")
+    return [Item(path, number, entry, f"{path.stem}-{number}") for number, entry in enumerate(entries, 1)]
+
+
+def to_records(
+    path: Path,
+    items: Iterable[Item],
+    convert: Convert,
+    *,
+    limit: int | None = None,
+    fields: Mapping[FieldName, str] | None = None,
+    setting: str = "fields.{}",
+    pictures: Path | None = None,
+) -> RecordSet:
+    """Records of the first `limit` rows that `convert` keeps: rows for which it gives None do not count as rows.
+
+    `path` names the whole in messages, `setting` the configuration key behind an entry of `fields`. Pictures are
+    relative to `pictures`, or else to the folder of the file of their row.
+    """
+    fields = fields or {}
+    records: list[Record] = []
+    origins: list[Item] = []
+    bad: list[BadRow] = []
+    seen: dict[str, Item] = {}
     keys: set[str] = set()
     headers: dict[Path, str] = {}
-    for line, raw in _numbered(path, limit):
+    for item in items:
+        if len(records) + len(bad) == limit:
+            break
         name = ""
         try:
-            row = _parse(raw)
+            row = _parse(item.raw)
             keys.update(row)
-            row = convert(_rename(row, fields))
-            name = _scalar(row, "id") or f"{_stem(path)}-{line}"
+            converted = convert(_rename(row, fields))
+            if converted is None:
+                continue
+            name = _scalar(converted, "id") or item.name
             if name in seen:
-                raise RowError(f"id was used before, in line {seen[name]}")
-            record = _record(row, name, path.parent, headers)
+                raise RowError(f"id was used before, in line {seen[name].line}")
+            record = _record(converted, name, pictures or item.file.parent, headers, row)
         except RowError as error:
-            bad.append(BadRow(path, line, name, str(error)))
+            bad.append(BadRow(item.file, item.line, name, str(error)))
             continue
-        seen[name] = line
-        records.append(record)
-        lines.append(line)
-    _check_mapping(path, fields, keys)
-    return RecordSet(tuple(records), tuple(bad), path, tuple(lines))
-
-
-def _numbered(path: Path, limit: int | None) -> list[tuple[int, bytes]]:
-    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    rows = [(number, raw) for number, raw in enumerate(text.split(b"\n"), 1) if raw.strip()]
-    return rows[:limit]
+        seen[name] = item
+        records.append(record if record.kind else replace(record, kind=item.kind))
+        origins.append(item)
+    _check_mapping(path, fields, keys, setting)
+    lines, files = tuple(item.line for item in origins), tuple(item.file for item in origins)
+    return RecordSet(tuple(records), tuple(bad), path, lines, () if set(files) <= {path} else files)
 
 
 def _stem(path: Path) -> str:
     return path.parent.name if path.name == "metadata.jsonl" else path.stem
 
 
-def _parse(raw: bytes) -> Row:
+def _parse(raw: object) -> Row:
+    row = _decoded(raw) if isinstance(raw, bytes) else raw
+    if not isinstance(row, dict):
+        raise RowError(f"a JSON {type(row).__name__} where an object is needed")
+    return row
+
+
+def _decoded(raw: bytes) -> object:
     try:
         # pandas writes missing values as NaN, which must not become the answer "nan"
-        row = json.loads(raw.decode("utf-8"), parse_constant=lambda _: None)
+        return json.loads(raw.decode("utf-8"), parse_constant=lambda _: None)
     except UnicodeDecodeError as error:
         raise RowError(f"not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise RowError(f"broken JSON at column {error.colno}: {error.msg}") from error
-    if not isinstance(row, dict):
-        raise RowError(f"a JSON {type(row).__name__} where an object is needed")
-    return row
 
 
 def _rename(row: Row, fields: Mapping[FieldName, str]) -> Row:
@@ -80,11 +134,12 @@ def _rename(row: Row, fields: Mapping[FieldName, str]) -> Row:
     return {**row, **{ours: row.get(theirs) for ours, theirs in fields.items()}}
 
 
-def _record(row: Row, name: str, folder: Path, headers: dict[Path, str]) -> Record:
+def _record(row: Row, name: str, folder: Path, headers: dict[Path, str], raw: Row) -> Record:
+    """`raw` is the row as it lies in the file, for messages: its keys are the ones that the user knows."""
     question = _scalar(row, "question")
     if not question:
-        raise RowError(f"no question; its keys are {', '.join(row)}")
-    answers = _answers(row)
+        raise RowError(f"no question; its keys are {', '.join(raw)}")
+    answers = _answers(row, raw)
     choices = _strings(row, "choices")
     if choices and answers[0] not in choices:
         raise RowError(f"answer {answers[0]!r} is not one of the choices {', '.join(map(repr, choices))}")
@@ -100,10 +155,10 @@ def _record(row: Row, name: str, folder: Path, headers: dict[Path, str]) -> Reco
     )
 
 
-def _answers(row: Row) -> tuple[str, ...]:
+def _answers(row: Row, raw: Row) -> tuple[str, ...]:
     """Accepted answers; `answer` goes first where a row has both keys."""
     if row.get("answer") is None and row.get("answers") is None:
-        raise RowError(f"no answer; its keys are {', '.join(row)}")
+        raise RowError(f"no answer; its keys are {', '.join(raw)}")
     first = () if row.get("answer") is None else (_scalar(row, "answer"),)
     answers = tuple(dict.fromkeys(first + _strings(row, "answers")))
     if not answers or not all(answers):
@@ -113,6 +168,8 @@ def _answers(row: Row) -> tuple[str, ...]:
 
 def _image(row: Row, folder: Path, headers: dict[Path, str]) -> LazyImage | None:
     """Headers are looked at once per file: in many sets ten questions share a picture."""
+    if isinstance(row.get("image"), LazyImage):
+        return row["image"]
     name = _scalar(row, "image") or _scalar(row, "file_name")
     if not name:
         return None
@@ -149,10 +206,10 @@ def _strings(row: Row, key: str) -> tuple[str, ...]:
     return tuple(_scalar({key: value}, key) for value in values)
 
 
-def _check_mapping(path: Path, fields: Mapping[FieldName, str], keys: set[str]) -> None:
+def _check_mapping(path: Path, fields: Mapping[FieldName, str], keys: set[str], setting: str) -> None:
     for ours, theirs in fields.items():
         if keys and theirs not in keys:
             raise DataError(
-                f"{path}: fields.{ours} names the key {theirs!r}, which occurs in no row; "
+                f"{path}: {setting.format(ours)} names the key {theirs!r}, which occurs in no row; "
                 f"the file has {', '.join(sorted(keys))}"
             )

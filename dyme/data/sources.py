@@ -1,19 +1,18 @@
-"""SourceConfig: every source there is, and the one function that reads them."""
+"""SourceConfig: every source that a configuration may name, and how a run reads it."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 
-from dyme.data.charts import ChartsSource, chart_records
 from dyme.data.errors import DataError
-from dyme.data.gsm8k import Gsm8kSource, read_gsm8k
-from dyme.data.imagefolder import ImageFolderSource, read_imagefolder
-from dyme.data.jsonl import JsonlSource, read_jsonl
+from dyme.data.mixture import MixtureSource, read_mixture
+from dyme.data.plain import AnyPlainSource, read_plain
 from dyme.data.recordset import RecordSet
 
-SourceConfig = Annotated[JsonlSource | ImageFolderSource | Gsm8kSource | ChartsSource, Field(discriminator="source")]
+SourceConfig = Annotated[AnyPlainSource | MixtureSource, Field(discriminator="source")]
 NAMED = 10  # bad rows that an error message spells out
 
 
@@ -21,8 +20,11 @@ def load_records(source: SourceConfig, max_bad_fraction: float = 0.01) -> Record
     """The records of a source, with its bad rows skipped and kept in `.bad`.
 
     Pictures are checked by their header only; `LazyImage.load` decodes. Raises `DataError` when more than
-    `max_bad_fraction` of the rows are bad, when no row is left, and when the source cannot be found.
+    `max_bad_fraction` of the rows are bad (in any part of a mixture), when no row is left, and when the source
+    cannot be found.
     """
+    if isinstance(source, MixtureSource):
+        return read_mixture(source, partial(load_records, max_bad_fraction=max_bad_fraction))
     records = read_records(source)
     total = len(records) + len(records.bad)
     if total == 0:
@@ -34,15 +36,7 @@ def load_records(source: SourceConfig, max_bad_fraction: float = 0.01) -> Record
 
 def read_records(source: SourceConfig) -> RecordSet:
     """As `load_records`, whatever the number of bad rows."""
-    match source:
-        case JsonlSource():
-            return read_jsonl(source)
-        case ImageFolderSource():
-            return read_imagefolder(source)
-        case Gsm8kSource():
-            return read_gsm8k(source)
-        case ChartsSource():
-            return RecordSet(tuple(chart_records(source)))
+    return read_mixture(source, read_plain) if isinstance(source, MixtureSource) else read_plain(source)
 
 
 def _too_many(records: RecordSet, total: int, max_bad_fraction: float) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,16 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dyme.data.errors import DataError
-from dyme.data.gsm8k import FLAG, Gsm8kSource
-from dyme.data.imagefolder import METADATA, ImageFolderSource, splits_of
-from dyme.data.jsonl import JsonlSource
+from dyme.data.guess import FORMS, NamedSource, guess_file, guess_folder
+from dyme.data.imagefolder import METADATA
 from dyme.data.paths import expand
 from dyme.data.sources import SourceConfig
 
-FORMS = "a .jsonl file, an imagefolder, a run YAML, or source:key=value,key=value"
+__all__ = ["FORMS", "NamedSource", "parse_spec", "snippet"]
 _ADAPTER: TypeAdapter[SourceConfig] = TypeAdapter(SourceConfig)
-_SOURCE = re.compile(r"(jsonl|imagefolder|gsm8k|charts):(.*)", re.DOTALL)
+_TAGS = [m.model_fields["source"].default for m in typing.get_args(typing.get_args(SourceConfig)[0])]
+_SOURCE = re.compile(rf"({'|'.join(_TAGS)}):(.*)", re.DOTALL)
 _COMMA = re.compile(r",(?![^\[]*\])")  # not inside [a, b]
-
-
-@dataclass(frozen=True)
-class NamedSource:
-    """`label` says what the source is and, where it was guessed, from what."""
-
-    label: str
-    source: SourceConfig
 
 
 def parse_spec(spec: str) -> list[NamedSource]:
@@ -42,12 +33,32 @@ def parse_spec(spec: str) -> list[NamedSource]:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return _of_run(path)
     if path.is_dir():
-        return _of_folder(path)
+        return guess_folder(path)
     if path.name == METADATA and path.is_file():
-        return _of_folder(path.parent)
+        return guess_folder(path.parent)
     if path.is_file():
-        return [_of_file(path)]
+        return guess_file(path)
     raise DataError(f"{spec}: no such file or folder; give {FORMS}")
+
+
+def snippet(named: list[NamedSource]) -> str:
+    """The `data` section of a run configuration with these sources, as YAML."""
+    chosen = {n.part: n.source for n in named if n.part} or _chosen([n.source for n in named])
+    data = {part: {"source": s.source, **s.model_dump(mode="json", exclude_unset=True)} for part, s in chosen.items()}
+    return yaml.safe_dump({"data": data}, default_flow_style=None, sort_keys=False, width=1000, allow_unicode=True)
+
+
+def _chosen(sources: list[SourceConfig]) -> dict[str, SourceConfig]:
+    """Trains on the split that is called train, or else on the first source."""
+    train = next((source for source in sources if _split(source) == "train"), sources[0])
+    others = [source for source in sources if source is not train]
+    # Held-out figures of a run are looked at again and again, so validation data goes before test data.
+    others.sort(key=lambda source: not _split(source).startswith("val"))
+    return {"train": train} | ({"eval": others[0]} if others else {})
+
+
+def _split(source: SourceConfig) -> str:
+    return str(getattr(source, "split", None) or "")
 
 
 def _pair(spec: str, text: str) -> tuple[str, Any]:
@@ -73,40 +84,7 @@ def _of_run(path: Path) -> list[NamedSource]:
     if not isinstance(data, dict) or not (data.get("train") or data.get("eval")):
         raise DataError(f"{path}: neither data.train nor data.eval; name a run configuration, or {FORMS}")
     return [
-        NamedSource(f"{path}: data.{part}", _validated(f"{path}: data.{part}", data[part]))
+        NamedSource(f"{path}: data.{part}", _validated(f"{path}: data.{part}", data[part]), part)
         for part in ("train", "eval")
         if data.get(part)
     ]
-
-
-def _of_folder(path: Path) -> list[NamedSource]:
-    if (path / METADATA).is_file():
-        return [NamedSource(f"imagefolder {path} (guessed: it holds {METADATA})", ImageFolderSource(path=str(path)))]
-    found = splits_of(path)
-    if not found:
-        raise DataError(f"{path}: neither the folder nor a subfolder holds {METADATA}; give {FORMS}")
-    return [
-        NamedSource(
-            f"imagefolder {path}, split {split} (guessed: it holds {split}/{METADATA})",
-            ImageFolderSource(path=str(path), split=split),
-        )
-        for split in found
-    ]
-
-
-def _of_file(path: Path) -> NamedSource:
-    if "gsm8k" in str(path).lower():
-        return NamedSource(f"gsm8k {path} (guessed: by its name)", Gsm8kSource(path=str(path)))
-    if _has_flag(path):
-        return NamedSource(f"gsm8k {path} (guessed: the first answer has {FLAG!r})", Gsm8kSource(path=str(path)))
-    return NamedSource(f"jsonl {path} (guessed: a file)", JsonlSource(path=str(path)))
-
-
-def _has_flag(path: Path) -> bool:
-    with path.open("rb") as file:
-        first = file.readline(1 << 20)
-    try:
-        row = json.loads(first)
-    except ValueError:
-        return False  # the reader reports the broken line
-    return isinstance(row, dict) and FLAG in str(row.get("answer"))

@@ -1,0 +1,78 @@
+"""AOKVQASource: A-OKVQA (Schwenk et al. 2022, arXiv 2206.01718), the published JSON with the pictures of COCO."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from typing import Literal
+
+from pydantic import Field
+
+from dyme.data.paths import existing_file, existing_folder
+from dyme.data.recordset import RecordSet
+from dyme.data.rows import Row, RowError, list_items, to_records
+from dyme.schema import Schema
+
+Task = Literal["direct", "choice"]
+
+
+class AOKVQASource(Schema):
+    """aokvqa_v1p0_train.json or _val.json; the answers of the test file were never published."""
+
+    source: Literal["aokvqa"] = "aokvqa"
+    path: str
+    """The JSON list. `~` and environment variables are filled in."""
+    images: str
+    """Folder of the COCO 2017 pictures, whose names are the image id in twelve digits."""
+    task: Task = "direct"
+    """Answer in words (questions marked as difficult for that are left out, as officially), or choose of four."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+
+
+def read_aokvqa(config: AOKVQASource) -> RecordSet:
+    """Records with the rationales as hint. Raises `DataError` when the file or the folder is missing."""
+    file = existing_file(config.path, "name aokvqa_v1p0_train.json or aokvqa_v1p0_val.json")
+    pictures = existing_folder(config.images, "images")
+    convert = partial(_convert, task=config.task)
+    return to_records(file, list_items(file), convert, limit=config.limit, pictures=pictures)
+
+
+def picture_name(image_id: object) -> str:
+    """The file name of a COCO 2017 picture."""
+    return f"{image_id!s:0>12}.jpg"
+
+
+def _convert(row: Row, task: Task) -> Row | None:
+    if task == "direct" and row.get("difficult_direct_answer"):
+        return None
+    if row.get("image_id") is None:
+        raise RowError(f"no image_id; its keys are {', '.join(row)}")
+    rationales = row.get("rationales") or []
+    shared = {
+        "id": row.get("question_id"),
+        "question": row.get("question"),
+        "image": picture_name(row["image_id"]),
+        "hint": " ".join(dict.fromkeys(text.strip() for text in rationales if isinstance(text, str))),
+    }
+    if task == "choice":
+        return {**shared, "choices": row.get("choices"), "answer": _chosen(row)}
+    return {**shared, "answers": _by_votes(row.get("direct_answers"))}
+
+
+def _chosen(row: Row) -> object:
+    choices, index = row.get("choices"), row.get("correct_choice_idx")
+    if index is None:
+        raise RowError("no correct_choice_idx: the test file comes without answers; use the one of val")
+    if not isinstance(choices, list) or not isinstance(index, int) or not 0 <= index < len(choices):
+        raise RowError(f"correct_choice_idx {index!r} names none of the choices {choices!r:.60}")
+    return choices[index]
+
+
+def _by_votes(answers: object) -> object:
+    """The commonest first, which is the one that is memorized; equals keep their order."""
+    if answers is None:
+        raise RowError("no direct_answers: the test file comes without answers; use the one of val")
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise RowError(f"direct_answers {answers!r:.40} is not a list of texts")
+    return [answer for answer, _ in Counter(answer.strip() for answer in answers).most_common()]

@@ -1,0 +1,135 @@
+"""DatasetSource: a Hugging Face `datasets` data set on disk, as `save_to_disk` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from PIL import Image
+from pydantic import Field
+
+from dyme.data.errors import DataError
+from dyme.data.images import decode, decode_bytes
+from dyme.data.paths import existing_folder
+from dyme.data.record import ImageError, LazyImage
+from dyme.data.recordset import RecordSet
+from dyme.data.rows import FieldName, Item, Row, to_records
+from dyme.schema import Schema
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLITS_FILE = "dataset_dict.json"
+STATE_FILE = "state.json"
+
+
+class DatasetSource(Schema):
+    """A folder written by `save_to_disk` of Hugging Face datasets, of one data set or of one for each split."""
+
+    source: Literal["dataset"] = "dataset"
+    path: str
+    """The folder. `~` and environment variables are filled in."""
+    split: str | None = None
+    """Which split of a folder that holds several."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+    fields: dict[FieldName, str] = Field(default_factory=dict)
+    """From our names to the columns, for data sets that use others: {answer: label}."""
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """Decodes the picture of one row. Carries names only, so a record pickles without the data set behind it."""
+
+    folder: Path
+    column: str
+    row: int
+
+    def __call__(self) -> Image.Image:
+        """The picture in RGB. Raises `ImageError` when it is damaged, or the data set was since it was read."""
+        name = f"{self.folder}: row {self.row + 1}, column {self.column!r}"
+        try:
+            cell = _pictures(self.folder, self.column)[self.row][self.column]
+        except Exception as error:  # a folder that vanished or broke during a run costs its records, as a file does
+            raise ImageError(f"{name}: cannot be read ({error}); write the data set again") from error
+        return decode_bytes(cell["bytes"], name) if cell["bytes"] else decode(self.folder / cell["path"])
+
+
+def read_dataset(config: DatasetSource) -> RecordSet:
+    """Records of the data set. Pictures are looked at when they are loaded, not before.
+
+    Raises `DataError` when the folder holds no data set or not the split, or `fields` names a column it lacks.
+    """
+    root = existing_folder(config.path)
+    folder = _folder_of_split(root, config.split)
+    records = to_records(folder, _items(folder, config), lambda row: row, limit=config.limit, fields=config.fields)
+    _check_columns(folder, config)
+    return records
+
+
+def splits_on_disk(root: Path) -> list[str] | None:
+    """Names of the splits, [] for a single data set, None where the folder holds no data set."""
+    if (root / SPLITS_FILE).is_file():
+        return sorted(p.parent.name for p in root.glob(f"*/{STATE_FILE}"))
+    return [] if (root / STATE_FILE).is_file() else None
+
+
+def _folder_of_split(root: Path, split: str | None) -> Path:
+    splits = splits_on_disk(root)
+    if splits is None:
+        raise DataError(f"{root}: holds neither {SPLITS_FILE} nor {STATE_FILE}; name a folder made by save_to_disk")
+    if not splits and split is not None:
+        raise DataError(f"{root}: is one data set without splits; leave out split ({split!r})")
+    if splits and split not in splits:
+        raise DataError(f"{root}: no split {split or ''!r}; set split to one of: {', '.join(splits)}")
+    return root / (split or "")
+
+
+def _items(folder: Path, config: DatasetSource) -> Iterator[Item]:
+    """Rows with a lazy picture in each picture column; class labels by name, as a model is to write them."""
+    from datasets import ClassLabel, Image
+
+    dataset = _opened(folder)
+    features = dataset.features
+    columns = [name for name in features if isinstance(features[name], Image)]
+    pictures = {name: dataset.data.column(name).is_null().to_pylist() for name in columns}
+    labels = {name: feature for name, feature in features.items() if isinstance(feature, ClassLabel)}
+    words = dataset.select_columns([name for name in features if name not in pictures])
+    # datasets counts no rows where it has no columns
+    rows: Iterable[Row] = words if words.column_names else ({} for _ in range(len(dataset)))
+    for index, row in enumerate(rows):
+        for name, label in labels.items():
+            row[name] = None if row[name] is None or row[name] < 0 else label.int2str(row[name])
+        for name, empty in pictures.items():
+            drawn = LazyImage(draw=StoredPicture(folder, name, index))
+            row[name] = None if empty[index] else drawn
+        yield Item(folder, index + 1, row, f"{config.split or folder.name}-{index + 1}")
+
+
+def _check_columns(folder: Path, config: DatasetSource) -> None:
+    """A data set names its columns, so a wrong mapping is found even where there is no row."""
+    columns = _opened(folder).column_names
+    for ours, theirs in config.fields.items():
+        if theirs not in columns:
+            raise DataError(f"{folder}: fields.{ours} names the column {theirs!r}; it has {', '.join(columns)}")
+
+
+@lru_cache(maxsize=8)
+def _opened(folder: Path) -> Dataset:
+    from datasets import load_from_disk  # takes a second to import, which a run on other data need not wait for
+
+    try:
+        return load_from_disk(str(folder))
+    except Exception as error:  # json, pyarrow and datasets raise whatever the damaged part makes them raise
+        raise DataError(f"{folder}: cannot be opened ({error}); write it again with save_to_disk") from error
+
+
+@lru_cache(maxsize=8)
+def _pictures(folder: Path, column: str) -> Dataset:
+    """The picture column alone and undecoded: our own decoding rules hold for every source."""
+    from datasets import Image
+
+    return _opened(folder).select_columns([column]).cast_column(column, Image(decode=False))

@@ -1,0 +1,42 @@
+"""DymeReleaseSource: the JSON lists that the DyME reference release (arXiv 2506.23061) trains on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dyme.data.paths import existing_file, existing_folder
+from dyme.data.recordset import RecordSet
+from dyme.data.rows import Row, list_items, to_records
+from dyme.schema import Schema
+
+
+class DymeReleaseSource(Schema):
+    """A JSON list of objects with question, question_wo_prompt, answer, hint and image."""
+
+    source: Literal["dyme_release"] = "dyme_release"
+    path: str
+    """The JSON list. `~` and environment variables are filled in."""
+    images: str | None = None
+    """Folder that the image names start at; without it the folder of the file."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+
+
+def read_dyme_release(config: DymeReleaseSource) -> RecordSet:
+    """Records of the list. Raises `DataError` when the file or the folder is missing."""
+    file = existing_file(config.path, "name the JSON file in it")
+    pictures = existing_folder(config.images, "images") if config.images else file.parent
+    return to_records(file, list_items(file), _convert, limit=config.limit, pictures=pictures)
+
+
+def _convert(row: Row) -> Row:
+    """`question` has the prompt of the release in it; ours comes from the run configuration."""
+    return {
+        "id": row.get("id"),
+        "question": row.get("question_wo_prompt") or row.get("question"),
+        "answer": row.get("answer"),
+        "hint": row.get("hint"),
+        "image": row.get("image"),
+    }

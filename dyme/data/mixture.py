@@ -1,0 +1,96 @@
+"""MixtureSource: records of several sources in fixed shares, mixed by a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from dyme.data.errors import DataError
+from dyme.data.plain import AnyPlainSource, PlainSource
+from dyme.data.record import Record
+from dyme.data.recordset import RecordSet
+from dyme.schema import Schema
+
+
+class MixturePart(Schema):
+    """One part of a mixture."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Goes before the ids of its records: name/id."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of the records, relative to the weights of the other parts."""
+    records: PlainSource
+    """Where its records come from; not a mixture again."""
+
+
+class MixtureSource(Schema):
+    """Records of several sources, in shares given by weights and in an order given by a seed."""
+
+    source: Literal["mixture"] = "mixture"
+    parts: tuple[MixturePart, ...] = Field(min_length=1)
+    """The sources with their weights; names differ."""
+    count: int = Field(ge=1)
+    """Number of records; a part that has fewer than its share starts again."""
+    seed: int = 0
+    """Another order, of the parts and within each of them."""
+
+    @field_validator("parts")
+    @classmethod
+    def _names_differ(cls, parts: tuple[MixturePart, ...]) -> tuple[MixturePart, ...]:
+        names = [part.name for part in parts]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"parts: the name {twice!r} is used twice; give every part a name of its own")
+        return parts
+
+
+def read_mixture(config: MixtureSource, read: Callable[[AnyPlainSource], RecordSet]) -> RecordSet:
+    """`count` records of the parts that `read` gives, and every bad row of theirs.
+
+    Raises `DataError` when a part has no record.
+    """
+    sets = [read(part.records) for part in config.parts]
+    for part, found in zip(config.parts, sets):
+        if not len(found):
+            raise DataError(f"{found.file}: part {part.name!r} of the mixture has no good row; mend or remove it")
+    shares = _shares([part.weight for part in config.parts], config.count)
+    order = [k for k, share in enumerate(shares) for _ in range(share)]
+    random.Random(config.seed).shuffle(order)
+    drawn = [_drawn(p, found, n, config.seed) for p, found, n in zip(config.parts, sets, shares)]
+    taken = [iter(rows) for rows in drawn]
+    rows = [(k, *next(taken[k])) for k in order]
+    origins = [sets[k].origin(index) for k, index, _ in rows]
+    return RecordSet(
+        records=tuple(record for _, _, record in rows),
+        bad=tuple(row for found in sets for row in found.bad),
+        file=next((found.file for found in sets if found.file), None),
+        lines=tuple(line for _, line in origins),
+        files=tuple(file for file, _ in origins),
+    )
+
+
+def _shares(weights: list[float], count: int) -> list[int]:
+    """Whole numbers that sum to `count`, each less than one away from its exact share."""
+    exact = [weight / sum(weights) * count for weight in weights]
+    shares = [int(share) for share in exact]
+    by_rest = sorted(range(len(weights)), key=lambda k: shares[k] - exact[k])
+    for k in by_rest[: count - sum(shares)]:
+        shares[k] += 1
+    return shares
+
+
+def _drawn(part: MixturePart, found: RecordSet, count: int, seed: int) -> list[tuple[int, Record]]:
+    """Each record once before any comes again; the second time its id ends in @2."""
+    out = []
+    for start in range(0, count, len(found)):
+        order = list(range(len(found)))
+        turn = start // len(found) + 1
+        random.Random(f"{seed} {part.name} {turn}").shuffle(order)
+        again = f"@{turn}" if turn > 1 else ""
+        picked = order[: count - start]
+        out += [(i, replace(found[i], id=f"{part.name}/{found[i].id}{again}")) for i in picked]
+    return out
