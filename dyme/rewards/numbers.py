@@ -116,6 +116,14 @@ def parse_number(text: str) -> Quantity | None:
     return found[0] if named and (not head or _money_before(head)) else None
 
 
+def same_quantity(given: Quantity, gold: Quantity, relative_tolerance: float) -> bool:
+    """Whether values agree up to a fraction of the gold one, and units where both sides name one."""
+    if abs(given.value - gold.value) > relative_tolerance * abs(gold.value):
+        return False
+    # "12 red apples" names the unit of "12 apples" in its second word, so any of them may match
+    return not given.units or not gold.units or any(ours & theirs for ours in given.units for theirs in gold.units)
+
+
 def unit_readings(word: str) -> frozenset[str]:
     """What a unit word may mean, in canonical units ("pounds": "£" or "lb"); an unknown word means its stem."""
     word = word.casefold()

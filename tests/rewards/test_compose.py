@@ -132,7 +132,7 @@ def test_empty_batch_and_uneven_lengths():
         ({"weights": {"format": 0, "thinking": 0, "accuracy": 0}}, "at least one"),
         ({"weights": {"format": -1}}, "greater than or equal to 0"),
         ({"weights": {"format": float("inf")}}, "finite"),
-        ({"verifier": "fuzzy"}, "'auto', 'exact', 'numeric' or 'choice'"),
+        ({"verifier": "fuzzy"}, "'auto', 'exact', 'numeric', 'choice', 'relaxed'"),
         ({"relative_tolerance": 1.0}, "less than 1"),
         ({"min_thinking_chars": -1}, "greater than or equal to 0"),
         ({"wieghts": {}}, "Extra inputs"),
