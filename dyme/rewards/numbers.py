@@ -77,7 +77,7 @@ _NUMBER = re.compile(f"{_SIGN}{_MONEY}(?:{_MIXED}|{_FRACTION}|{_DIGITS}{_POWER}|
 
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
 _PARTS = r"hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|eighths?|tenths?|hundredths?|dozens?"
-_GOES_ON = re.compile(rf" ?[\^+*×÷/√π]|:\d| ?(?:pi|x|y)\b|[ -](?:and a )?(?:{_PARTS})\b", re.IGNORECASE)
+_GOES_ON = re.compile(rf" ?[\^+*×÷/√π]|:\d|e[-+]?\d| ?(?:pi|x|y)\b|[ -](?:and a )?(?:{_PARTS})\b", re.IGNORECASE)
 _BEGUN_BEFORE = re.compile(r"(?:[<>≤≥√±^+*×÷/] ?|[\w)\]]-|\d:|\b(?:not|than) )$", re.IGNORECASE)
 _TAIL_WORD = re.compile(r"[ -]?([^\s,;:!?()\[\]]+)")
 _DETACHED_MINUS = re.compile(r"(^|=) ?- (?=[\d.$€£])")

@@ -14,6 +14,7 @@ from string import ascii_uppercase
 
 from dyme.data.record import Record
 from dyme.rewards.answer import clean_answer
+from dyme.rewards.formula import verify_math
 from dyme.rewards.golds import gold_answers
 from dyme.rewards.multi import verify_multi
 from dyme.rewards.numbers import find_quantities, parse_number, same_quantity
@@ -32,7 +33,7 @@ _OTHER_LABEL = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
 
 
 def get_verifier(name: str, *, relative_tolerance: float = 1e-6) -> Verifier:
-    """The verifier called `name`: auto, exact, numeric, choice, relaxed, vqa, yes_no or multi.
+    """The verifier called `name`: auto, exact, numeric, choice, relaxed, vqa, yes_no, math or multi.
 
     `relative_tolerance` is the error allowed to a number as a fraction of the gold value; text has none, and
     `relaxed` has its own. Raises `ValueError` for an unknown name or a tolerance outside [0, 1).
@@ -47,6 +48,7 @@ def get_verifier(name: str, *, relative_tolerance: float = 1e-6) -> Verifier:
         "relaxed": verify_relaxed,
         "vqa": verify_vqa,
         "yes_no": verify_yes_no,
+        "math": partial(verify_math, relative_tolerance=relative_tolerance),
         "multi": partial(verify_multi, relative_tolerance=relative_tolerance),
     }
     if name not in verifiers:

@@ -1,11 +1,12 @@
 """The verifiers of single tasks: verdict tables, arbitrary text, time."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from task_tables import MULTI, RELAXED, VQA, YES_NO
+from task_tables import MATH, MULTI, RELAXED, VQA, YES_NO
 
 from dyme.data.record import Record
 from dyme.rewards.answer import split_completion
@@ -13,7 +14,7 @@ from dyme.rewards.relaxed import verify_relaxed
 from dyme.rewards.verifiers import get_verifier
 from dyme.rewards.vqa import verify_vqa, vqa_form
 
-TABLES = {"relaxed": RELAXED, "vqa": VQA, "yes_no": YES_NO, "multi": MULTI}
+TABLES = {"relaxed": RELAXED, "vqa": VQA, "yes_no": YES_NO, "math": MATH, "multi": MULTI}
 CASES = [(name, *row) for name, table in TABLES.items() for row in table]
 
 
@@ -30,6 +31,12 @@ def test_tables_hold_what_they_promise():
     assert len(CASES) >= 150
     assert len(set(CASES)) == len(CASES)
     assert all(any(len(row[0]) > 5_000 for row in table) for table in TABLES.values())
+
+
+def test_math_leaves_signals_alone():
+    with ThreadPoolExecutor(1) as pool:
+        verdict = pool.submit(get_verifier("math"), r"\frac{1}{3}+1", record(r"\frac{4}{3}")).result()
+    assert verdict == 1.0
 
 
 def leave_one_out(given_answer, golds):
@@ -80,6 +87,7 @@ ITEMS = {
     "relaxed": [record("100"), record("12%"), record("0"), record("blue")],
     "vqa": [record(("cat",) * 3 + ("2",) * 7), record("don't")],
     "yes_no": [record("yes"), record("false")],
+    "math": [record("x^2")],
     "multi": [record("red, green"), record("1, 2")],
 }
 PIECES = "1|0|12|,|.| and |or|/| |-|$|%|e|^|(|)|[|]|{|}|B|yes|no|not |true|cat|red|½|²|ı|İ|\n|**|#|Answer:|the |٣|cm|="
