@@ -155,3 +155,10 @@ def test_never_raises_and_stays_in_range(rows, style):
         assert ((array >= 0) & (array <= 1)).all()
     assert got.scored.all()
     assert ((got.reward >= 0) & (got.reward <= 3)).all()
+
+
+def test_a_guessed_answer_is_judged_but_makes_no_valid_format():
+    got = rate(["The red bar shows \\boxed{7}.", "The red bar shows 7. Answer: \\boxed{7}"], [CHART, CHART])
+    assert got.accuracy.tolist() == [1, 1]
+    assert got.format.tolist() == [0, 1]
+    assert got.correct.tolist() == [0, 1]
