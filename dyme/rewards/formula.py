@@ -27,7 +27,7 @@ MAX_DEPTH = 4
 """Brackets within brackets: the parser's time grows steeply with them."""
 MAX_LETTERS = 4
 """Different variables in a formula."""
-MAX_POWER = 10
+MAX_POWER = 5
 """Product of all exponents of a formula with variables, which is expanded to compare it."""
 MAX_NUMBER_POWER = 300
 """Product of all exponents of a formula without variables."""
