@@ -37,7 +37,9 @@ setup(
         "transformers>=5.17,<6",
         "triton>=3.6; platform_system == 'Linux'",
         "datasets>=4",
+        "antlr4-python3-runtime>=4.11,<=4.13.2",  # the parser under math-verify, which does not ask for it by itself
         "jinja2",  # chat templates
+        "math-verify>=0.9,<0.10",
         "matplotlib",
         "ninja",  # DeepSpeed builds its CPU communication op with it
         "numpy",

@@ -44,8 +44,8 @@ class RewardConfig(Schema):
 
     weights: RewardWeights = RewardWeights()
     """Weights of format, thinking and accuracy."""
-    verifier: Literal["auto", "exact", "numeric", "choice"] = "auto"
-    """What compares the answer with the gold answers; auto goes by the record."""
+    verifier: Literal["auto", "exact", "numeric", "choice", "relaxed", "vqa", "yes_no", "math", "multi"] = "auto"
+    """What compares the answer with the gold answers; auto goes by the record, see docs/rewards.md for each."""
     relative_tolerance: float = Field(default=1e-6, ge=0, lt=1)
     """Error allowed to a number, as a fraction of the gold value; the default forgives rounding of floats only."""
     thinking: Literal["lexical", "none"] = "lexical"

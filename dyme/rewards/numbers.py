@@ -77,7 +77,7 @@ _NUMBER = re.compile(f"{_SIGN}{_MONEY}(?:{_MIXED}|{_FRACTION}|{_DIGITS}{_POWER}|
 
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
 _PARTS = r"hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|eighths?|tenths?|hundredths?|dozens?"
-_GOES_ON = re.compile(rf" ?[\^+*×÷/√π]|:\d| ?(?:pi|x|y)\b|[ -](?:and a )?(?:{_PARTS})\b", re.IGNORECASE)
+_GOES_ON = re.compile(rf" ?[\^+*×÷/√π]|:\d|e[-+]?\d| ?(?:pi|x|y)\b|[ -](?:and a )?(?:{_PARTS})\b", re.IGNORECASE)
 _BEGUN_BEFORE = re.compile(r"(?:[<>≤≥√±^+*×÷/] ?|[\w)\]]-|\d:|\b(?:not|than) )$", re.IGNORECASE)
 _TAIL_WORD = re.compile(r"[ -]?([^\s,;:!?()\[\]]+)")
 _DETACHED_MINUS = re.compile(r"(^|=) ?- (?=[\d.$€£])")
@@ -114,6 +114,14 @@ def parse_number(text: str) -> Quantity | None:
     head, tail = text[: found[0].start].strip(" ."), text[found[0].end :].strip()
     named = not tail or (len(tail.split()) == 1 and bool(_units_after(tail)) and _TAIL_WORD.fullmatch(tail) is not None)
     return found[0] if named and (not head or _money_before(head)) else None
+
+
+def same_quantity(given: Quantity, gold: Quantity, relative_tolerance: float) -> bool:
+    """Whether values agree up to a fraction of the gold one, and units where both sides name one."""
+    if abs(given.value - gold.value) > relative_tolerance * abs(gold.value):
+        return False
+    # "12 red apples" names the unit of "12 apples" in its second word, so any of them may match
+    return not given.units or not gold.units or any(ours & theirs for ours in given.units for theirs in gold.units)
 
 
 def unit_readings(word: str) -> frozenset[str]:

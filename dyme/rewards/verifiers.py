@@ -14,8 +14,14 @@ from string import ascii_uppercase
 
 from dyme.data.record import Record
 from dyme.rewards.answer import clean_answer
-from dyme.rewards.numbers import Quantity, find_quantities, parse_number
+from dyme.rewards.formula import verify_math
+from dyme.rewards.golds import gold_answers
+from dyme.rewards.multi import verify_multi
+from dyme.rewards.numbers import find_quantities, parse_number, same_quantity
+from dyme.rewards.relaxed import verify_relaxed
 from dyme.rewards.text import normalise_text, plain
+from dyme.rewards.vqa import verify_vqa
+from dyme.rewards.yes_no import verify_yes_no
 
 Verifier = Callable[[str, Record], float]
 
@@ -27,10 +33,10 @@ _OTHER_LABEL = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
 
 
 def get_verifier(name: str, *, relative_tolerance: float = 1e-6) -> Verifier:
-    """The verifier called `name`: auto, exact, numeric or choice.
+    """The verifier called `name`: auto, exact, numeric, choice, relaxed, vqa, yes_no, math or multi.
 
-    `relative_tolerance` is the error allowed to a number as a fraction of the gold value; text has none.
-    Raises `ValueError` for an unknown name or a tolerance outside [0, 1).
+    `relative_tolerance` is the error allowed to a number as a fraction of the gold value; text has none, and
+    `relaxed` has its own. Raises `ValueError` for an unknown name or a tolerance outside [0, 1).
     """
     if not 0.0 <= relative_tolerance < 1.0:
         raise ValueError(f"relative_tolerance must be at least 0 and below 1, got {relative_tolerance}")
@@ -39,6 +45,11 @@ def get_verifier(name: str, *, relative_tolerance: float = 1e-6) -> Verifier:
         "exact": verify_exact,
         "numeric": partial(verify_numeric, relative_tolerance=relative_tolerance),
         "choice": verify_choice,
+        "relaxed": verify_relaxed,
+        "vqa": verify_vqa,
+        "yes_no": verify_yes_no,
+        "math": partial(verify_math, relative_tolerance=relative_tolerance),
+        "multi": partial(verify_multi, relative_tolerance=relative_tolerance),
     }
     if name not in verifiers:
         near = difflib.get_close_matches(name, verifiers, n=1, cutoff=0.0)
@@ -50,7 +61,7 @@ def verify_auto(answer: str, record: Record, relative_tolerance: float = 1e-6) -
     """`choice` where the record has choices, `numeric` where every gold answer is a number, else `exact`."""
     if record.choices:
         return verify_choice(answer, record)
-    if all(parse_number(gold) for gold in _golds(record)):
+    if all(parse_number(gold) for gold in gold_answers(record)):
         return verify_numeric(answer, record, relative_tolerance)
     return verify_exact(answer, record)
 
@@ -58,7 +69,7 @@ def verify_auto(answer: str, record: Record, relative_tolerance: float = 1e-6) -
 def verify_exact(answer: str, record: Record) -> float:
     """1.0 where the answer equals a gold answer up to case, white space, punctuation and articles."""
     given = normalise_text(answer)
-    return float(bool(given) and any(given == normalise_text(gold) for gold in _golds(record)))
+    return float(bool(given) and any(given == normalise_text(gold) for gold in gold_answers(record)))
 
 
 def verify_numeric(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
@@ -68,12 +79,12 @@ def verify_numeric(answer: str, record: Record, relative_tolerance: float = 1e-6
     """
     found = find_quantities(answer)
     usable = bool(found) and all(each.whole and math.isclose(each.value, found[0].value) for each in found)
-    for gold in _golds(record):
+    for gold in gold_answers(record):
         target = parse_number(gold)
         if target is None:
             if verify_exact(answer, record):
                 return 1.0
-        elif usable and all(_same_quantity(each, target, relative_tolerance) for each in found):
+        elif usable and all(same_quantity(each, target, relative_tolerance) for each in found):
             return 1.0
     return 0.0
 
@@ -83,7 +94,7 @@ def verify_choice(answer: str, record: Record) -> float:
 
     Without choices in the record the gold answers must be labels, as with options spelled out in the question.
     """
-    golds = {_pick(gold, record.choices) for gold in _golds(record)} - {None}
+    golds = {_pick(gold, record.choices) for gold in gold_answers(record)} - {None}
     if not golds:
         options = f"none of its choices {record.choices}" if record.choices else "no letter, and it has no choices"
         raise ValueError(
@@ -91,19 +102,6 @@ def verify_choice(answer: str, record: Record) -> float:
             "reward.verifier to exact"
         )
     return float(_pick(answer, record.choices) in golds)
-
-
-def _golds(record: Record) -> tuple[str, ...]:
-    if not record.answers:
-        raise ValueError(f"record {record.id!r} has no gold answer: give it one or drop it from the data")
-    return record.answers
-
-
-def _same_quantity(given: Quantity, gold: Quantity, relative_tolerance: float) -> bool:
-    if abs(given.value - gold.value) > relative_tolerance * abs(gold.value):
-        return False
-    # "12 red apples" names the unit of "12 apples" in its second word, so any of them may match
-    return not given.units or not gold.units or any(ours & theirs for ours in given.units for theirs in gold.units)
 
 
 def _pick(answer: str, choices: tuple[str, ...]) -> int | None:

@@ -132,7 +132,7 @@ def test_empty_batch_and_uneven_lengths():
         ({"weights": {"format": 0, "thinking": 0, "accuracy": 0}}, "at least one"),
         ({"weights": {"format": -1}}, "greater than or equal to 0"),
         ({"weights": {"format": float("inf")}}, "finite"),
-        ({"verifier": "fuzzy"}, "'auto', 'exact', 'numeric' or 'choice'"),
+        ({"verifier": "fuzzy"}, "'auto', 'exact', 'numeric', 'choice', 'relaxed'"),
         ({"relative_tolerance": 1.0}, "less than 1"),
         ({"min_thinking_chars": -1}, "greater than or equal to 0"),
         ({"wieghts": {}}, "Extra inputs"),
@@ -155,3 +155,10 @@ def test_never_raises_and_stays_in_range(rows, style):
         assert ((array >= 0) & (array <= 1)).all()
     assert got.scored.all()
     assert ((got.reward >= 0) & (got.reward <= 3)).all()
+
+
+def test_a_guessed_answer_is_judged_but_makes_no_valid_format():
+    got = rate(["The red bar shows \\boxed{7}.", "The red bar shows 7. Answer: \\boxed{7}"], [CHART, CHART])
+    assert got.accuracy.tolist() == [1, 1]
+    assert got.format.tolist() == [0, 1]
+    assert got.correct.tolist() == [0, 1]

@@ -1,0 +1,12 @@
+"""Gold answers of a record, as every verifier reads them."""
+
+from __future__ import annotations
+
+from dyme.data.record import Record
+
+
+def gold_answers(record: Record) -> tuple[str, ...]:
+    """The accepted answers. Raises `ValueError` for a record that has none."""
+    if not record.answers:
+        raise ValueError(f"record {record.id!r} has no gold answer: give it one or drop it from the data")
+    return record.answers

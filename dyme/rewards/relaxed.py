@@ -1,0 +1,45 @@
+"""Relaxed accuracy of ChartQA: numbers within 5 % of the gold value, everything else letter for letter.
+
+Definition: Masry et al., ChartQA (2022), section 5.1, https://arxiv.org/abs/2203.10244. Numbers are read as the metric
+published with pix2struct reads them: what a float literal is, and a trailing per cent sign divides by 100.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from dyme.data.record import Record
+from dyme.rewards.answer import clean_answer
+from dyme.rewards.golds import gold_answers
+
+TOLERANCE = 0.05
+"""Error allowed as a fraction of the gold value, never of the prediction."""
+MAX_NUMBER_CHARS = 400
+"""Longer text is no number; every finite float fits when it is written out."""
+
+# the published metric calls float(), which also takes "1_000", "nan" and "infinity"; no chart says these for a number
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]{1,4})?", re.IGNORECASE)
+
+
+def verify_relaxed(answer: str, record: Record) -> float:
+    """1.0 where the answer is within 5 % of a gold number, or equals a gold answer but for case."""
+    return float(any(_relaxed(clean_answer(answer), clean_answer(gold)) for gold in gold_answers(record)))
+
+
+def _relaxed(given: str, gold: str) -> bool:
+    ours, theirs = _number(given), _number(gold)
+    # a gold of 0 leaves nothing to take 5 % of, so the published metric compares it as text
+    if ours is not None and theirs:
+        return abs(ours - theirs) / abs(theirs) <= TOLERANCE
+    return bool(given) and given.lower() == gold.lower()
+
+
+def _number(text: str) -> float | None:
+    digits = text.removesuffix("%").strip()
+    if len(digits) > MAX_NUMBER_CHARS or not _FLOAT.fullmatch(digits):
+        return None
+    value = float(digits)
+    if not math.isfinite(value):
+        return None
+    return value / 100.0 if text.endswith("%") else value
