@@ -87,7 +87,7 @@ class Run:
         self.metrics.truncate(self.first_step or -1)  # without a checkpoint the first evaluation is made again too
         self.best = checkpoint.best(self.checkpoints, self.first_step)[1]
         self.progress = ProgressLine(self.name, cfg.train.max_steps, self.first_step, self.rank)
-        self.book = PromptBook(self.family, cfg.prompt, lambda message: self._note_bad(message))
+        self.book = PromptBook(self.family, cfg.prompt, self._note_bad)
         self.engine.refresh()
         self._announce()
         self.started = time.monotonic()
@@ -189,7 +189,7 @@ class Run:
                 self.progress.say(f"verifier failed with {kind}: these rows stay unscored (said once)")
             self.errors[kind] += count
 
-    def must_stop(self, step: int) -> Stop | None:
+    def must_stop(self) -> Stop | None:
         """The same answer on every rank; None to go on."""
         limit = self.cfg.run.max_minutes
         late = limit is not None and self.elapsed() > 60 * limit

@@ -18,7 +18,7 @@ def train(run: Run) -> None:
         for step in range(run.first_step, cfg.train.max_steps):
             signals = train_step(run, step)
             run.log_step(step + 1, signals)
-            stop = run.must_stop(step + 1)
+            stop = run.must_stop()
             last = stop is not None or step + 1 == cfg.train.max_steps
             if last or (cfg.run.eval_every and (step + 1) % cfg.run.eval_every == 0):
                 _evaluate(run, step + 1)

@@ -55,7 +55,8 @@ def main() -> int:
     try:
         train(Run(cfg))
     except (CheckpointError, ConfigError, DataError, ModelError) as error:
-        if first:
+        # once a node: data or weights may be missing on one node alone, where rank 0 sees nothing
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr)
         return 2
     close_distributed()
