@@ -193,6 +193,9 @@ class ObjectiveConfig(Schema):
     """Lower clip range."""
     epsilon_high: NonNegativeFloat = 0.2
     """Upper clip range."""
+    beta: NonNegativeFloat = 0.0
+    """Weight of the k3 estimate of the KL divergence from the initial model (the reference policy); 0 keeps no
+    reference."""
     entropy_coef: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """Weight of the entropy bonus on explored tokens."""
     memorize_weight: NonNegativeFloat = 1.0
@@ -232,7 +235,9 @@ class TrainConfig(Schema):
     """The length of a run and the size of its micro-batches."""
 
     max_steps: PositiveInt = 1000
-    """Optimization steps."""
+    """Steps: one rollout and `epochs_per_rollout` optimizer updates each."""
+    epochs_per_rollout: PositiveInt = 1
+    """Optimizer updates per rollout, each over all its live rows. The first one's log-probs are the old ones."""
     token_budget: PositiveInt = 8192
     """Padded tokens per micro-batch and rank; a group over it is split."""
     logits_budget_mb: PositiveInt = 256
@@ -304,6 +309,11 @@ class RunConfig(Schema):
         if self.objective.preset and {"surrogate", "normalization"} & self.objective.model_fields_set:
             raise ValueError(
                 "objective.preset replaces objective.surrogate and objective.normalization: set one or the other"
+            )
+        if self.objective.beta and self.method in ("sft", "two_stage"):
+            raise ValueError(
+                f"objective.beta={self.objective.beta} needs explored rows of one policy, method={self.method} has "
+                "none: set it to 0, or run the second stage as method=grpo from the first one's export"
             )
         if self.run.eval_every and self.data.eval is None:
             raise ValueError("run.eval_every needs data.eval")

@@ -53,7 +53,10 @@ class Policy(nn.Module):
                 batch.targets,
                 inputs.advantages,
                 inputs.weights,
+                old_logprobs=inputs.old_logprobs,
+                ref_logprobs=inputs.ref_logprobs,
                 memorize=inputs.memorize,
+                segments=inputs.segments,
                 bias=getattr(self, "bias", None),
                 spec=replace(spec, token_shaping=inputs.token_shaping),
                 logits_budget_mb=logits_budget_mb,
@@ -84,6 +87,7 @@ class Engine:
         self.device = torch.device(get_accelerator().current_device_name())
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.model.dtype]
         self.copy = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
+        frozen = copy.deepcopy(model) if spec.beta else None
         if cfg.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         parts = family.parts(model)
@@ -96,6 +100,11 @@ class Engine:
         self.module = Policy(family, model, spec, cfg.train.logits_budget_mb).train()
         self.ds, *_ = deepspeed.initialize(model=self.module, optimizer=_optimizer(groups, cfg.optim, ds), config=ds)
         self.stage = ds["zero_optimization"]["stage"]
+        self.reference = (
+            None
+            if frozen is None
+            else _reference(Policy(family, frozen, replace(spec, beta=0.0), cfg.train.logits_budget_mb), ds)
+        )
         self._pairs = list(zip(model.parameters(), self.copy.parameters(), strict=True))
         self._fresh = False
         self._finite = True
@@ -121,6 +130,14 @@ class Engine:
         # DeepSpeed averages over ranks, the loss is a sum with global weights
         self.ds.backward(out.loss * self.world_size, scale_wrt_gas=False)
         return out
+
+    def reference_logprobs(self, batch: PackedBatch, inputs: LossInputs) -> Tensor:
+        """Log-probabilities of the targets under the reference policy, float32 [N] on the host. All ranks call it
+        together."""
+        assert self.reference is not None, "only with beta > 0"
+        with torch.no_grad():
+            out = PolicyLossOutput(*self.reference(batch.to(self.device, self.dtype), inputs.to(self.device)))
+        return out.logprobs.float().cpu()
 
     def step(self, factor: float) -> UpdateResult:
         """One optimizer step at `factor` times the peak learning rates, or none if any rank saw a non-finite value."""
@@ -334,6 +351,19 @@ def deepspeed_config(cfg: RunConfig) -> dict[str, Any]:
         # micro-batches add up in bf16 otherwise: relative error 8e-3 instead of 8e-4 at 64 of them
         ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     return ds
+
+
+def _reference(policy: Policy, ds: dict[str, Any]) -> Any:
+    """The frozen reference policy, its weights sharded over the ranks by ZeRO-3 whatever the stage of the training."""
+    zero = {k: v for k, v in ds["zero_optimization"].items() if k == "offload_param" or k.startswith("stage3_")}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3, **zero},
+        "steps_per_print": ds["steps_per_print"],
+        **({"bf16": ds["bf16"]} if "bf16" in ds else {}),
+    }
+    engine, *_ = deepspeed.initialize(model=policy.eval().requires_grad_(False), config=config)
+    return engine
 
 
 def _optimizer(groups: list[dict[str, Any]], optim: OptimConfig, ds: dict[str, Any]) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ micro-batches computed it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def resolve(cfg: RunConfig) -> tuple[LossSpec, str]:
     fields = dict(
         temperature=cfg.rollout.temperature, memorize_temperature=memorize_temperature, entropy_coef=o.entropy_coef
     )
-    for name in ("epsilon_low", "epsilon_high"):  # a preset's own clip range stands unless it was set
+    for name in ("epsilon_low", "epsilon_high", "beta"):  # a preset's own value stands unless it was set
         if not o.preset or name in o.model_fields_set:
             fields[name] = getattr(o, name)
     return LossSpec(**{**base.__dict__, **fields}), normalization
@@ -124,20 +124,28 @@ def token_weights(
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Per-token inputs of the loss head for one micro-batch, [N] each, aligned with `PackedBatch.targets`."""
+    """Per-token inputs of the loss head for one micro-batch, [N] each, aligned with `PackedBatch.targets`.
+
+    old_logprobs, segments: from the second epoch of a rollout on; before, every ratio is 1 whatever row a token is of.
+    ref_logprobs: with a reference policy (beta > 0).
+    """
 
     advantages: Tensor  # float32
     weights: Tensor  # float32
     memorize: Tensor  # bool
     token_shaping: str = "none"  # of memorized tokens, see ModeDecision
+    old_logprobs: Tensor | None = None  # float32
+    ref_logprobs: Tensor | None = None  # float32
+    segments: Tensor | None = None  # int64, index of the token's row in the micro-batch
 
     def to(self, device: torch.device) -> LossInputs:
-        return replace(
-            self,
-            advantages=self.advantages.to(device),
-            weights=self.weights.to(device),
-            memorize=self.memorize.to(device),
-        )
+        held = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in held.items()})  # type: ignore[arg-type]
+
+    def off_policy(self, old_logprobs: Tensor, lengths: Sequence[int]) -> LossInputs:
+        """The same tokens in a later epoch. old_logprobs: [N], of the rollout's first epoch; lengths: of the rows."""
+        rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
+        return replace(self, old_logprobs=old_logprobs, segments=rows)
 
 
 def loss_inputs(rows: Sequence[LiveRow], weights: Sequence[float], lengths: Sequence[int]) -> LossInputs:

@@ -239,6 +239,8 @@ class Run:
             "policy/clipped_high": stats.clipped_high,
             "policy/entropy": stats.entropy,
         }
+        if self.spec.beta:
+            out["policy/kl"] = stats.kl
         if memorized:
             out |= {"memorize/nll": stats.memorize_nll, "memorize/ref_len": stats.memorized_tokens / memorized}
         return out

@@ -106,7 +106,7 @@ def live(
     run: Run, rows: StepRows, columns: dict[str, Tensor], decision: ModeDecision, stats: GroupStats | None
 ) -> LiveRows:
     """The rows that train under the decision."""
-    keep_zero = run.cfg.objective.entropy_coef != 0
+    keep_zero = run.spec.entropy_coef != 0 or run.spec.beta != 0
     if stats is None:
         nothing = torch.zeros(rows.num_rows, dtype=torch.float64)
         return live_rows(decision, nothing, nothing > 0, rows.offsets, keep_zero=keep_zero)

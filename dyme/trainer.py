@@ -6,7 +6,7 @@ from __future__ import annotations
 from dyme import evaluate as evaluation
 from dyme import stages
 from dyme.run import Run, Stop
-from dyme.update import component_norms, run_update
+from dyme.update import component_norms, run_update, with_reference
 
 
 def train(run: Run) -> None:
@@ -45,16 +45,18 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     with run.clock("gather"):
         columns = stages.gather(run, rows, scores) if explores else {}
     with run.clock("plan"):
-        decision, stats = stages.select(run, rows, columns, prompts, step)
-        live = stages.live(run, rows, columns, decision, stats)
+        decision, groups = stages.select(run, rows, columns, prompts, step)
+        live = stages.live(run, rows, columns, decision, groups)
         tokens = stages.exchange(run, rows, rollouts, live)
         work = stages.plan(run, rows, columns, decision, live, tokens, prompts)
-    signals = run.step_signals(step, rows, columns, decision, stats)
+    signals = run.step_signals(step, rows, columns, decision, groups)
     with run.clock("update"):
         if live.rows:  # a step in which nothing lives has no backward and no optimizer step
+            work = with_reference(run.engine, work)
             if run.measures_components(step):
                 signals |= component_norms(run.engine, work).signals()
-            signals |= run.update_signals(run_update(run.engine, work, run.lr_factor(step)), live)
+            stats = run_update(run.engine, work, run.lr_factor(step), run.cfg.train.epochs_per_rollout)
+            signals |= run.update_signals(stats, live)
     with run.clock("refresh"):
         if explores:
             run.engine.refresh()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,17 +11,22 @@ from torch import Tensor
 
 from dyme.engine import Engine
 from dyme.families import Prompt
-from dyme.objective import LiveRow, loss_inputs
-from dyme.packing import pack
+from dyme.objective import LiveRow, LossInputs, loss_inputs
+from dyme.packing import PackedBatch, pack
 from dyme.plan import Plan
+
+EXPLORED = ("ratio", "clipped_low", "clipped_high", "entropy", "kl")
+SUMS = ("loss", "tokens", "memorized", "explored", "nll", "lost", *EXPLORED)
+"""What `_accumulate` adds up over the tokens of this rank."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step trains, the same on all ranks but for `encode`.
+    """What a step trains, the same on all ranks but for `encode` and `ref_logprobs`.
 
     rows, weights, tokens: [R] live rows, their token weight and their token ids. `encode(group)` rebuilds a group's
-    prompt on this rank, None where its picture fails here: then its rows weigh nothing.
+    prompt on this rank, None where its picture fails here: then its rows weigh nothing. `ref_logprobs`: of each
+    micro-batch of this rank, [N] float32 on the host, see `with_reference`.
     """
 
     plan: Plan
@@ -30,12 +35,15 @@ class Work:
     tokens: Sequence[Sequence[int]]
     encode: Callable[[int], Prompt | None]
     token_shaping: str = "none"  # of memorized tokens, see ModeDecision
+    ref_logprobs: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """Means over the live tokens of all ranks; NaN where there were none. `lost_rows`: rows whose picture failed
-    here."""
+    """Means over the live tokens of all ranks and over the epochs that ran; NaN where there were none.
+
+    `applied`: every epoch took its step. `lost_rows`: rows whose picture failed here.
+    """
 
     applied: bool
     grad_norm: float
@@ -48,6 +56,7 @@ class UpdateStats:
     clipped_low: float
     clipped_high: float
     entropy: float
+    kl: float
 
 
 @dataclass(frozen=True)
@@ -62,23 +71,39 @@ class ComponentNorms:
         return {"grad/explore_norm": self.explore, "grad/memorize_norm": self.memorize, "grad/cosine": self.cosine}
 
 
-def run_update(engine: Engine, work: Work, lr_factor: float) -> UpdateStats:
-    """Trains a plan and takes one optimizer step."""
-    sums = _accumulate(engine, work, work.weights)
-    result = engine.step(lr_factor)
-    loss, live, memorized, nll, ratio, low, high, explored, entropy, lost = engine.all_reduce(sums.tolist())
+def with_reference(engine: Engine, work: Work) -> Work:
+    """The same work with the log-probabilities of the reference policy, for all epochs; as it is where there is
+    none."""
+    if engine.reference is None:
+        return work
+    micro = [engine.reference_logprobs(m.batch, m.inputs) for m in _micro_batches(engine, work, work.weights)]
+    return replace(work, ref_logprobs=micro)
+
+
+def run_update(engine: Engine, work: Work, lr_factor: float, epochs: int = 1) -> UpdateStats:
+    """Trains a plan `epochs` times with an optimizer step each. Ratios of later epochs are against the
+    log-probabilities of the first. A step that is dropped (a non-finite value on any rank) ends the epochs."""
+    sums, norms, applied = torch.zeros(len(SUMS), dtype=torch.float64), list[float](), True
+    old: list[Tensor] | None = None
+    for _ in range(epochs):
+        part, logprobs = _accumulate(engine, work, work.weights, old)
+        sums += part
+        old = old or logprobs
+        result = engine.step(lr_factor)
+        norms.append(result.grad_norm)
+        applied &= result.applied
+        if not applied:
+            break
+    total = dict(zip(SUMS, engine.all_reduce(sums.tolist()), strict=True))
     return UpdateStats(
-        applied=result.applied,
-        grad_norm=result.grad_norm,
-        loss=loss,
-        live_tokens=int(live),
-        memorized_tokens=int(memorized),
-        lost_rows=int(lost),
-        memorize_nll=_mean(nll, memorized),
-        ratio=_mean(ratio, explored),
-        clipped_low=_mean(low, explored),
-        clipped_high=_mean(high, explored),
-        entropy=_mean(entropy, explored),
+        applied=applied,
+        grad_norm=sum(norms) / len(norms),
+        loss=total["loss"] / len(norms),
+        live_tokens=int(total["tokens"]) // len(norms),
+        memorized_tokens=int(total["memorized"]) // len(norms),
+        lost_rows=int(total["lost"]) // len(norms),
+        memorize_nll=_mean(total["nll"], total["memorized"]),
+        **{name: _mean(total[name], total["explored"]) for name in EXPLORED},
     )
 
 
@@ -101,30 +126,52 @@ def _dot(a: list[Tensor], b: list[Tensor]) -> float:
     return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
 
 
-def _accumulate(engine: Engine, work: Work, weights: Sequence[float]) -> Tensor:
-    """Forward and backward of every micro-batch of this rank; float64 sums of the statistics, [10]."""
-    plan, rows, tokens, encode = work.plan, work.rows, work.tokens, work.encode
-    sums = torch.zeros(10, dtype=torch.float64)
-    for j, items in enumerate(plan.micro_batches[engine.rank]):
-        readable = [(item, prompt) for item in items if (prompt := encode(item.group)) is not None]
-        sums[9] += sum(len(item.rows) for item in items) - sum(len(item.rows) for item, _ in readable)
+@dataclass(frozen=True)
+class _MicroBatch:
+    """One micro-batch of this rank. `lengths`: tokens of its live rows; `lost`: rows without a readable picture."""
+
+    batch: PackedBatch
+    inputs: LossInputs
+    lengths: list[int]
+    lost: int
+
+
+def _micro_batches(engine: Engine, work: Work, weights: Sequence[float]) -> Iterator[_MicroBatch]:
+    for items, modules in zip(work.plan.micro_batches[engine.rank], work.plan.modules, strict=True):
+        readable = [(item, prompt) for item in items if (prompt := work.encode(item.group)) is not None]
         index = [row for item, _ in readable for row in item.rows]
-        batch = pack(
-            engine.family, [(prompt, [tokens[r] for r in item.rows]) for item, prompt in readable], plan.modules[j]
-        )
-        inputs = loss_inputs([rows[r] for r in index], [weights[r] for r in index], [len(tokens[r]) for r in index])
-        inputs = replace(inputs, token_shaping=work.token_shaping)
-        out = engine.forward_backward(batch, inputs, last=j == plan.num_micro_batches - 1)
+        lengths = [len(work.tokens[r]) for r in index]
+        batch = pack(engine.family, [(p, [work.tokens[r] for r in item.rows]) for item, p in readable], modules)
+        inputs = loss_inputs([work.rows[r] for r in index], [weights[r] for r in index], lengths)
+        lost = sum(len(item.rows) for item in items) - len(index)
+        yield _MicroBatch(batch, replace(inputs, token_shaping=work.token_shaping), lengths, lost)
+
+
+def _accumulate(
+    engine: Engine, work: Work, weights: Sequence[float], old: Sequence[Tensor] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Forward and backward of every micro-batch of this rank. Returns the `SUMS`, float64, and the log-probabilities of
+    each micro-batch, [N] on the host."""
+    sums = dict.fromkeys(SUMS, 0.0)
+    logprobs = []
+    for j, micro in enumerate(_micro_batches(engine, work, weights)):
+        inputs = micro.inputs
+        if work.ref_logprobs is not None:
+            inputs = replace(inputs, ref_logprobs=work.ref_logprobs[j])
+        if old is not None:
+            inputs = inputs.off_policy(old[j], micro.lengths)
+        out = engine.forward_backward(micro.batch, inputs, last=j == work.plan.num_micro_batches - 1)
         memorized, explored = inputs.memorize, ~inputs.memorize
-        logprobs = out.logprobs.double().cpu()
-        sums[0] += out.loss.detach().double().cpu()
-        sums[1] += len(memorized)
-        sums[2] += memorized.sum()
-        sums[3] -= logprobs[memorized].sum()
-        for at, values in ((4, out.ratio), (5, out.clipped_low), (6, out.clipped_high), (8, out.entropy)):
-            sums[at] += values.double().cpu()[explored].sum()
-        sums[7] += explored.sum()
-    return sums
+        logprobs.append(out.logprobs.float().cpu())
+        sums["loss"] += float(out.loss.detach())
+        sums["tokens"] += len(memorized)
+        sums["memorized"] += int(memorized.sum())
+        sums["explored"] += int(explored.sum())
+        sums["nll"] -= float(logprobs[j][memorized].double().sum())
+        sums["lost"] += micro.lost
+        for name in EXPLORED:
+            sums[name] += float(getattr(out, name).double().cpu()[explored].sum())
+    return torch.tensor(list(sums.values()), dtype=torch.float64), logprobs
 
 
 def _mean(total: float, count: float) -> float:

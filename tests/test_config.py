@@ -183,6 +183,8 @@ def test_wrong_values(minimal, override, text):
         (["prompt.answer_flag= ' '"], "prompt.answer_flag must not be blank"),
         (["objective.preset=grpo", "objective.surrogate=clip"], "objective.preset replaces objective.surrogate"),
         (["objective.preset=grpo", "objective.normalization=row"], "objective.preset replaces"),
+        (["method=sft", "objective.beta=0.1"], "objective.beta=0.1 needs explored rows of one policy, method=sft"),
+        (["method=two_stage", "objective.beta=0.1"], "from the first one's export"),
         (["data.eval=null", "run.eval_every=5"], "run.eval_every needs data.eval"),
         (["method=sft", "prompt.style=direct", "memorize.on_missing_trace=skip"], "leaves nothing to train"),
         (["reward.weights={format: 0, thinking: 0, accuracy: 0}"], "every reward weight is 0"),

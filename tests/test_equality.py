@@ -53,6 +53,17 @@ def test_equals_with_gradient_checkpointing(tmp_path, run_ranks, reference, monk
     assert check(tmp_path, reference, 2)["micro"][0] > 1
 
 
+@pytest.mark.parametrize(("loss", "zero"), [("clip", ()), ("gspo", ("stage=2",))])
+def test_equals_with_two_epochs_and_a_reference_policy(tmp_path, run_ranks, monkeypatch, loss, zero):
+    import scenario
+
+    monkeypatch.setenv("LOSS", loss)
+    run_ranks(2, PROGRAMS / "equality.py", tmp_path, *zero)
+    result = check(tmp_path, scenario.reference(scenario.LOSSES[loss]), 2)
+    assert len(result["gradients"]) == 8  # two epochs of four steps
+    assert result["clipped"] > 0.05  # ratios have left 1
+
+
 def test_equals_under_zero2(tmp_path, run_ranks, reference):
     run_ranks(2, PROGRAMS / "equality.py", tmp_path, "stage=2")
     assert check(tmp_path, reference, 2)["norms"]

@@ -142,6 +142,14 @@ def test_loss_inputs_spread_over_tokens():
     assert inputs.memorize.tolist() == [False, False, True, True, True]
 
 
+def test_a_later_epoch_knows_old_logprobs_and_rows():
+    inputs = loss_inputs([LiveRow(0, 4, -0.5, 1.0), LiveRow(2, -1, 1.0, 1.0)], [0.25, 0.125], [2, 3])
+    old = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0])
+    later = inputs.off_policy(old, [2, 3]).to(torch.device("cpu"))
+    assert torch.equal(later.old_logprobs, old) and later.segments.tolist() == [0, 0, 1, 1, 1]
+    assert torch.equal(later.advantages, inputs.advantages) and later.ref_logprobs is None
+
+
 def test_loss_inputs_of_an_anchor():
     inputs = loss_inputs([], [], [])
     assert [t.shape for t in (inputs.advantages, inputs.weights, inputs.memorize)] == [(0,)] * 3
@@ -186,8 +194,8 @@ def test_presets(config, name, surrogate, normalization):
 
 
 def test_a_presets_clip_range_can_be_set(config):
-    spec, _ = resolve(config(objective={"preset": "dapo", "epsilon_high": 0.28}))
-    assert (spec.epsilon_low, spec.epsilon_high) == (0.2, 0.28)
+    spec, _ = resolve(config(objective={"preset": "dapo", "epsilon_high": 0.28, "beta": 0.04}))
+    assert (spec.epsilon_low, spec.epsilon_high, spec.beta) == (0.2, 0.28, 0.04)
 
 
 def test_single_settings(config):

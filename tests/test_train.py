@@ -130,8 +130,18 @@ def test_result_does_not_depend_on_the_number_of_ranks(tmp_path):
 
 
 def test_resume_is_exact_to_the_bit(tmp_path):
-    """2N steps = N steps, kill, N steps; metrics written after the checkpoint are cut back."""
-    config = write_config(tmp_path, train__max_steps=6, run__save_every=3, run__eval_every=2)
+    """2N steps = N steps, kill, N steps; metrics written after the checkpoint are cut back. With a reference policy,
+    which is not in the checkpoint, and two epochs per rollout."""
+    config = write_config(
+        tmp_path,
+        selector={"name": "reward_threshold", "threshold": 0.02},
+        rollout__max_new_tokens=16,
+        objective={"beta": 0.1},
+        train__max_steps=6,
+        train__epochs_per_rollout=2,
+        run__save_every=3,
+        run__eval_every=2,
+    )
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     launch("--config", config, f"run.dir={whole}")
     killed = run_killed(config, parted, after_step=5)
@@ -140,6 +150,8 @@ def test_resume_is_exact_to_the_bit(tmp_path):
     assert "resuming at step 3" in launch("--config", config, f"run.dir={parted}").stderr
     same(lines(whole), lines(parted))
     same_weights(whole, parted)
+    kl = [line.get("policy/kl") for line in lines(whole)[5:]]
+    assert any(value and value > 0 for value in kl)  # rows were explored after the resumed step, off the reference
     assert (whole / "samples.jsonl").read_text() == (parted / "samples.jsonl").read_text()
 
 

@@ -2,11 +2,13 @@
 collectives.
 
 usage: torchrun --nproc_per_node N equality.py OUT_DIR [key=value of the DeepSpeed ZeRO section ...]
+environment: CHECKPOINTING=1; LOSS=name of one of scenario.LOSSES
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -47,8 +49,7 @@ def main() -> None:
 
     from dyme.engine import Engine, close_distributed, init_distributed
     from dyme.plan import make_plan
-    from dyme.update import Work, run_update
-    from dyme_kernels import LossSpec
+    from dyme.update import Work, run_update, with_reference
 
     out = Path(sys.argv[1])
     rank = init_distributed(0)
@@ -62,14 +63,17 @@ def main() -> None:
     family, model, steps = scenario.build()
     checkpointing = os.environ.get("CHECKPOINTING") == "1"
     cfg = scenario.config(deepspeed=str(ds), model={"path": "unused", "gradient_checkpointing": checkpointing})
-    engine = Engine(cfg, family, model, LossSpec())
+    loss = scenario.LOSSES[os.environ.get("LOSS", "plain")]
+    engine = Engine(cfg, family, model, loss.spec)
     names = {id(p): n for n, p in model.named_parameters()}
-    gradients, norms, micro = [], [], []
+    gradients, norms, micro, clipped = [], [], [], 0.0
     step_engine = engine.step
 
     def spy(factor: float):
         gradients.append({names[id(p)]: safe_get_full_grad(p).clone() for p in model.parameters()})
-        return step_engine(factor)
+        result = step_engine(factor)
+        norms.append(result.grad_norm)
+        return result
 
     engine.step = spy
     for step in steps:
@@ -84,14 +88,22 @@ def main() -> None:
         )
         micro.append(plan.num_micro_batches)
         work = Work(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__)
-        stats = run_update(engine, work, 1.0)
-        norms.append(stats.grad_norm)
+        stats = run_update(engine, with_reference(engine, work), 1.0, loss.epochs)
+        if not math.isnan(stats.clipped_low):
+            clipped += stats.clipped_low + stats.clipped_high
     weights = {names[id(p)]: safe_get_full_fp32_param(p).clone() for p in model.parameters()}
     copied = {n: p.clone() for n, p in engine.refresh().named_parameters()}
     (out / f"trace{rank}.json").write_text(json.dumps(TRACE))
     if rank == 0:
         torch.save(
-            {"gradients": gradients, "weights": weights, "copy": copied, "norms": norms, "micro": micro},
+            {
+                "gradients": gradients,
+                "weights": weights,
+                "copy": copied,
+                "norms": norms,
+                "micro": micro,
+                "clipped": clipped,
+            },
             out / "result.pt",
         )
     close_distributed()

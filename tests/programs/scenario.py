@@ -3,6 +3,7 @@ result."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from tiny import TINY
 from dyme.config import RunConfig
 from dyme.families import Prompt, build_family
 from dyme.objective import LiveRow
+from dyme_kernels import LossSpec
 
 SPEC = SimpleNamespace(**TINY)
 
@@ -97,25 +99,58 @@ def row_logprobs(model: torch.nn.Module, prompt: Prompt, tokens: list[int]) -> t
     return logp.gather(1, torch.tensor(tokens)[:, None])[:, 0]
 
 
-def reference() -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor], list[float]]:
+@dataclass(frozen=True)
+class Loss:
+    """Epochs per rollout and the loss of the kernels."""
+
+    epochs: int
+    spec: LossSpec
+
+
+LOSSES = {
+    "plain": Loss(1, LossSpec()),
+    "clip": Loss(2, LossSpec(beta=0.3)),
+    "gspo": Loss(2, LossSpec(surrogate="gspo", epsilon_low=0.02, epsilon_high=0.02, beta=0.05)),
+}
+
+
+def row_loss(loss: Loss, row: LiveRow, logp: torch.Tensor, old: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
+    """Token losses of one row, as DESIGN section 4 writes them."""
+    if row.memorize:
+        return -row.advantage * logp
+    ratio = (logp - old).exp() if loss.spec.surrogate == "clip" else (logp - old).mean().exp().expand(len(logp))
+    clipped = ratio.clamp(1 - loss.spec.epsilon_low, 1 + loss.spec.epsilon_high)
+    surrogate = -torch.minimum(ratio * row.advantage, clipped * row.advantage)
+    return surrogate + loss.spec.beta * ((ref - logp).exp() - (ref - logp) - 1)
+
+
+def reference(
+    loss: Loss = LOSSES["plain"],
+) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor], list[float]]:
     """Gradients of every step before clipping, the final weights, and the gradient norms: one process, one row at a
     time."""
     from dyme.engine import parameter_groups
 
     family, model, steps = build()
+    initial = copy.deepcopy(model)
     cfg = config()
     optimizer = torch.optim.AdamW(
         parameter_groups(family.parts(model), cfg.optim), betas=cfg.optim.betas, eps=cfg.optim.eps
     )
     gradients, norms = [], []
     for step in steps:
-        optimizer.zero_grad()
-        for row, tokens, weight in zip(step.rows, step.tokens, step.weights, strict=True):
-            (-weight * row.advantage * row_logprobs(model, step.prompts[row.group], tokens)).sum().backward()
-        zero = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-        gradients.append(zero | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-        for p in model.parameters():  # the vision tower of a text-only step has a zero gradient, not none
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip)))
-        optimizer.step()
+        old: dict[int, torch.Tensor] = {}
+        for _ in range(loss.epochs):
+            optimizer.zero_grad()
+            for i, (row, tokens, weight) in enumerate(zip(step.rows, step.tokens, step.weights, strict=True)):
+                logp = row_logprobs(model, step.prompts[row.group], tokens)
+                ref = row_logprobs(initial, step.prompts[row.group], tokens).detach()
+                old.setdefault(i, logp.detach())
+                (weight * row_loss(loss, row, logp, old[i], ref)).sum().backward()
+            zero = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+            gradients.append(zero | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+            for p in model.parameters():  # the vision tower of a text-only step has a zero gradient, not none
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip)))
+            optimizer.step()
     return gradients, {n: p.detach().clone() for n, p in model.named_parameters()}, norms
