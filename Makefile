@@ -3,6 +3,8 @@ SHELL := /bin/bash
 
 VENV := .venv
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.installed
 PYTHON ?= python3
 
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
@@ -19,7 +21,7 @@ endif
 TRAIN := deepspeed --num_gpus $(NUM_RANKS) launchers/train.py
 PYTEST_ARGS ?=
 
-.PHONY: install quickstart quickstart-grpo test test-all lint clean
+.PHONY: install quickstart quickstart-grpo test test-oldest test-all lint clean
 
 install: $(STAMP)
 
@@ -46,9 +48,21 @@ runs/quickstart/DONE:
 test: install lint
 	python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
 
+# The same tests with the oldest versions of torch, transformers and triton that are supported.
+test-oldest: $(OLDEST_STAMP)
+	PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+$(OLDEST_STAMP): setup.py constraints.txt constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	grep -Ev '^(torch|transformers|triton|huggingface_hub)[=<>]' constraints.txt | cat constraints-oldest.txt - > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -q "$$(sed -n 's/^\(torch==.*\)/\1/p' constraints-oldest.txt)" -c $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -q -e '.[test]' -c $(OLDEST)/constraints.txt
+	touch $@
+
 # Tests marked gpu skip themselves where there is no GPU.
 test-all: install lint
 	python -m pytest $(PYTEST_ARGS)
+	$(MAKE) test-oldest
 
 lint: install
 	ruff check .
@@ -56,4 +70,4 @@ lint: install
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

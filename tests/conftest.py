@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +45,20 @@ def data_root() -> Path:
 def run_ranks() -> Callable[..., str]:
     """Runs a Python program on n ranks through torchrun; returns its output, fails with it when a rank fails."""
     return run_on_ranks
+
+
+def open_processor(folder: Path) -> Any:
+    """The processor of an exported folder through transformers' auto class. transformers 5.17 finds no image processor
+    there without torchvision; the family's loader has to do then."""
+    from transformers import AutoProcessor, __version__
+
+    from dyme.families import load_family
+
+    if __version__.startswith("5.17.") and importlib.util.find_spec("torchvision") is None:
+        with pytest.raises(ValueError, match="torchvision"):
+            AutoProcessor.from_pretrained(folder)
+        return load_family(folder)[0].processor
+    return AutoProcessor.from_pretrained(folder)
 
 
 def environment() -> dict[str, str]:

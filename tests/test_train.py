@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import launch
+from conftest import launch, open_processor
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY
@@ -91,10 +91,10 @@ def test_three_steps_leave_a_whole_run_folder(tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["method"] == "dyme" and summary["steps"] == 3 and summary["ranks"] == 2
     # the export opens in plain transformers and gives the trained model
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(run / "export")
-    processor = AutoProcessor.from_pretrained(run / "export")
+    processor = open_processor(run / "export")
     messages = [
         {
             "role": "user",

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import open_processor
 from PIL import Image
 from torch import nn
 
@@ -156,16 +157,13 @@ def test_export_and_load(built, tmp_path):
 
 
 def test_exports_open_with_the_auto_classes(built, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     family, model = built
     model.save_pretrained(tmp_path)
     family.export(tmp_path)
     if IMAGE in family.modalities:
-        opened, processor = (
-            AutoModelForImageTextToText.from_pretrained(tmp_path),
-            AutoProcessor.from_pretrained(tmp_path),
-        )
+        opened, processor = AutoModelForImageTextToText.from_pretrained(tmp_path), open_processor(tmp_path)
     else:
         opened, processor = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     out = processor.apply_chat_template(
