@@ -59,10 +59,21 @@ def group_advantages(
 
     Raises ValueError naming the argument. Offsets are checked on the CPU only: elsewhere that would synchronise.
     """
-    resolve_backend(backend, "group_advantages", rewards.device)
     _check(rewards, group_offsets, accuracy, scored, scale, epsilon)
+    chosen = resolve_backend(backend, "group_advantages", rewards.device)
     dtype = rewards.dtype if rewards.dtype in (torch.float32, torch.float64) else torch.float32
     x = rewards.detach().to(dtype)
+    if chosen == "triton":
+        from dyme_kernels.triton_groups import group_tensors
+
+        kept = None if accuracy is None else accuracy.detach().contiguous()
+        flags = None if scored is None else scored.contiguous()
+        return GroupAdvantages(
+            *group_tensors(
+                x.contiguous(), kept, flags, group_offsets.contiguous(), divide=scale == "std", epsilon=epsilon,
+                threshold=threshold, same=SAME_ACCURACY,
+            )
+        )  # fmt: skip
     s = x if accuracy is None else accuracy.detach().to(dtype)
     counts = ~(x.isnan() | s.isnan()) if scored is None else scored & ~(x.isnan() | s.isnan())
     group = torch.searchsorted(group_offsets, torch.arange(x.numel(), device=x.device), right=True) - 1

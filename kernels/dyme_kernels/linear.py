@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dyme_kernels.dispatch import resolve_backend
-from dyme_kernels.reference import Head, RowStats, largest_coefficient, row_gradient, row_statistics, scale_gradient
+from dyme_kernels.dispatch import resolve_backend, row_kernels
+from dyme_kernels.reference import Head, RowLosses, largest_coefficient, scale_gradient
 from dyme_kernels.spec import LossSpec
 from dyme_kernels.surrogates import Coefficients, coefficients
 from dyme_kernels.tokens import PolicyLossOutput, TokenBatch, compute_dtype, make_batch, spread
@@ -50,12 +50,12 @@ def linear_policy_loss(
 
     Raises ValueError naming the argument.
     """
-    resolve_backend(backend, "linear_policy_loss", hidden.device)
     kind = hidden.device.type
     autocast = torch.amp.is_autocast_available(kind)
     if autocast and torch.is_autocast_enabled(kind):
         target = torch.get_autocast_dtype(kind)
         hidden, weight, bias = hidden.to(target), weight.to(target), None if bias is None else bias.to(target)
+    kernels = row_kernels(resolve_backend(backend, "linear_policy_loss", hidden.device, hidden.dtype))
     _check(hidden, weight, bias, logits_budget_mb)
     tokens = make_batch(
         hidden.shape[0], compute_dtype(hidden.dtype), weight.shape[0], targets, advantages, weights,
@@ -69,7 +69,7 @@ def linear_policy_loss(
     )
     with torch.autocast(kind, enabled=False) if autocast else nullcontext():
         rows = _chunk_rows(hidden, weight.shape[0], logits_budget_mb)
-        loss, *stats = _LinearPolicyLoss.apply(hidden, weight, bias, tokens, live, spec, rows, needs)
+        loss, *stats = _LinearPolicyLoss.apply(hidden, weight, bias, tokens, live, spec, kernels, rows, needs)
     return PolicyLossOutput(loss, *stats)
 
 
@@ -149,24 +149,16 @@ def _empty_gradients(hidden: Tensor, weight: Tensor, needs: _Needs) -> _Gradient
 
 
 def _add_chunk(
-    total: _Gradients, logits: Tensor, hidden: Tensor, weight: Tensor, place: Tensor | slice, targets: Tensor,
-    inverse: Tensor | float, head: Head, rows: RowStats, found: Coefficients,
-) -> None:  # fmt: skip
-    """Overwrite the chunk's logits [r,V] with their gradient and add its products with hidden [r,H] and weight."""
-    c, e = found.logprob, found.entropy
-    assert c is not None
-    unit = None
-    if total.half:
-        unit = largest_coefficient(c, e)
-        c, e = c / unit, None if e is None else e / unit
-    row_gradient(logits, logits, targets, inverse, head, rows, c, e)
+    total: _Gradients, gradient: Tensor, hidden: Tensor, weight: Tensor, place: Tensor | slice, unit: Tensor | None
+) -> None:
+    """Add the products of a chunk's logit gradients [r,V], stored divided by `unit`, with hidden [r,H] and weight."""
     if total.hidden is not None:
-        product = torch.mm(logits, weight)
+        product = torch.mm(gradient, weight)
         total.hidden[place] = product if unit is None else product.to(total.hidden.dtype) * unit
     if total.weight is not None:
-        _add_product(total.weight, logits.t(), hidden, unit)
+        _add_product(total.weight, gradient.t(), hidden, unit)
     if total.bias is not None:
-        column = logits.sum(0, dtype=total.bias.dtype)
+        column = gradient.sum(0, dtype=total.bias.dtype)
         total.bias.add_(column if unit is None else column * unit)
 
 
@@ -174,7 +166,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: TokenBatch, live: Tensor | None,
-        spec: LossSpec, chunk: int, needs: _Needs,
+        spec: LossSpec, kernels: Any, chunk: int, needs: _Needs,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         size, count = hidden.shape[0], tokens.targets.shape[0]
         head = Head(spec.logit_scale, spec.logit_softcap)
@@ -189,8 +181,8 @@ class _LinearPolicyLoss(torch.autograd.Function):
             return inverse[place] if isinstance(inverse, Tensor) else inverse
 
         whole: Coefficients | None = None
-        if spec.surrogate == "gspo" and tokens.segments is not None:
-            parts = [row_statistics(project(p)[1], tokens.targets[p], temperature_of(p), head) for p in places]
+        if tokens.needs_whole_rows(spec):
+            parts = [kernels.row_statistics(project(p)[1], tokens.targets[p], temperature_of(p), head) for p in places]
             empty = [tokens.weights[:0]]
             logprobs, entropy = (torch.cat(empty + [getattr(p, f) for p in parts]) for f in ("logprobs", "entropy"))
             whole = coefficients(logprobs, entropy, tokens, spec, needs.any)
@@ -201,19 +193,29 @@ class _LinearPolicyLoss(torch.autograd.Function):
         for place in places:
             x, logits = project(place)
             part = tokens.rows(place.start, place.stop)
-            rows = row_statistics(logits, part.targets, temperature_of(place), head)
-            if whole is None:
-                found = coefficients(rows.logprobs, rows.entropy, part, spec, needs.any)
+            unit = None
+            if whole is None and not total.half:
+                found = kernels.row_losses(logits, logits if needs.any else None, part, spec, head)
             else:
-                found = _part(whole, place)
-            stats = found.stats
+                rows = kernels.row_statistics(logits, part.targets, temperature_of(place), head)
+                if whole is None:
+                    terms = coefficients(rows.logprobs, rows.entropy, part, spec, needs.any)
+                else:
+                    terms = _part(whole, place)
+                found = RowLosses(rows, terms.losses, terms.stats)
+                if terms.logprob is not None:
+                    c, e = terms.logprob, terms.entropy
+                    if total.half:
+                        unit = largest_coefficient(c, e)
+                        c, e = c / unit, None if e is None else e / unit
+                    kernels.row_gradient(logits, logits, part.targets, temperature_of(place), head, rows, c, e)
+            rows, stats = found.rows, found.tokens
             losses[place] = found.losses
             values = (rows.logprobs, rows.entropy, stats.ratio, stats.clipped_low, stats.clipped_high, stats.kl)
             for full, value in zip(out, (*values, rows.argmax_match), strict=True):
                 full[place] = value
             if needs.any:
-                where = place if live is None else live[place]
-                _add_chunk(total, logits, x, weight, where, part.targets, temperature_of(place), head, rows, found)
+                _add_chunk(total, logits, x, weight, place if live is None else live[place], unit)
 
         grads = [total.hidden, total.weight, total.bias]
         if not total.half:
@@ -230,9 +232,9 @@ class _LinearPolicyLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if loss_grad is None:
-            return (None,) * 8
+            return (None,) * 9
         grads = [None if g is None else scale_gradient(g, loss_grad, ctx.dtype) for g in ctx.saved_tensors]
-        return (*grads, *(None,) * 5)
+        return (*grads, *(None,) * 6)
 
 
 def _part(whole: Coefficients, place: slice) -> Coefficients:

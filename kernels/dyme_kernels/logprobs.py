@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dyme_kernels.dispatch import resolve_backend
-from dyme_kernels.reference import Head, RowStats, row_gradient, row_statistics
+from dyme_kernels.dispatch import resolve_backend, row_kernels
+from dyme_kernels.reference import Head, RowStats
 from dyme_kernels.tokens import check_targets
 
 
@@ -32,7 +32,7 @@ def token_logprobs(
 
     Raises ValueError for shapes that do not fit, a target outside the vocabulary (CPU only) or temperature <= 0.
     """
-    resolve_backend(backend, "token_logprobs", logits.device)
+    kernels = row_kernels(resolve_backend(backend, "token_logprobs", logits.device, logits.dtype))
     if logits.dim() != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(
             f"expected logits [N,V] and targets [N], got {tuple(logits.shape)} and {tuple(targets.shape)}: flatten them"
@@ -40,29 +40,31 @@ def token_logprobs(
     if not temperature > 0.0:
         raise ValueError(f"temperature={temperature}: allowed are numbers above 0; take the argmax for greedy decoding")
     check_targets(targets, logits.shape[1])
-    logprobs, entropies = _TokenLogprobs.apply(logits, targets, 1.0 / temperature)
+    logprobs, entropies = _TokenLogprobs.apply(logits, targets, 1.0 / temperature, kernels)
     return TokenLogprobs(logprobs, entropies if entropy else None)
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, inverse: float) -> tuple[Tensor, Tensor]:
-        stats = row_statistics(logits, targets, inverse, Head())
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, inverse: float, kernels: Any) -> tuple[Tensor, Tensor]:
+        stats = kernels.row_statistics(logits, targets, inverse, Head())
         ctx.set_materialize_grads(False)
-        ctx.inverse = inverse
-        ctx.save_for_backward(logits, targets, stats.logprobs, stats.entropy, stats.argmax_match)
+        ctx.inverse, ctx.kernels = inverse, kernels
+        ctx.save_for_backward(
+            logits, targets, stats.logprobs, stats.entropy, stats.argmax_match, stats.top, stats.total
+        )
         return stats.logprobs, stats.entropy
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, logprob_grad: Tensor | None, entropy_grad: Tensor | None
-    ) -> tuple[Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, None, None, None]:
         if logprob_grad is None and entropy_grad is None:
-            return None, None, None
+            return None, None, None, None
         logits, targets, *rows = ctx.saved_tensors
         stats = RowStats(*rows)
         c = torch.zeros_like(stats.logprobs) if logprob_grad is None else logprob_grad
         gradient = torch.empty_like(logits)
-        row_gradient(logits, gradient, targets, ctx.inverse, Head(), stats, c, entropy_grad)
-        return gradient, None, None
+        ctx.kernels.row_gradient(logits, gradient, targets, ctx.inverse, Head(), stats, c, entropy_grad)
+        return gradient, None, None, None

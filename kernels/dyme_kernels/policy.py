@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dyme_kernels.dispatch import resolve_backend
-from dyme_kernels.reference import Head, largest_coefficient, row_gradient, row_statistics, scale_gradient
+from dyme_kernels.dispatch import resolve_backend, row_kernels
+from dyme_kernels.reference import Head, RowLosses, largest_coefficient, scale_gradient
 from dyme_kernels.spec import LossSpec
 from dyme_kernels.surrogates import coefficients
 from dyme_kernels.tokens import PolicyLossOutput, TokenBatch, compute_dtype, make_batch, spread
@@ -47,7 +47,7 @@ def policy_loss(
 
     Raises ValueError naming the argument.
     """
-    resolve_backend(backend, "policy_loss", logits.device)
+    kernels = row_kernels(resolve_backend(backend, "policy_loss", logits.device, logits.dtype))
     if logits.dim() != 2:
         raise ValueError(f"logits have shape {tuple(logits.shape)}, expected [N,V]: pass logits.flatten(0, -2)")
     size, vocabulary = logits.shape
@@ -57,7 +57,7 @@ def policy_loss(
         old_logprobs, ref_logprobs, memorize, importance, segments, live, spec,
     )  # fmt: skip
     grad = torch.is_grad_enabled() and logits.requires_grad
-    loss, *stats = _PolicyLoss.apply(logits, tokens, live, spec, grad, grad and _may_overwrite(logits))
+    loss, *stats = _PolicyLoss.apply(logits, tokens, live, spec, kernels, grad, grad and _may_overwrite(logits))
     return PolicyLossOutput(loss, *stats)
 
 
@@ -70,28 +70,26 @@ def _may_overwrite(logits: Tensor) -> bool:
 class _PolicyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, tokens: TokenBatch, live: Tensor | None, spec: LossSpec, grad: bool, overwrite: bool
-    ) -> tuple[Tensor, ...]:
+        ctx: Any, logits: Tensor, tokens: TokenBatch, live: Tensor | None, spec: LossSpec, kernels: Any, grad: bool,
+        overwrite: bool,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         size = logits.shape[0]
-        inverse = tokens.inverse_temperature(spec)
-        rows = row_statistics(logits, tokens.targets, inverse, Head(), live)
-        found = coefficients(rows.logprobs, rows.entropy, tokens, spec, grad)
+        gradient = None
         if grad:
-            c, e = found.logprob, found.entropy
-            assert c is not None
-            unit = torch.ones((), dtype=c.dtype, device=c.device)
-            if logits.dtype == torch.float16 and c.numel() > 0:
-                unit = largest_coefficient(c, e)
-                c, e = c / unit, None if e is None else e / unit
             # detach shares the version counter: an operation that saved these logits will find out.
             gradient = logits.detach() if overwrite else torch.empty_like(logits)
-            row_gradient(logits, gradient, tokens.targets, inverse, Head(), rows, c, e, live)
+        unit = torch.ones((), dtype=tokens.weights.dtype, device=logits.device)
+        if tokens.needs_whole_rows(spec) or logits.dtype == torch.float16:
+            found, unit = _in_two_steps(kernels, logits, gradient, tokens, spec, live)
+        else:
+            found = kernels.row_losses(logits, gradient, tokens, spec, Head(), live)
+        if gradient is not None:
             if live is not None:
                 dead = torch.ones(size, dtype=torch.bool, device=logits.device).index_fill_(0, live, False)
                 gradient.masked_fill_(dead.unsqueeze(1), 0)
             # save_for_backward frees the buffer after the backward even while the caller keeps the loss.
             ctx.save_for_backward(gradient, unit)
-        stats = found.stats
+        rows, stats = found.rows, found.tokens
         out = (
             spread(rows.logprobs, live, size, 0.0),
             spread(rows.entropy, live, size, 0.0),
@@ -109,6 +107,24 @@ class _PolicyLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if loss_grad is None:
-            return (None,) * 6
+            return (None,) * 7
         gradient, unit = ctx.saved_tensors
-        return (scale_gradient(gradient, unit * loss_grad, gradient.dtype), *(None,) * 5)
+        return (scale_gradient(gradient, unit * loss_grad, gradient.dtype), *(None,) * 6)
+
+
+def _in_two_steps(
+    kernels: Any, logits: Tensor, gradient: Tensor | None, tokens: TokenBatch, spec: LossSpec, live: Tensor | None
+) -> tuple[RowLosses, Tensor]:
+    """Statistics of all rows, then the gradient: for ratios of whole rows, and for float16, whose gradients are stored
+    divided by the unit that is returned."""
+    inverse = tokens.inverse_temperature(spec)
+    rows = kernels.row_statistics(logits, tokens.targets, inverse, Head(), live)
+    found = coefficients(rows.logprobs, rows.entropy, tokens, spec, gradient is not None)
+    c, e = found.logprob, found.entropy
+    unit = torch.ones((), dtype=tokens.weights.dtype, device=logits.device)
+    if gradient is not None and c is not None:
+        if logits.dtype == torch.float16 and c.numel() > 0:
+            unit = largest_coefficient(c, e)
+            c, e = c / unit, None if e is None else e / unit
+        kernels.row_gradient(logits, gradient, tokens.targets, inverse, Head(), rows, c, e, live)
+    return RowLosses(rows, found.losses, found.stats), unit

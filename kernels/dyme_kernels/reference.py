@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dyme_kernels.tokens import compute_dtype
+from dyme_kernels.spec import LossSpec
+from dyme_kernels.surrogates import TokenStats, coefficients
+from dyme_kernels.tokens import TokenBatch, compute_dtype
 
 # Temporaries are float32 copies of this many bytes, a constant so that results do not depend on free memory.
 BLOCK_BYTES = 64 << 20
@@ -31,11 +33,23 @@ class Head:
 @dataclass(frozen=True)
 class RowStats:
     """Per row, [n] in the compute dtype: log-probability of the target, entropy of the distribution, and argmax_match
-    (1.0 where no logit exceeds the target's)."""
+    (1.0 where no logit exceeds the target's). top, total: largest logit and sum of exp((x - top) / T), where a backend
+    needs them for its gradient."""
 
     logprobs: Tensor
     entropy: Tensor
     argmax_match: Tensor
+    top: Tensor | None = None
+    total: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """What `row_losses` gives, [n] each: statistics of the rows, weights * token loss, statistics of the tokens."""
+
+    rows: RowStats
+    losses: Tensor
+    tokens: TokenStats
 
 
 def _blocks(count: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
@@ -102,6 +116,20 @@ def row_gradient(
             out[block] = gradient.to(out.dtype)
         else:
             out.index_copy_(0, rows[block], gradient.to(out.dtype))
+
+
+def row_losses(
+    logits: Tensor, out: Tensor | None, tokens: TokenBatch, spec: LossSpec, head: Head, rows: Tensor | None = None
+) -> RowLosses:
+    """Losses of logits [N,V] (only `rows` [n] of them, if given) under the surrogates that need one token alone; writes
+    the gradient into `out` [N,V], None for none. `out` may be `logits`."""
+    inverse = tokens.inverse_temperature(spec)
+    stats = row_statistics(logits, tokens.targets, inverse, head, rows)
+    found = coefficients(stats.logprobs, stats.entropy, tokens, spec, out is not None)
+    if out is not None:
+        assert found.logprob is not None
+        row_gradient(logits, out, tokens.targets, inverse, head, stats, found.logprob, found.entropy, rows)
+    return RowLosses(stats, found.losses, found.stats)
 
 
 def largest_coefficient(c: Tensor, e: Tensor | None) -> Tensor:

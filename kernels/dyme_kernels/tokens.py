@@ -34,6 +34,10 @@ class TokenBatch:
         part: dict[str, Any] = {name: None if x is None else x[start:stop] for name, x in whole.items()}
         return TokenBatch(**part)
 
+    def needs_whole_rows(self, spec: LossSpec) -> bool:
+        """Whether a token's loss depends on the other tokens of its row (gspo off-policy)."""
+        return spec.surrogate == "gspo" and self.segments is not None
+
     def inverse_temperature(self, spec: LossSpec) -> Tensor | float:
         """1 / T, as [n] where memorized tokens have one of their own."""
         if self.memorize is None or spec.memorize_temperature == spec.temperature:

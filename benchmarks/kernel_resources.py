@@ -1,0 +1,145 @@
+"""Registers, spills and shared memory of the Triton kernels, compiled ahead of time; needs no GPU.
+
+    python -m benchmarks.kernel_resources [--arch 80 90 100] [--json FILE]
+
+Exits with 1 where a kernel spills: a spilled register goes through the memory that these kernels are bound by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dyme_kernels import triton_groups, triton_rows
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+INTEGERS = {"n": "i32", "stride": "i32", "out_stride": "i32"}
+POINTERS = {
+    "rows": "*i64",
+    "targets": "*i64",
+    "offsets": "*i64",
+    "counts_out": "*i64",
+    "modes": "*i64",
+    "memorize": "*i1",
+    "scored": "*i1",
+}
+FLOATS = (
+    *("inverse", "inverse_memorize", "scale", "softcap", "lower", "upper", "delta", "cap", "tau_pos", "tau_neg"),
+    *("beta", "entropy_coef", "epsilon", "threshold", "same"),
+)
+OPTIONAL = ("rows", "inverses", "olds", "refs", "memorize", "importance", "es", "accuracy", "scored")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One compilation: a kernel, the dtype of its large array, and its compile-time constants."""
+
+    name: str
+    kernel: Any
+    dtype: str
+    constants: dict[str, Any]
+    options: dict[str, int]
+    given: tuple[str, ...] = ()
+    """Optional arguments that are passed."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What ptxas says. registers: per thread; spilled: bytes a thread; shared: bytes a program."""
+
+    case: str
+    arch: int
+    registers: int
+    spilled: int
+    shared: int
+    warps: int
+
+
+def cases() -> list[Case]:
+    """Every kernel at the vocabularies of the models we train, plain and with every option."""
+    out = []
+    for vocabulary in (151936, 49280, 32003, 257):
+        for dtype in ("bf16", "fp32"):
+            options = triton_rows.compile_options(vocabulary)
+            head = {"V": vocabulary, "BLOCK": options.pop("BLOCK"), "SCALE": False, "CAP": False}
+            loss = {**head, "KIND": 0, "SHAPED": False, "BETA": False, "BONUS": False, "GRAD": True}
+            name = f"V={vocabulary} {dtype}"
+            out.append(Case(f"losses {name}", triton_rows._losses_kernel, dtype, loss, options, ("memorize",)))
+            if dtype == "bf16":
+                every = {**loss, "CAP": True, "KIND": 2, "SHAPED": True, "BETA": True, "BONUS": True}
+                out.append(
+                    Case(f"losses, all options {name}", triton_rows._losses_kernel, dtype, every, options, OPTIONAL)
+                )
+                out.append(Case(f"statistics {name}", triton_rows._statistics_kernel, dtype, head, options))
+                out.append(Case(f"gradient {name}", triton_rows._gradient_kernel, dtype, head, options, ("es",)))
+    groups = {"DIVIDE": True, "BLOCK": triton_groups.BLOCK}
+    for dtype in ("fp32", "fp64"):
+        out.append(Case(f"groups {dtype}", triton_groups._groups_kernel, dtype, groups, {"num_warps": 1}, OPTIONAL))
+    return out
+
+
+def usage(case: Case, arch: int) -> Usage:
+    """Compiles a case for compute capability arch / 10."""
+    kernel = case.kernel
+    absent = [name for name in OPTIONAL if name in kernel.arg_names and name not in case.given]
+    constants = {**case.constants, **dict.fromkeys(absent)}
+    large = {"logits", "out", "rewards", "accuracy", "advantages", "means", "variances", "stds", "accuracy_means",
+             "accuracy_vars"}  # fmt: skip
+    is_groups = "offsets" in kernel.arg_names
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in INTEGERS:
+            signature[name] = INTEGERS[name]
+        elif name in FLOATS:
+            signature[name] = "fp32"
+        elif name in POINTERS:
+            signature[name] = POINTERS[name]
+        else:
+            signature[name] = (
+                f"*{case.dtype}" if name in large and (is_groups or name in ("logits", "out")) else "*fp32"
+            )
+        divisible = signature[name].startswith("*") or ("stride" in name and constants.get("V", 1) % 16 == 0)
+        if divisible:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, attributes)
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        said = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said)
+    if found is None:
+        raise RuntimeError(f"cuobjdump said nothing of registers for {case.name}:\n{said}")
+    registers, stack, local = map(int, found.groups())
+    return Usage(case.name, arch, registers, stack + local, built.metadata.shared, case.options["num_warps"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], help="compute capability times 10")
+    parser.add_argument("--json", type=Path, help="also write the rows there")
+    args = parser.parse_args()
+    rows = [usage(case, arch) for case in cases() for arch in args.arch]
+    print("| kernel | sm | registers | spilled bytes | shared bytes | warps |\n|---|---|---|---|---|---|")
+    for row in rows:
+        print(f"| {row.case} | {row.arch} | {row.registers} | {row.spilled} | {row.shared} | {row.warps} |")
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    return int(any(row.spilled for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
