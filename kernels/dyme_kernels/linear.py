@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dyme_kernels.compiled import compiled_linear_policy_loss
 from dyme_kernels.dispatch import resolve_backend, row_kernels
 from dyme_kernels.reference import Head, RowLosses, largest_coefficient, scale_gradient
 from dyme_kernels.spec import LossSpec
@@ -55,8 +56,13 @@ def linear_policy_loss(
     if autocast and torch.is_autocast_enabled(kind):
         target = torch.get_autocast_dtype(kind)
         hidden, weight, bias = hidden.to(target), weight.to(target), None if bias is None else bias.to(target)
-    kernels = row_kernels(resolve_backend(backend, "linear_policy_loss", hidden.device, hidden.dtype))
     _check(hidden, weight, bias, logits_budget_mb)
+    if torch.compiler.is_compiling():
+        return compiled_linear_policy_loss(
+            hidden, weight, bias, targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance,
+            segments, live, spec=spec, budget=logits_budget_mb, backend=backend,
+        )  # fmt: skip
+    kernels = row_kernels(resolve_backend(backend, "linear_policy_loss", hidden.device, hidden.dtype))
     tokens = make_batch(
         hidden.shape[0], compute_dtype(hidden.dtype), weight.shape[0], targets, advantages, weights,
         old_logprobs, ref_logprobs, memorize, importance, segments, live, spec,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dyme_kernels.compiled import compiled_policy_loss
 from dyme_kernels.dispatch import resolve_backend, row_kernels
 from dyme_kernels.reference import Head, RowLosses, largest_coefficient, scale_gradient
 from dyme_kernels.spec import LossSpec
@@ -47,10 +48,15 @@ def policy_loss(
 
     Raises ValueError naming the argument.
     """
-    kernels = row_kernels(resolve_backend(backend, "policy_loss", logits.device, logits.dtype))
     if logits.dim() != 2:
         raise ValueError(f"logits have shape {tuple(logits.shape)}, expected [N,V]: pass logits.flatten(0, -2)")
+    if torch.compiler.is_compiling():
+        return compiled_policy_loss(
+            logits, targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live,
+            spec=spec, backend=backend,
+        )  # fmt: skip
     size, vocabulary = logits.shape
+    kernels = row_kernels(resolve_backend(backend, "policy_loss", logits.device, logits.dtype))
     dtype = compute_dtype(logits.dtype)
     tokens = make_batch(
         size, dtype, vocabulary, targets, advantages, weights,

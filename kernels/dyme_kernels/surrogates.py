@@ -1,7 +1,9 @@
-"""The loss of a token as a function of its log-probability and entropy: the one place where surrogates are written.
+"""The loss of a token as a function of its log-probability and entropy, with its derivatives: where surrogates are
+written (once more in triton_math.py, for a token at a time).
 
-Everything is a vector over tokens. The derivatives (c = dL/dlogp, e = dL/dH, L the weighted sum) come from autograd
-over these vectors; the vocabulary-wide part of the gradient is the same for all of them: reference.py.
+Everything is a vector over tokens. The derivatives c = dL/dlogp and e = dL/dH, L the weighted sum, are written out:
+inside an operator of torch.compile there is no autograd. The vocabulary-wide part of the gradient is the same for all
+surrogates: reference.py.
 """
 
 from __future__ import annotations
@@ -42,88 +44,84 @@ class Coefficients:
     stats: TokenStats
 
 
-def token_losses(logprobs: Tensor, entropy: Tensor, tokens: TokenBatch, spec: LossSpec) -> tuple[Tensor, TokenStats]:
-    """logprobs, entropy [n] -> losses [n] (differentiable, not weighted yet) and their statistics.
+def coefficients(logprobs: Tensor, entropy: Tensor, tokens: TokenBatch, spec: LossSpec, grad: bool) -> Coefficients:
+    """Weighted losses of detached logprobs [n] and entropy [n], with their derivatives where `grad`.
 
     Formulas: LossSpec. For gspo with segments the vectors must hold whole rows.
     """
-    memorize = tokens.memorize
-    old = _explored(tokens.old_logprobs, logprobs.detach(), memorize)
-    log_ratio = logprobs - (logprobs.detach() if old is None else old)
-    if spec.surrogate == "gspo" and tokens.segments is not None:
-        log_ratio = _row_mean(log_ratio, tokens.segments, memorize)
-    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
-
-    losses, low, high = _surrogate(ratio, logprobs, tokens.advantages, spec)
-    importance = _explored(tokens.importance, torch.ones_like(logprobs), memorize)
-    if importance is not None:
-        losses = losses * importance
-    ref = _explored(tokens.ref_logprobs, logprobs.detach(), memorize)
+    memorize, weights = tokens.memorize, tokens.weights
+    log_ratio = torch.zeros_like(logprobs) if tokens.old_logprobs is None else logprobs - tokens.old_logprobs
+    whole_rows = tokens.needs_whole_rows(spec)
+    if whole_rows:
+        log_ratio = _row_mean(log_ratio, tokens)
+    losses, c, stats = _surrogate(log_ratio, logprobs, tokens.advantages, spec)
+    if tokens.importance is not None:
+        losses, c = losses * tokens.importance, c * tokens.importance
+    losses, c = losses * weights, c * weights
+    if whole_rows:  # every token of a row moves its ratio
+        c = _row_mean(c, tokens)
     kl = torch.zeros_like(logprobs)
-    if ref is not None:
-        distance = ref - logprobs
-        kl = distance.clamp(max=MAX_LOG_RATIO).exp() - distance - 1.0
-    if spec.beta != 0.0:
-        losses = losses + spec.beta * kl
+    if tokens.ref_logprobs is not None:
+        distance = tokens.ref_logprobs - logprobs
+        grown = distance.clamp(max=MAX_LOG_RATIO).exp()
+        kl = grown - distance - 1.0
+        if spec.beta != 0.0:
+            losses = losses + spec.beta * weights * kl
+            c = c + spec.beta * weights * (1.0 - grown.masked_fill(distance > MAX_LOG_RATIO, 0.0))
+    e = None
     if spec.entropy_coef != 0.0:
-        losses = losses - spec.entropy_coef * entropy
-
-    if memorize is not None:
-        likelihood = -tokens.advantages * logprobs
+        losses = losses - spec.entropy_coef * weights * entropy
+        e = -spec.entropy_coef * weights
+    ratio, low, high = stats
+    if memorize is not None:  # torch.where: what the caller left there for a memorized token may be NaN
+        likelihood = weights * tokens.advantages
         if spec.token_shaping == "p(1-p)":
-            p = logprobs.detach().exp()
+            p = logprobs.exp()
             likelihood = likelihood * (p * (1.0 - p))
-        losses = torch.where(memorize, likelihood, losses)
-        ratio = ratio.masked_fill(memorize, 1.0)
+        losses, c = torch.where(memorize, -likelihood * logprobs, losses), torch.where(memorize, -likelihood, c)
+        e = None if e is None else e.masked_fill(memorize, 0.0)
+        ratio, kl = ratio.masked_fill(memorize, 1.0), kl.masked_fill(memorize, 0.0)
         low, high = low & ~memorize, high & ~memorize
     dtype = logprobs.dtype
-    return losses, TokenStats(ratio.detach(), low.to(dtype), high.to(dtype), kl.detach())
+    found = TokenStats(ratio, low.to(dtype), high.to(dtype), kl)
+    return Coefficients(losses, c if grad else None, e if grad else None, found)
 
 
-def _surrogate(ratio: Tensor, logprobs: Tensor, advantages: Tensor, spec: LossSpec) -> tuple[Tensor, Tensor, Tensor]:
+def _surrogate(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, spec: LossSpec
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Losses [n], their derivatives by the log-ratio, and (ratio, clipped low, clipped high)."""
+    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+    slope = ratio.masked_fill(log_ratio > MAX_LOG_RATIO, 0.0)
     never = torch.zeros_like(ratio, dtype=torch.bool)
     if spec.surrogate == "cispo":
-        capped = ratio.detach().clamp(max=spec.cispo_cap)
-        return -capped * advantages * logprobs, never, (ratio > spec.cispo_cap) & (advantages > 0)
+        c = -ratio.clamp(max=spec.cispo_cap) * advantages
+        return c * logprobs, c, (ratio, never, (ratio > spec.cispo_cap) & (advantages > 0))
     if spec.surrogate == "sapo":
         positive, negative = torch.full_like(ratio, spec.sapo_tau_pos), torch.full_like(ratio, spec.sapo_tau_neg)
         tau = torch.where(advantages > 0, positive, negative)
-        return -(4.0 / tau) * torch.sigmoid(tau * (ratio - 1.0)) * advantages, never, never
+        gate = torch.sigmoid(tau * (ratio - 1.0))
+        return -(4.0 / tau) * gate * advantages, -4.0 * gate * (1.0 - gate) * advantages * slope, (ratio, never, never)
     lower, upper = 1.0 - spec.epsilon_low, 1.0 + spec.epsilon_high
     bounded = ratio if spec.delta is None else ratio.clamp(max=spec.delta)
-    losses = -torch.minimum(bounded * advantages, ratio.clamp(lower, upper) * advantages)
-    return losses, (ratio < lower) & (advantages < 0), (ratio > upper) & (advantages > 0)
+    free, held = bounded * advantages, ratio.clamp(lower, upper) * advantages
+    moves_free = advantages if spec.delta is None else advantages.masked_fill(ratio > spec.delta, 0.0)
+    moves_held = advantages.masked_fill((ratio < lower) | (ratio > upper), 0.0)
+    # where both are equal either side counts half, as in torch.minimum
+    chosen = torch.where(free < held, moves_free, torch.where(held < free, moves_held, 0.5 * (moves_free + moves_held)))
+    clipped = (ratio < lower) & (advantages < 0), (ratio > upper) & (advantages > 0)
+    return -torch.minimum(free, held), -chosen * slope, (ratio, *clipped)
 
 
-def _explored(values: Tensor | None, neutral: Tensor, memorize: Tensor | None) -> Tensor | None:
-    """Replace the entries of memorized tokens: what the caller left there may be NaN, and a NaN in the branch that
-    torch.where drops still reaches the gradient."""
-    if values is None or memorize is None:
-        return values
-    return torch.where(memorize, neutral, values)
-
-
-def _row_mean(values: Tensor, segments: Tensor, memorize: Tensor | None) -> Tensor:
+def _row_mean(values: Tensor, tokens: TokenBatch) -> Tensor:
     """Each token gets the mean of its row over explored tokens. `index_put` with accumulation is deterministic on
     every device, `index_add` is not."""
-    counted = torch.ones_like(values) if memorize is None else (~memorize).to(values.dtype)
+    assert tokens.segments is not None
+    if tokens.memorize is None:
+        counted, kept = torch.ones_like(values), values
+    else:
+        counted, kept = (~tokens.memorize).to(values.dtype), values.masked_fill(tokens.memorize, 0.0)
     zeros = torch.zeros_like(values)
-    total = zeros.index_put((segments,), values * counted, accumulate=True)
-    count = zeros.index_put((segments,), counted, accumulate=True).clamp(min=1.0)
-    return (total / count)[segments]
-
-
-def coefficients(logprobs: Tensor, entropy: Tensor, tokens: TokenBatch, spec: LossSpec, grad: bool) -> Coefficients:
-    """Weighted losses of detached logprobs [n] and entropy [n], with their derivatives where `grad`."""
-    if not grad:
-        losses, stats = token_losses(logprobs, entropy, tokens, spec)
-        return Coefficients(tokens.weights * losses, None, None, stats)
-    bonus = spec.entropy_coef != 0.0
-    with torch.enable_grad():
-        x = logprobs.detach().requires_grad_()
-        h = entropy.detach().requires_grad_(bonus)
-        losses, stats = token_losses(x, h, tokens, spec)
-        weighted = tokens.weights * losses
-        inputs = (x, h) if bonus else (x,)
-        grads = torch.autograd.grad(weighted.sum(), inputs)
-    return Coefficients(weighted.detach(), grads[0], grads[1] if bonus else None, stats)
+    total = zeros.index_put((tokens.segments,), kept, accumulate=True)
+    count = zeros.index_put((tokens.segments,), counted, accumulate=True).clamp(min=1.0)
+    return (total / count)[tokens.segments]

@@ -1,0 +1,150 @@
+"""The losses as custom operators, for callers under torch.compile: opaque to the compiler, with shapes it can plan.
+
+Same numbers as the eager path. One difference: `policy_loss` leaves its logits alone and returns the gradient in a
+buffer of its own, because a compiler must know every tensor that an operator writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dyme_kernels.spec import LossSpec
+from dyme_kernels.tokens import PolicyLossOutput, compute_dtype
+
+_TEXTS = ("surrogate", "token_shaping")
+_NUMBERS = tuple(f.name for f in fields(LossSpec) if f.name not in _TEXTS)
+_NONE = -1.0  # of delta and logit_softcap, which are positive
+
+
+def pack_spec(spec: LossSpec) -> tuple[str, list[float]]:
+    """A spec as what an operator can take: its texts in one, and its numbers."""
+    numbers = [getattr(spec, name) for name in _NUMBERS]
+    return f"{spec.surrogate} {spec.token_shaping}", [_NONE if x is None else float(x) for x in numbers]
+
+
+def unpack_spec(texts: str, numbers: Sequence[float]) -> LossSpec:
+    given: dict[str, Any] = dict(zip(_TEXTS, texts.split(), strict=True))
+    for name, value in zip(_NUMBERS, numbers, strict=True):
+        given[name] = None if name in ("delta", "logit_softcap") and value == _NONE else value
+    return LossSpec(**given)
+
+
+@torch.library.custom_op("dyme_kernels::policy_loss", mutates_args=())
+def _policy_op(
+    logits: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None, segments: Tensor | None,
+    live: Tensor | None, texts: str, numbers: list[float], backend: str, grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    from dyme_kernels.policy import policy_loss
+
+    leaf = logits.detach().requires_grad_(grad)  # a leaf is never overwritten
+    with torch.set_grad_enabled(grad):
+        out = policy_loss(
+            leaf, targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live,
+            unpack_spec(texts, numbers), backend,
+        )  # fmt: skip
+        gradient = torch.autograd.grad(out.loss, leaf)[0] if grad else logits.new_empty(0)
+    return (*_detached(out), gradient)
+
+
+@_policy_op.register_fake
+def _(
+    logits: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None, segments: Tensor | None,
+    live: Tensor | None, texts: str, numbers: list[float], backend: str, grad: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return (*_fake_output(logits), torch.empty_like(logits) if grad else logits.new_empty(0))
+
+
+@torch.library.custom_op("dyme_kernels::linear_policy_loss", mutates_args=())
+def _linear_op(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, advantages: Tensor, weights: Tensor,
+    old_logprobs: Tensor | None, ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None,
+    segments: Tensor | None, live: Tensor | None, texts: str, numbers: list[float], budget: float, backend: str,
+    needs: list[bool],
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+]:  # fmt: skip
+    from dyme_kernels.linear import linear_policy_loss
+
+    given = [None if x is None else x.detach() for x in (hidden, weight, bias)]
+    wanted = [x.requires_grad_() for x, need in zip(given, needs, strict=True) if need and x is not None]
+    with torch.set_grad_enabled(bool(wanted)):
+        out = linear_policy_loss(
+            given[0], given[1], targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance,
+            segments, live, given[2], unpack_spec(texts, numbers), budget, backend,
+        )  # type: ignore[arg-type]  # fmt: skip
+        found = iter(torch.autograd.grad(out.loss, wanted) if wanted else ())
+    grads = [next(found) if need and x is not None else hidden.new_empty(0) for x, need in zip(given, needs)]
+    return (*_detached(out), *grads)  # type: ignore[return-value]
+
+
+@_linear_op.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, advantages: Tensor, weights: Tensor,
+    old_logprobs: Tensor | None, ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None,
+    segments: Tensor | None, live: Tensor | None, texts: str, numbers: list[float], budget: float, backend: str,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    given = (hidden, weight, bias)
+    grads = [torch.empty_like(x) if need and x is not None else hidden.new_empty(0) for x, need in zip(given, needs)]
+    return (*_fake_output(hidden), *grads)
+
+
+def _keep(count: int) -> Any:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*output[-count:])
+
+    return setup_context
+
+
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor | None:
+    return None if gradient.numel() == 0 else (gradient.to(factor.dtype) * factor).to(gradient.dtype)
+
+
+def _policy_backward(ctx: Any, loss_grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    return (_scaled(ctx.saved_tensors[0], loss_grad), *(None,) * 13)
+
+
+def _linear_backward(ctx: Any, loss_grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    return (*(_scaled(x, loss_grad) for x in ctx.saved_tensors), *(None,) * 14)
+
+
+torch.library.register_autograd("dyme_kernels::policy_loss", _policy_backward, setup_context=_keep(1))
+torch.library.register_autograd("dyme_kernels::linear_policy_loss", _linear_backward, setup_context=_keep(3))
+
+
+def compiled_policy_loss(logits: Tensor, *tokens: Tensor | None, spec: LossSpec, backend: str) -> PolicyLossOutput:
+    """`policy_loss` inside a compiled graph. `tokens`: its arguments from targets to live."""
+    grad = torch.is_grad_enabled() and logits.requires_grad
+    return _output(_policy_op(logits, *tokens, *pack_spec(spec), backend, grad))  # type: ignore[arg-type]
+
+
+def compiled_linear_policy_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, *tokens: Tensor | None, spec: LossSpec, budget: float,
+    backend: str,
+) -> PolicyLossOutput:  # fmt: skip
+    """`linear_policy_loss` inside a compiled graph. `tokens`: its arguments from targets to live."""
+    enabled = torch.is_grad_enabled()
+    needs = [enabled and x is not None and x.requires_grad for x in (hidden, weight, bias)]
+    texts, numbers = pack_spec(spec)
+    return _output(_linear_op(hidden, weight, bias, *tokens, texts, numbers, budget, backend, needs))  # type: ignore[arg-type]
+
+
+def _output(found: tuple[Tensor, ...]) -> PolicyLossOutput:
+    return PolicyLossOutput(found[0], *(x.detach() for x in found[1:8]))
+
+
+def _detached(out: PolicyLossOutput) -> tuple[Tensor, ...]:
+    """Operators must not return one tensor twice, and statistics may share one."""
+    return tuple(getattr(out, f.name).detach().clone() for f in fields(out))
+
+
+def _fake_output(x: Tensor) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(x.dtype)
+    return (x.new_empty((), dtype=dtype), *(x.new_empty(x.shape[0], dtype=dtype) for _ in range(7)))
