@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from dyme_kernels.compiled import compiled_linear_policy_loss
 from dyme_kernels.dispatch import resolve_backend, row_kernels
-from dyme_kernels.reference import Head, RowLosses, largest_coefficient, scale_gradient
+from dyme_kernels.reference import Head, joined, largest_coefficient, scale_gradient
 from dyme_kernels.spec import LossSpec
 from dyme_kernels.surrogates import Coefficients, coefficients
 from dyme_kernels.tokens import PolicyLossOutput, TokenBatch, compute_dtype, make_batch, spread
@@ -208,17 +208,17 @@ class _LinearPolicyLoss(torch.autograd.Function):
                     terms = coefficients(rows.logprobs, rows.entropy, part, spec, needs.any)
                 else:
                     terms = _part(whole, place)
-                found = RowLosses(rows, terms.losses, terms.stats)
+                found = joined(rows, terms)
                 if terms.logprob is not None:
                     c, e = terms.logprob, terms.entropy
                     if total.half:
                         unit = largest_coefficient(c, e)
                         c, e = c / unit, None if e is None else e / unit
                     kernels.row_gradient(logits, logits, part.targets, temperature_of(place), head, rows, c, e)
-            rows, stats = found.rows, found.tokens
+            stats = found.tokens
             losses[place] = found.losses
-            values = (rows.logprobs, rows.entropy, stats.ratio, stats.clipped_low, stats.clipped_high, stats.kl)
-            for full, value in zip(out, (*values, rows.argmax_match), strict=True):
+            values = (found.logprobs, found.entropy, stats.ratio, stats.clipped_low, stats.clipped_high, stats.kl)
+            for full, value in zip(out, (*values, found.argmax_match), strict=True):
                 full[place] = value
             if needs.any:
                 _add_chunk(total, logits, x, weight, place if live is None else live[place], unit)

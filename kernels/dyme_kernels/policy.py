@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from dyme_kernels.compiled import compiled_policy_loss
 from dyme_kernels.dispatch import resolve_backend, row_kernels
-from dyme_kernels.reference import Head, RowLosses, largest_coefficient, scale_gradient
+from dyme_kernels.reference import Head, RowLosses, joined, largest_coefficient, scale_gradient
 from dyme_kernels.spec import LossSpec
 from dyme_kernels.surrogates import coefficients
 from dyme_kernels.tokens import PolicyLossOutput, TokenBatch, compute_dtype, make_batch, spread
@@ -95,15 +95,15 @@ class _PolicyLoss(torch.autograd.Function):
                 gradient.masked_fill_(dead.unsqueeze(1), 0)
             # save_for_backward frees the buffer after the backward even while the caller keeps the loss.
             ctx.save_for_backward(gradient, unit)
-        rows, stats = found.rows, found.tokens
+        stats = found.tokens
         out = (
-            spread(rows.logprobs, live, size, 0.0),
-            spread(rows.entropy, live, size, 0.0),
+            spread(found.logprobs, live, size, 0.0),
+            spread(found.entropy, live, size, 0.0),
             spread(stats.ratio, live, size, 1.0),
             spread(stats.clipped_low, live, size, 0.0),
             spread(stats.clipped_high, live, size, 0.0),
             spread(stats.kl, live, size, 0.0),
-            spread(rows.argmax_match, live, size, 0.0),
+            spread(found.argmax_match, live, size, 0.0),
         )
         ctx.mark_non_differentiable(*out)
         ctx.set_materialize_grads(False)
@@ -133,4 +133,4 @@ def _in_two_steps(
             unit = largest_coefficient(c, e)
             c, e = c / unit, None if e is None else e / unit
         kernels.row_gradient(logits, gradient, tokens.targets, inverse, Head(), rows, c, e, live)
-    return RowLosses(rows, found.losses, found.stats), unit
+    return joined(rows, found), unit

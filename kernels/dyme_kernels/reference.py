@@ -8,13 +8,14 @@ With z the logits after scale, cap and temperature, p = softmax(z), H its entrop
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dyme_kernels.dispatch import resolve_backend
 from dyme_kernels.spec import LossSpec
-from dyme_kernels.surrogates import TokenStats, coefficients
+from dyme_kernels.surrogates import Coefficients, TokenStats, coefficients
 from dyme_kernels.tokens import TokenBatch, compute_dtype
 
 # Temporaries are float32 copies of this many bytes, a constant so that results do not depend on free memory.
@@ -33,24 +34,29 @@ class Head:
 
 @dataclass(frozen=True)
 class RowStats:
-    """Per row, [n] in the compute dtype: log-probability of the target, entropy of the distribution, and argmax_match
-    (1.0 where no logit exceeds the target's). top, total: largest logit and sum of exp((x - top) / T), where a backend
-    needs them for its gradient."""
+    """Per row, [n] in the compute dtype: log-probability of the target, entropy of the distribution, argmax_match (1.0
+    where no logit exceeds the target's), the largest logit x and the sum of exp((x - top) / T)."""
 
     logprobs: Tensor
     entropy: Tensor
     argmax_match: Tensor
-    top: Tensor | None = None
-    total: Tensor | None = None
+    top: Tensor
+    total: Tensor
 
 
 @dataclass(frozen=True)
 class RowLosses:
-    """What `row_losses` gives, [n] each: statistics of the rows, weights * token loss, statistics of the tokens."""
+    """What `row_losses` gives, [n] each: the first three as in RowStats, weights * token loss, statistics of tokens."""
 
-    rows: RowStats
+    logprobs: Tensor
+    entropy: Tensor
+    argmax_match: Tensor
     losses: Tensor
     tokens: TokenStats
+
+
+def joined(rows: RowStats, found: Coefficients) -> RowLosses:
+    return RowLosses(rows.logprobs, rows.entropy, rows.argmax_match, found.losses, found.stats)
 
 
 def _blocks(count: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
@@ -58,31 +64,42 @@ def _blocks(count: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _take(logits: Tensor, rows: Tensor | None, block: slice, head: Head, inverse: Tensor | float) -> Tensor:
-    """One block of z in the compute dtype, possibly a view of the logits."""
-    z = logits[block] if rows is None else logits.index_select(0, rows[block])
-    z = z.to(compute_dtype(logits.dtype))
+def _take(logits: Tensor, rows: Tensor | None, block: slice, head: Head) -> Tensor:
+    """One block of logits after scale and cap in the compute dtype, possibly a view of the logits."""
+    x = logits[block] if rows is None else logits.index_select(0, rows[block])
+    x = x.to(compute_dtype(logits.dtype))
     if head.softcap is not None:
-        z = torch.tanh(z * (head.scale / head.softcap)) * head.softcap
-    elif head.scale != 1.0:
-        z = z * head.scale
+        return torch.tanh(x * (head.scale / head.softcap)) * head.softcap
+    return x * head.scale if head.scale != 1.0 else x
+
+
+def _divided(x: Tensor, inverse: Tensor | float, block: slice) -> Tensor:
+    """x / T, for a vector or a block of rows."""
     if isinstance(inverse, Tensor):
-        return z * inverse[block].unsqueeze(1)
-    return z if inverse == 1.0 else z * inverse
+        return x * (inverse[block] if x.dim() == 1 else inverse[block].unsqueeze(1))
+    return x if inverse == 1.0 else x * inverse
 
 
 def row_statistics(
     logits: Tensor, targets: Tensor, inverse: Tensor | float, head: Head, rows: Tensor | None = None
 ) -> RowStats:
-    """logits [N,V] (only `rows` [n] of them, if given), targets [n], inverse temperature [n] or a number."""
+    """logits [N,V] (only `rows` [n] of them, if given), targets [n], inverse temperature [n] or a number. A target
+    outside 0..V-1 gives a NaN log-probability."""
     dtype, count = compute_dtype(logits.dtype), targets.shape[0]
-    logprobs, entropy, match = (logits.new_empty(count, dtype=dtype) for _ in range(3))
+    logprobs, entropy, match, top, total = (logits.new_empty(count, dtype=dtype) for _ in range(5))
+    inside = (targets >= 0) & (targets < logits.shape[1])
+    at = targets.masked_fill(~inside, 0)
     for block in _blocks(count, logits.shape[1], dtype):
-        table = torch.log_softmax(_take(logits, rows, block, head, inverse), 1)
-        logprobs[block] = table.gather(1, targets[block].unsqueeze(1)).squeeze(1)
-        match[block] = (logprobs[block] >= table.amax(1)).to(dtype)
-        entropy[block] = table.exp().mul_(table.clamp_(min=LOWEST)).sum(1).neg_()
-    return RowStats(logprobs, entropy, match)
+        x = _take(logits, rows, block, head)
+        top[block] = x.amax(1)
+        y = _divided(x - top[block].unsqueeze(1), inverse, block)
+        e = y.exp()
+        total[block] = e.sum(1)
+        chosen = y.gather(1, at[block].unsqueeze(1)).squeeze(1)
+        logprobs[block] = chosen - total[block].log()
+        match[block] = (chosen >= 0).to(dtype)
+        entropy[block] = total[block].log() - e.mul_(y.clamp_(min=LOWEST)).sum(1) / total[block]
+    return RowStats(logprobs.masked_fill_(~inside, torch.nan), entropy, match, top, total)
 
 
 def row_gradient(
@@ -96,23 +113,24 @@ def row_gradient(
     entropy_grad: Tensor | None,
     rows: Tensor | None = None,
 ) -> None:
-    """Write dL/dlogits of the rows into `out` [N,V]; `out` may be `logits`, for a row is read before it is written."""
+    """Write dL/dlogits of the rows into `out` [N,V]; `out` may be `logits`, for a row is read before it is written. A
+    row whose target lies outside 0..V-1 gets the part of the distribution alone."""
+    inside = (targets >= 0) & (targets < logits.shape[1])
+    at = targets.masked_fill(~inside, 0)
     for block in _blocks(targets.shape[0], logits.shape[1], compute_dtype(logits.dtype)):
-        scale = inverse[block] if isinstance(inverse, Tensor) else inverse
-        c = logprob_grad[block] * (scale * head.scale)
-        z = _take(logits, rows, block, head, inverse)
+        c = _divided(logprob_grad[block], inverse, block) * head.scale
+        x = _take(logits, rows, block, head)
+        y = _divided(x - stats.top[block].unsqueeze(1), inverse, block)
+        gradient = y.exp().div_(stats.total[block].unsqueeze(1))
         if entropy_grad is None:
-            gradient = torch.softmax(z, 1).mul_(-c.unsqueeze(1))
+            gradient.mul_(-c.unsqueeze(1))
         else:
-            e = entropy_grad[block] * (scale * head.scale)
-            table = torch.log_softmax(z, 1).clamp_(min=LOWEST)
-            gradient = table.exp()
-            shift = stats.entropy[block] * e + c
-            gradient.mul_(table.mul_(e.unsqueeze(1)).add_(shift.unsqueeze(1)).neg_())
-        gradient.scatter_add_(1, targets[block].unsqueeze(1), c.unsqueeze(1))
+            e = _divided(entropy_grad[block], inverse, block) * head.scale
+            shift = (stats.entropy[block] - stats.total[block].log()) * e + c
+            gradient.mul_(y.clamp_(min=LOWEST).mul_(e.unsqueeze(1)).add_(shift.unsqueeze(1)).neg_())
+        gradient.scatter_add_(1, at[block].unsqueeze(1), c.masked_fill(~inside[block], 0.0).unsqueeze(1))
         if head.softcap is not None:
-            capped = z / (head.softcap * (scale.unsqueeze(1) if isinstance(scale, Tensor) else scale))
-            gradient.mul_(1.0 - capped.square_())
+            gradient.mul_(1.0 - (x / head.softcap).square_())
         if rows is None:
             out[block] = gradient.to(out.dtype)
         else:
@@ -124,13 +142,21 @@ def row_losses(
 ) -> RowLosses:
     """Losses of logits [N,V] (only `rows` [n] of them, if given) under the surrogates that need one token alone; writes
     the gradient into `out` [N,V], None for none. `out` may be `logits`."""
+    return losses_in_two_steps(row_statistics, row_gradient, logits, out, tokens, spec, head, rows)
+
+
+def losses_in_two_steps(
+    row_statistics: Any, row_gradient: Any, logits: Tensor, out: Tensor | None, tokens: TokenBatch, spec: LossSpec,
+    head: Head, rows: Tensor | None = None,
+) -> RowLosses:  # fmt: skip
+    """`row_losses` from the two functions of a backend."""
     inverse = tokens.inverse_temperature(spec)
     stats = row_statistics(logits, tokens.targets, inverse, head, rows)
     found = coefficients(stats.logprobs, stats.entropy, tokens, spec, out is not None)
     if out is not None:
         assert found.logprob is not None
         row_gradient(logits, out, tokens.targets, inverse, head, stats, found.logprob, found.entropy, rows)
-    return RowLosses(stats, found.losses, found.stats)
+    return joined(stats, found)
 
 
 def largest_coefficient(c: Tensor, e: Tensor | None) -> Tensor:

@@ -264,7 +264,7 @@ def _split(inverse: Tensor | float) -> tuple[Tensor | None, float]:
 def row_statistics(
     logits: Tensor, targets: Tensor, inverse: Tensor | float, head: Head, rows: Tensor | None = None
 ) -> RowStats:
-    """See reference.row_statistics; fills `top` and `total` as well."""
+    """See reference.row_statistics."""
     n = targets.shape[0]
     out = [logits.new_empty(n, dtype=torch.float32) for _ in range(5)]
     if n:
@@ -280,11 +280,10 @@ def row_gradient(
     logits: Tensor, out: Tensor, targets: Tensor, inverse: Tensor | float, head: Head, stats: RowStats,
     logprob_grad: Tensor, entropy_grad: Tensor | None, rows: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """See reference.row_gradient; `stats` must come from `row_statistics` of this file."""
+    """See reference.row_gradient."""
     n = targets.shape[0]
     if not n:
         return
-    assert stats.top is not None and stats.total is not None, "statistics of another backend"
     most, options = _common(logits, head)
     inverses, one = _split(inverse)
     _gradient_kernel[(min(n, most),)](
@@ -315,4 +314,4 @@ def row_losses(
             KIND=SURROGATE_CODES[spec.surrogate], SHAPED=spec.token_shaping != "none", BETA=spec.beta != 0.0,
             BONUS=spec.entropy_coef != 0.0, GRAD=out is not None, **options,
         )  # fmt: skip
-    return RowLosses(RowStats(logprobs, entropy, match), losses, TokenStats(ratio, low, high, kl))
+    return RowLosses(logprobs, entropy, match, losses, TokenStats(ratio, low, high, kl))
