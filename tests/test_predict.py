@@ -247,8 +247,8 @@ def test_without_dyme_json_the_default_prompt_is_said(vlm: Path, tmp_path: Path,
             (bare / file.name).symlink_to(file)
     run = tmp_path / "run.yaml"
     run.write_text(
-        "model: {path: x}\ndata: {train: {source: charts, count: 1}}\nprompt: {template: '{question} end with {flag}'}\n"
-        "rollout: {max_new_tokens: 24}\n"
+        "model: {path: x}\ndata: {train: {source: charts, count: 1}}\n"
+        "prompt: {template: '{question} end with {flag}'}\nrollout: {max_new_tokens: 24}\n"
     )
     assert main(["--model", str(bare), "--max_new_tokens", "3", "how many bars?"]) == 0
     assert "has no dyme.json, so the default prompt is used" in capsys.readouterr().err
