@@ -15,8 +15,9 @@ from PIL import Image
 
 from dyme.config import PromptConfig
 from dyme.families import build_family
-from dyme.predict.__main__ import main
+from dyme.predict.__main__ import _print_answer, main
 from dyme.predict.answer import parse_reply
+from dyme.predict.settings import Settings
 from dyme.recipe import Recipe, RecipeError, read_recipe, write_recipe
 
 REPLY = "two bars.\nAnswer: 4"
@@ -126,6 +127,12 @@ def test_a_reply_is_taken_apart_as_in_training(text: str, truncated: bool, told:
     answer = parse_reply(text, PromptConfig(), truncated=truncated)
     assert (answer.thinking, answer.answer, answer.format, answer.guessed) == told
     assert answer.completion == text and answer.truncated == truncated
+
+
+def test_escape_sequences_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = parse_reply("a\x1b[2J\nb\nAnswer: \x1b[31m4", PROMPT, truncated=False)
+    _print_answer(answer, Settings(PROMPT, 24, 0.0, 0, "auto"))
+    assert capsys.readouterr() == ("a\ufffd[2J\nb\nAnswer: \ufffd[31m4\n", "")
 
 
 def test_a_sample_goes_by_seed_and_id_alone(vlm: Path, tmp_path: Path) -> None:

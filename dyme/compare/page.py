@@ -16,6 +16,8 @@ from dyme.compare.text import said_test, shown_reply, signed
 from dyme.report.page import CSS, esc
 
 MORE_CSS = """
+h1, .quiet li { overflow-wrap: anywhere; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; max-width: 16rem; }
 .pair td, .pair th { min-width: 4.5rem; }
 .filters { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; margin: .75rem 0; align-items: baseline; }
 .filters select { font: inherit; max-width: 12rem; }

@@ -62,8 +62,8 @@ def _print_answer(answer: Answer, settings: Settings) -> None:
     # without a flag nothing can be split, so the whole reply stands where the trace would
     trace = answer.thinking if answer.answer else answer.completion
     if trace:
-        print(trace)
-    print(f"Answer: {answer.answer}" if answer.answer else "Answer: none found")
+        print(_shown(trace))
+    print(f"Answer: {_shown(answer.answer)}" if answer.answer else "Answer: none found")
     sys.stdout.flush()
     if answer.truncated:
         _say(f"note: the reply was cut at {settings.max_new_tokens} tokens; --max_new_tokens raises the limit")
@@ -73,6 +73,11 @@ def _print_answer(answer: Answer, settings: Settings) -> None:
         flag = settings.prompt.answer_flag
         expected = "some text" if settings.prompt.style == "direct" else f"'{flag}' once, with an answer after it"
         _say(f"note: the reply has no valid format, which is {expected}")
+
+
+def _shown(text: str) -> str:
+    """A model's escape sequences must not reach the terminal; --json and the answers file hold the text as it is."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _batch(options: argparse.Namespace, settings: Settings) -> int:
