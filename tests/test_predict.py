@@ -17,6 +17,7 @@ from dyme.config import PromptConfig
 from dyme.families import build_family
 from dyme.predict.__main__ import _print_answer, main
 from dyme.predict.answer import parse_reply
+from dyme.predict.predictor import Predictor
 from dyme.predict.settings import Settings
 from dyme.recipe import Recipe, RecipeError, read_recipe, write_recipe
 
@@ -201,6 +202,23 @@ def test_a_stopped_batch_goes_on(vlm: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(ask) == 0 and "4/4" not in capsys.readouterr().err  # nothing to do
 
 
+def test_too_large_a_batch_keeps_what_is_answered(vlm: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    source = write_rows(tmp_path / "q.jsonl", *({"id": str(i), "question": "how many bars?"} for i in range(4)))
+    ask = ["--model", str(vlm), "--input", str(source), "--out", str(tmp_path / "a.jsonl"), "--batch_size", "3"]
+    answer = Predictor.answer
+
+    def small(self: Predictor, records: list) -> list:
+        if len(records) < 3:
+            raise torch.OutOfMemoryError
+        return answer(self, records)
+
+    monkeypatch.setattr(Predictor, "answer", small)
+    assert main(ask) == 2
+    assert "out of device memory after 3 of 4 rows; lower --batch_size (3)" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(ask) == 0 and [row["id"] for row in rows_of(tmp_path / "a.jsonl")] == ["0", "1", "2", "3"]
+
+
 def test_answers_of_different_origin_do_not_mix(vlm: Path, llama: Path, tmp_path: Path, capsys) -> None:
     source = write_rows(tmp_path / "q.jsonl", {"id": "a", "question": "how many bars?"})
     out = tmp_path / "a.jsonl"
@@ -302,6 +320,7 @@ def test_errors_are_one_line_with_the_mend(vlm: Path, llama: Path, picture: Path
         ([*model, "--template", "what", "what"], "must contain {question}"),
         ([*model, "--device", "abacus", "what"], "no such device"),
         ([*model, *out, "what"], "--out goes with --input"),
+        ([*model, "--input", str(tmp_path), "--out", str(picture / "a.jsonl"), "what"], "chart.png"),
     ]
     for arguments, reason in cases:
         assert main(arguments) == 2, arguments

@@ -15,17 +15,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the comparison and write the page; 2 when the evaluations cannot be compared."""
     options = _parser().parse_args(arguments)
     try:
-        runs = [read_evaluation(path) for path in options.runs]
-        if len(runs) > 2:
-            raise CompareError(f"{len(runs)} runs given; compare two at a time")
-        comparison = compare_runs(*runs) if len(runs) == 2 else compare_columns(runs[0])
-    except CompareError as error:
+        return _compare(options)
+    except (CompareError, OSError) as error:  # OSError: a folder that may not be read or written
         print(f"compare: {error}", file=sys.stderr)
         return 2
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if len(options.runs) > 2:
+        raise CompareError(f"{len(options.runs)} runs given; compare two at a time")
+    runs = [read_evaluation(path) for path in options.runs]
+    comparison = compare_runs(*runs) if len(runs) == 2 else compare_columns(runs[0])
+    print(render_text(comparison, options.limit), flush=True)
+
     from dyme.compare.page import render_page  # brings matplotlib along
     from dyme.compare.pictures import Pictures
 
-    print(render_text(comparison, options.limit))
     out = options.out or runs[-1].folder / "compare.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".partial-{out.name}")

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         for note in notes:
             _say(f"note: {note}")
         return _batch(options, settings) if options.input else _single(options, settings)
-    except (ConfigError, PredictError, RecipeError) as error:
+    except (ConfigError, OSError, PredictError, RecipeError) as error:  # OSError: a disk that is full or not ours
         _say(f"predict: {error}")
         return 2
     except KeyboardInterrupt:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dyme.predict.answer import Answer
+from dyme.predict.errors import PredictError
 from dyme.predict.outfile import answer_row
 from dyme.predict.predictor import Predictor
 from dyme.predict.questions import Question
@@ -22,7 +25,8 @@ def answer_all(
 ) -> int:
     """Appends the answers of the questions after the `done` ones, batch by batch; returns how many rows failed in all.
 
-    A row that cannot be asked becomes a line with its `error`.
+    A row that cannot be asked becomes a line with its `error`. Raises `PredictError` when a batch does not fit into the
+    device's memory; the answers so far are kept.
     """
     failed = sum("error" in row for row in done)
     progress = _Progress(len(done), len(questions))
@@ -30,7 +34,11 @@ def answer_all(
         for at in range(len(done), len(questions), batch_size):
             part = questions[at : at + batch_size]
             asked = [q.record for q in part if q.record is not None]
-            given = iter(predictor.answer(asked))
+            try:
+                given = iter(predictor.answer(asked))
+            except torch.OutOfMemoryError:
+                mend = f"lower --batch_size ({batch_size}), the same command goes on from here"
+                raise PredictError(f"out of device memory after {at} of {len(questions)} rows; {mend}") from None
             answers: list[Answer | str] = [q.error if q.record is None else next(given) for q in part]
             rows = [answer_row(q, answer) for q, answer in zip(part, answers, strict=True)]
             file.write("".join(json.dumps(row) + "\n" for row in rows))
