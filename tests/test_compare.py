@@ -151,7 +151,7 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
         "1 items have the column direct on one side only",
     )
     (section,) = comparison.sections
-    assert section.n == 3 and section.unscored == 1 and section.accuracy and section.accuracy.n == 2
+    assert section.n == section.both == 2 and section.unscored == 1 and section.accuracy and section.accuracy.n == 2
 
 
 def test_several_samples_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +170,14 @@ def test_several_samples_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixt
     page = page_of(a, b)
     assert "sign test on mean scores of 4/4 samples: 1 items lower in B, 2 higher, p = 1.0000" in page.text
     assert "1 of 4 samples right, one shown" in page.text and "3 of 4 samples right, one shown" in page.text
+
+
+def test_a_sample_without_a_score_counts_on_no_side(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", item("x", reply(1), reply(None), reply(None)), item("y", reply(0), reply(0), reply(0)))
+    b = write(tmp_path / "b", item("x", reply(0), reply(None), reply(0)), item("y", reply(0), reply(0), reply(0)))
+    (section,) = compare(a, b).sections
+    assert (section.only_a, section.neither, section.lower, section.higher) == (1, 1, 1, 0)
+    assert section.accuracy and (section.accuracy.a, section.accuracy.b) == (0.5, 0.0)
 
 
 def test_faithfulness_over_the_items_that_have_it_on_both_sides(tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ def _side(name: str, replies: Sequence[Reply]) -> str:
     right, reply = is_right(replies), shown_reply(replies)
     told = ["✓ right" if right else "✗ wrong"]
     if len(replies) > 1:
-        told.append(f"{sum(r.correct for r in replies)} of {len(replies)} samples right, one shown")
+        scored = [r for r in replies if r.score is not None]
+        told.append(f"{sum(r.correct for r in scored)} of {len(scored)} samples right, one shown")
     told += [text for said, text in _remarks(reply) if said]
     # without a valid format the parts of a reply mislead, so it stands whole
     trace = reply.thinking if reply.format else reply.completion

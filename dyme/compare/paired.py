@@ -15,6 +15,7 @@ from dyme.evaluation.statistics import Interval, mcnemar, paired_interval
 from dyme.report.runs import distinct_names
 
 NAMED = 12  # settings that a note spells out
+EXPECTED = ("run.dir", "model.content")  # settings that differ between any two runs
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ class Flip:
 
 @dataclass(frozen=True)
 class Section:
-    """One comparison. An item counts as right when more than half of its samples are.
+    """One comparison. An item counts as right when more than half of its scored samples are.
 
-    `accuracy` is over per-item mean scores of the items scored on both sides; `unscored` counts the others. `p_value`
-    is that of the exact McNemar test on `only_a` and `only_b`; with several samples an item, of the sign test on the
-    items whose mean score is `lower` and `higher` in B. `kinds` is empty where there is one kind.
+    All but `faithfulness` is over the items scored on both sides; `unscored` counts the others. `accuracy` is over
+    their mean scores. `p_value` is that of the exact McNemar test on `only_a` and `only_b`; with several samples an
+    item, of the sign test on the items whose mean score is `lower` and `higher` in B. `kinds` is empty where there is
+    one kind.
     """
 
     title: str
@@ -140,8 +142,8 @@ def compare_columns(run: Evaluation) -> Comparison:
 
 
 def is_right(replies: Sequence[Reply]) -> bool:
-    """More than half of the samples are right."""
-    return 2 * sum(reply.correct for reply in replies) > len(replies)
+    """More than half of the scored samples are right."""
+    return 2 * sum(reply.correct for reply in replies) > sum(reply.score is not None for reply in replies)
 
 
 def _named_folder(evaluation: Evaluation) -> Path:
@@ -170,14 +172,14 @@ def _notes(a: Evaluation, b: Evaluation, common: int) -> tuple[str, ...]:
 
 
 def _changed_settings(a: Path, b: Path) -> list[str]:
-    """Settings of the evaluations that differ, but where they wrote to: two sampling limits would explain a lot."""
+    """Settings of the evaluations that differ: another limit of tokens, say, would explain a lot."""
     if not (a.is_file() and b.is_file()):
         return []
     try:
         changed = changed_keys(a.read_text(encoding="utf-8"), b.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         return [f"settings not compared: {' '.join(str(error).split())[:120]}"]
-    told = [key for key in changed if not key.startswith("run.")]
+    told = [key for key in changed if key not in EXPECTED]
     more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
     return [f"settings that differ: {', '.join(told[:NAMED])}{more}"] if told else []
 
@@ -188,7 +190,7 @@ def _unfinished(run: Evaluation) -> list[str]:
 
 def _section(title: str, pairs: Sequence[Answered]) -> Section:
     scored = [pair for pair in pairs if _score(pair.a) is not None and _score(pair.b) is not None]
-    verdicts = [(is_right(pair.a), is_right(pair.b)) for pair in pairs]
+    verdicts = [(is_right(pair.a), is_right(pair.b)) for pair in scored]
     only_a, only_b = verdicts.count((True, False)), verdicts.count((False, True))
     deltas = [(_score(pair.b) or 0.0) - (_score(pair.a) or 0.0) for pair in scored]
     lower, higher = sum(delta < 0 for delta in deltas), sum(delta > 0 for delta in deltas)
@@ -211,7 +213,7 @@ def _section(title: str, pairs: Sequence[Answered]) -> Section:
         p_value=mcnemar(only_a, only_b) if samples == (1, 1) else mcnemar(lower, higher),
         kinds=tuple((kind, difference) for kind, difference in by_kind if difference is not None),
         faithfulness=_difference(pairs, _faithfulness),
-        flips=tuple(Flip(pair, gained=b) for pair, (a, b) in zip(pairs, verdicts, strict=True) if a != b),
+        flips=tuple(Flip(pair, gained=b) for pair, (a, b) in zip(scored, verdicts, strict=True) if a != b),
     )
 
 

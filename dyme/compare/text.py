@@ -36,7 +36,7 @@ def said_test(section: Section) -> str:
 def shown_reply(replies: Sequence[Reply]) -> Reply:
     """The first sample with the verdict of the item."""
     right = is_right(replies)
-    return next(reply for reply in replies if reply.correct == right)
+    return next(reply for reply in replies if reply.score is not None and reply.correct == right)
 
 
 def _p(section: Section) -> str:
@@ -48,7 +48,7 @@ def _section(section: Section, limit: int) -> str:
     if section.accuracy is not None:
         lines.append(f"accuracy      {_row(section.accuracy)}   (95 % paired bootstrap)")
     if section.unscored:
-        lines.append(f"left out of the accuracy: {section.unscored} items whose verifier failed")
+        lines.append(f"left out: {section.unscored} items whose verifier failed")
     lines += [
         f"              {'B right':>9}{'B wrong':>9}",
         f"     A right  {section.both:>9}{section.only_a:>9}",
