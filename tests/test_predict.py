@@ -306,6 +306,7 @@ def test_errors_are_one_line_with_the_mend(vlm: Path, llama: Path, picture: Path
     cases = [
         (["--model", "nowhere", "what"], "no such folder"),
         (["--model", str(tmp_path / "run"), "what"], f"did you mean {tmp_path / 'run' / 'export'}?"),
+        (["--model", str(tmp_path / "run" / "export"), "--template", "{question}", "what"], "'' is not supported"),
         ([*model], "no question; add it in quotes"),
         ([*model, "--choices", "a", "what"], "put it before --choices"),
         ([*model, "--image", "none.png", "what"], "none.png: no such picture"),

@@ -26,7 +26,6 @@ def _compare(options: argparse.Namespace) -> int:
         raise CompareError(f"{len(options.runs)} runs given; compare two at a time")
     runs = [read_evaluation(path) for path in options.runs]
     comparison = compare_runs(*runs) if len(runs) == 2 else compare_columns(runs[0])
-    print(render_text(comparison, options.limit), flush=True)
 
     from dyme.compare.page import render_page  # brings matplotlib along
     from dyme.compare.pictures import Pictures
@@ -36,7 +35,7 @@ def _compare(options: argparse.Namespace) -> int:
     partial = out.with_name(f".partial-{out.name}")
     partial.write_text(render_page(comparison, Pictures(runs[-1].folder)), encoding="utf-8")
     partial.replace(out)
-    print(f"\n{out}")
+    print(f"{render_text(comparison, options.limit)}\n\n{out}")
     return 0
 
 
