@@ -28,6 +28,7 @@ from dyme.metrics import open_metrics, read_jsonl, summarize
 from dyme.objective import LiveRows, resolve
 from dyme.progress import ProgressLine
 from dyme.prompts import PromptBook, prompt_text, reply_text
+from dyme.recipe import Recipe
 from dyme.rollout import Sampling
 from dyme.selection import GroupStats, ModeDecision, ModeSelector, make_selector
 from dyme.signals import MemorizeLog, mode_signals, rollout_signals
@@ -286,7 +287,10 @@ class Run:
     def finish(self) -> None:
         """Export, summary and report; the DONE marker last."""
         if self.cfg.run.export:
-            checkpoint.export(self.engine, self.folder / "export")
+            recipe = Recipe(
+                prompt=self.cfg.prompt, max_new_tokens=self.cfg.rollout.max_new_tokens, family=self.family.name
+            )
+            checkpoint.export(self.engine, self.folder / "export", recipe)
         self.metrics.close()
         if self.rank == 0:
             self._write_summary()
