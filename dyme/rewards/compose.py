@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dyme.data.record import Record
-from dyme.rewards.answer import Completion, clean_answer, format_score, split_completion
+from dyme.rewards.answer import clean_answer, direct_completion, format_score, split_completion
 from dyme.rewards.verifiers import Verifier, get_verifier
 from dyme.schema import Schema
 from dyme.supervision.lexical import thinking_score
@@ -84,7 +84,8 @@ def score(
 ) -> Scores:
     """Score completion i as an answer to record i; a truncated completion has format and accuracy 0.
 
-    In style "direct" the whole completion is the answer, any text is a valid format and thinking has no weight.
+    In style "direct" the whole completion is the answer, or else what it gives plainly ("**4**", "4. The bar shows
+    it."); any answer that is not guessed is a valid format, and thinking has no weight.
     Raises `ValueError` only for sequences of different length; what fails in a row is counted in `Scores.errors`.
     """
     if not len(texts) == len(records) == len(truncated):
@@ -97,12 +98,16 @@ def score(
     errors: Counter[str] = Counter()
     rows = np.zeros((len(texts), 3), dtype=np.float64)
     for row, text, record, cut in zip(rows, texts, records, truncated, strict=True):
-        parts = split_completion(text, flag) if style == "think" else Completion("", clean_answer(text), 1)
+        parts = split_completion(text, flag) if style == "think" else direct_completion(text, flag)
         # a record without a reference scores no thinking; 0 for all rows of its group drops out of the advantages
         row[1] = (thinking_score(parts.thinking, record) or 0.0) if checked else 0.0
         if not cut:
             row[0] = format_score(parts, config.min_thinking_chars if style == "think" else 0)
-            row[2] = _accuracy(verifier, parts.answer, record, errors)
+            whole = clean_answer(text) if style == "direct" else parts.answer
+            row[2] = _accuracy(verifier, whole, record, errors)
+            # a gold answer may itself have two lines or sentences, so the whole goes first
+            if row[2] < 1.0 and whole != parts.answer:
+                row[2] = max(row[2], _accuracy(verifier, parts.answer, record, errors))
     return _compose(rows, config, dict(errors))
 
 
