@@ -132,6 +132,7 @@ class Run:
         self._selector.load_state_dict(state.selector)
         self.memorize_log.load_state_dict(state.memorize_log)
         self._elapsed_before, self._skipped_in_a_row = state.elapsed_s, state.skipped_in_a_row
+        self.errors.update(state.reward_errors)
         return state.step
 
     def _announce(self) -> None:
@@ -292,6 +293,7 @@ class Run:
             selector=self._selector.state_dict(),
             memorize_log=self.memorize_log.state_dict(),
             skipped_in_a_row=self._skipped_in_a_row,
+            reward_errors=dict(self.errors),
         )
         checkpoint.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
 

@@ -449,7 +449,7 @@ FAILING = """
 import os, time
 RANK = int(os.environ["RANK"])
 def loud(prompts, completions, step, **columns):
-    if step == 1 and RANK == 1:
+    if step in (1, 3) and RANK == 1:
         raise ValueError("no judge today")
     return [None if i % 2 else 0.25 for i in range(len(completions))]
 async def fine(completion_ids, **columns):
@@ -492,6 +492,12 @@ def test_a_run_survives_rewards_that_fail_on_one_rank(tmp_path):
     first = steps[0]
     total = sum(first[f"reward/{part}_mean"] for part in parts) + first["reward/user/fine_mean"] + 0.125 - 1
     assert first["reward/total_mean"] == pytest.approx(total, abs=1e-5)
+    more = launch("--config", config, f"run.dir={run}", "train.max_steps=4")
+    assert "resuming at step 3" in more.stderr and "reward failed" not in more.stderr  # this kind was said before
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["reward_errors"] == {"loud: ValueError": 12, "slow-one: time_out": 6}
+    last = lines(run)[-2]
+    assert (last["step"], last["reward/user/fine_weight"], last["reward/user/loud_unscored"]) == (4, 0, 0.5)
 
 
 @pytest.mark.dist
