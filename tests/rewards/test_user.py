@@ -231,13 +231,13 @@ async def sleeps(completions):
         cancelled.append(1)
         raise
 def nap(completions):
-    time.sleep(0.4)
+    time.sleep(0.8)
     return [1, 1]
 async def doze(completions):
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.8)
     return [1, 1]
 async def doze_too(completions):
-    time.sleep(0.4)  # keeps its event loop to itself
+    time.sleep(0.8)  # keeps its event loop to itself
     return [1, 1]
 """
 
@@ -246,7 +246,7 @@ def test_functions_run_at_the_same_time(written):
     rewards = written(SLOW, "doze", "nap", "doze_too")
     begin = time.monotonic()
     assert call(rewards).scores.values.tolist() == [[1, 1, 1]] * 2
-    assert time.monotonic() - begin < 1.0  # 1.2 s one after the other
+    assert time.monotonic() - begin < 2.0  # 2.4 s one after the other
 
 
 def test_time_outs_and_what_hangs_behind_them(written):
@@ -468,19 +468,18 @@ def test_a_run_survives_rewards_that_fail_on_one_rank(tmp_path):
     user = [
         {"function": f"{own}:loud"},
         {"function": f"{own}:fine", "weight": {"start": 1.0, "end": 0.0, "steps": 2}},
-        {"function": f"{own}:slow", "weight": -1.0, "timeout_s": 0.5, "name": "slow-one"},
+        {"function": f"{own}:slow", "weight": -1.0, "timeout_s": 1.5, "name": "slow-one"},
     ]
-    config = write_config(tmp_path, reward={"user": user}, method="grpo", run__report=True)
+    config = write_config(tmp_path, reward={"user": user}, method="grpo", run__export=False)
     run = tmp_path / "run"
     done = launch("--config", config, f"run.dir={run}")
     said = [line for line in done.stderr.splitlines() if "reward failed" in line]
     assert len(said) == 2, done.stderr[-3000:]
     assert "loud: ValueError (ValueError: no judge today (line 6)): its rows stay unscored (said once)" in said[0]
-    assert "slow-one: time_out (took longer than 0.5 s)" in said[1]
+    assert "slow-one: time_out (took longer than 1.5 s)" in said[1]
     assert (run / "DONE").exists()
     summary = json.loads((run / "summary.json").read_text())
     assert summary["reward_errors"] == {"loud: ValueError": 6, "slow-one: time_out": 6}  # of both ranks, 6 rows each
-    assert "loud: ValueError (6 rows)" in (run / "report.html").read_text()
     steps = [line for line in lines(run) if not line.get("eval")]
     assert [line["rollout/unscored"] for line in steps] == [0, 0.5, 0.5]
     assert [line["reward/user/loud_unscored"] for line in steps] == [0, 0.5, 0]
@@ -506,7 +505,7 @@ def test_a_missing_function_ends_the_run_before_data_and_model_load(tmp_path):
     own.write_text(FAILING)
     missing = {"train": {"source": "jsonl", "path": str(tmp_path / "none.jsonl")}}
     config = write_config(tmp_path, reward={"user": [{"function": f"{own}:fin"}]}, data=missing)
-    failed = launch("--config", config, f"run.dir={tmp_path / 'run'}", check=False)
+    failed = launch("--config", config, f"run.dir={tmp_path / 'run'}", ranks=1, check=False)
     errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
     assert failed.returncode != 0 and len(errors) == 1 and "nearest: 'fine'" in errors[0], failed.stderr[-2000:]
     assert "Traceback" not in failed.stderr and not Path(tmp_path / "run").exists()
