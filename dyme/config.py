@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from dyme.config_errors import explain
+from dyme.config_errors import ConfigError, explain
 from dyme.data import SourceConfig
 from dyme.rewards.compose import RewardConfig
 from dyme.schema import Schema
@@ -25,10 +25,6 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Part = Literal["vision", "connector", "language", "head"]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message is one line with the key, the reason and the mend."""
 
 
 class FromScratchConfig(Schema):
