@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 import yaml
 from conftest import launch
 from PIL import Image
 
 from dyme.config import RunConfig
 from dyme.data import load_records
+from dyme.engine import init_distributed
 from dyme.evaluation import folder as files
-from dyme.evaluation.driver import answer_batch, columns
+from dyme.evaluation.driver import answer_batch, columns, evaluate_model
 from dyme.evaluation.folder import DoneItem
 from dyme.families import build_family
 from dyme.prompts import PromptBook
@@ -93,8 +96,20 @@ def test_a_model_that_never_thinks_has_one_column(place):
     assert [c.name for c in columns(place.cfg.model_copy(update={"evaluate": alone}))] == ["think"]
 
 
+@pytest.fixture
+def alone(monkeypatch) -> Iterator[None]:
+    """This process as the only rank."""
+    for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+        monkeypatch.setenv(key, "")  # so that it is gone again afterwards
+        monkeypatch.delenv(key)
+    init_distributed(0)
+    yield
+    dist.destroy_process_group()
+
+
 @pytest.mark.dist
-def test_two_ranks_a_kill_and_one_rank_give_the_same_items(place):
+def test_two_ranks_a_kill_and_one_rank_give_the_same_items(place, alone, capsys):
     common = ("--config", place.folder / "config.yaml", "--model", place.folder / "model")
     whole, parted = place.folder / "whole", place.folder / "parted"
     done = launch(*common, "--out", whole, ranks=2, launcher="evaluate.py")
@@ -116,18 +131,21 @@ def test_two_ranks_a_kill_and_one_rank_give_the_same_items(place):
     files.append_items(parted, 1, [DoneItem(1, lines[1], 0.1), DoneItem(5, lines[5], 0.1)])
     cut = parted / "items-1.partial.jsonl"
     cut.write_bytes(cut.read_bytes()[:-20])
-    resumed = launch(*common, "--out", parted, ranks=1, launcher="evaluate.py")
-    assert "3 of 7 records are done already" in resumed.stderr
+    evaluated = evaluate_model(place.cfg, place.folder / "model", parted, "test")
+    assert "3 of 7 records are done already" in capsys.readouterr().err
     again = [json.loads(line) for line in (parted / "items.jsonl").read_text(encoding="utf-8").splitlines()]
     assert again[2]["question"] == "kept"  # it was not done again
     assert [*again[:2], lines[2], *again[3:]] == lines
+    accuracy = evaluated["columns"]["think"]["accuracy"]
+    assert accuracy["value"] == pytest.approx(summary["columns"]["think"]["accuracy"]["value"], abs=1e-5)
+
+    # the same again does nothing, other settings are refused by all ranks at once
     before = (parted / "items.jsonl").stat().st_mtime_ns
-    other = launch(*common, "--out", parted, "run.seed=9", ranks=1, launcher="evaluate.py", check=False)
+    assert evaluate_model(place.cfg, place.folder / "model", parted, "test")["n"] == COUNT - 1
+    assert "nothing to do" in capsys.readouterr().err
+    other = launch(*common, "--out", parted, "run.seed=9", ranks=2, launcher="evaluate.py", check=False)
     assert other.returncode != 0 and "other settings (run.seed): choose another --out" in other.stderr
-    assert "Traceback" not in other.stderr
-    finished = launch(*common, "--out", parted, ranks=1, launcher="evaluate.py")
-    assert "nothing to do" in finished.stderr and "6 records, 1 left out" in finished.stdout
-    assert (parted / "items.jsonl").stat().st_mtime_ns == before
+    assert "Traceback" not in other.stderr and (parted / "items.jsonl").stat().st_mtime_ns == before
 
 
 def test_a_line_belongs_to_its_record(place):
