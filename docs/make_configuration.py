@@ -42,7 +42,8 @@ Nothing is loaded before the configuration is whole. Besides single values these
 - sizes of `model.from_scratch` that do not divide each other (heads, patches, pixel shuffle);
 - a template without its placeholder, or a blank answer flag;
 - a preset together with `objective.surrogate` or `objective.normalization`;
-- `run.eval_every` without `data.eval`.
+- `run.eval_every` without `data.eval`;
+- a k of `evaluate.pass_at` above `evaluate.samples`.
 """
 
 SOURCES = """\

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from fractions import Fraction
 
 import pytest
+from conftest import ROOT
 
 from dyme.data import ChartsSource, load_records
 from dyme.supervision.readings import Faithfulness, facts_table, faithfulness, find_readings
@@ -102,6 +105,18 @@ def test_share_counts_each_reading_once():
     assert faithfulness("I see bars.", FACTS) == Faithfulness(None, 0)
     assert faithfulness("red 4", None) == Faithfulness(None, 0)
     assert faithfulness("red 4", "a red bar") == Faithfulness(None, 0)
+
+
+def test_the_examples_of_the_docs():
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    facts = re.search(r'for the facts "(.+?)"', page)[1]
+    rows = re.findall(r"^\| (`.+`) \| (.+) \| (.+) \|$", page.split(f'for the facts "{facts}"')[1], re.MULTILINE)[:4]
+    for traces, readings, share in rows:
+        for trace in re.findall(r"`([^`]+)`", traces):
+            found = sorted(f"{' '.join(label)} {value:g}" for label, value in find_readings(trace, facts_table(facts)))
+            assert found == (sorted(readings.split(", ")) if readings != "none" else []), trace
+            assert faithfulness(trace, facts).share == (None if share == "none" else float(Fraction(share))), trace
+    assert len(rows) == 4
 
 
 @pytest.mark.parametrize("scale", ["tiny", "full"])
