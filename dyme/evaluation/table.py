@@ -26,7 +26,8 @@ def render(summary: Mapping[str, Any]) -> str:
         )
     speed = summary.get("tokens_per_s")
     parts.append(
-        f"{summary['seconds']:.0f} s on {summary['ranks']} ranks" + (f", {speed:.0f} tokens/s" if speed else "")
+        f"{summary['seconds']:.0f} s on {summary['ranks']} rank{'s' * (summary['ranks'] > 1)}"
+        + (f", {speed:.0f} tokens/s" if speed else "")
     )
     return "\n\n".join(parts)
 
