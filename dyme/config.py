@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dyme.config_errors import ConfigError, explain
 from dyme.data import SourceConfig
+from dyme.evaluation.settings import EvaluateConfig
 from dyme.rewards.compose import RewardConfig
 from dyme.schema import Schema
 
@@ -293,6 +294,7 @@ class RunConfig(Schema):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     run: RunSettings = RunSettings()
+    evaluate: EvaluateConfig = EvaluateConfig()
     deepspeed: str = "ds_configs/zero3.json"
     """DeepSpeed JSON; batch size, accumulation, clipping and precision come from this configuration."""
 

@@ -21,7 +21,7 @@ from dyme.cursor import StepRows, step_rows
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
 from dyme.engine import Engine, deepspeed_config, lr_factor
-from dyme.evaluate import Evaluation, majority_rates
+from dyme.evaluation.held_out import Evaluation, majority_rates
 from dyme.families import Prompt, build_family, load_family
 from dyme.families.scratch import FREQUENT
 from dyme.metrics import open_metrics, read_jsonl, summarize

@@ -1,5 +1,5 @@
-"""Evaluation: greedy answers to the first n held-out records, spread over ranks, and the samples of them that are
-kept."""
+"""Evaluation during training: greedy answers to the first n held-out records, spread over ranks, and the samples of
+them that are kept."""
 
 from __future__ import annotations
 
@@ -141,6 +141,7 @@ def _write_samples(
                 answer=(parts.answer or "") if think else text,
                 correct=verdict[index][0],
                 format=verdict[index][1],
+                guessed=think and parts.guessed,
                 image=metrics.save_image(record.id, record.image.load) if record.image else None,
             )
         )
