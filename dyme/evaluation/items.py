@@ -9,7 +9,7 @@ from typing import Any
 
 from dyme.data import Record
 from dyme.metrics import plain
-from dyme.rewards.answer import Completion, clean_answer, split_completion
+from dyme.rewards.answer import direct_completion, split_completion
 from dyme.rewards.compose import RewardConfig, Style, score
 from dyme.supervision.readings import faithfulness
 
@@ -62,7 +62,7 @@ def judge(
     replies = []
     for i, (text, record) in enumerate(zip(texts, records, strict=True)):
         split = split_completion(text, flag)
-        parts = split if style == "think" else Completion("", clean_answer(text), 1)
+        parts = split if style == "think" else direct_completion(text, flag)
         faith = faithfulness(parts.thinking, record.facts)
         replies.append(
             Reply(

@@ -37,7 +37,8 @@ def _overall(summary: Mapping[str, Any], names: Sequence[str]) -> list[list[str]
     rows = [["accuracy", *(_rate(column["accuracy"]) for column in held)]]
     if "difference" in summary:
         p = summary["difference"].get("p_value")
-        rows[0].append(_rate(summary["difference"], sign=True) + ("" if p is None else f"  p={p:.2g}" if p else "  p<1e-300"))
+        said = "" if p is None else f"  p={p:.2g}" if p else "  p<1e-300"
+        rows[0].append(_rate(summary["difference"], sign=True) + said)
     if summary["samples"] > 1:
         for k in held[0]["pass_at"]:
             rows.append([f"pass@{k}", *(_rate(column["pass_at"][k]) for column in held)])

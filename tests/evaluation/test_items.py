@@ -65,10 +65,10 @@ def test_a_failing_verifier_leaves_the_reply_unscored():
     assert "NaN" not in json.dumps(line)
 
 
-def test_a_direct_reply_is_its_whole_text():
-    replies, _ = judged("Red.", "red 4\nAnswer: red", style="direct")
-    assert [reply.correct for reply in replies] == [True, False]
-    assert [reply.flagged for reply in replies] == [False, True]
+def test_a_direct_reply_needs_no_flag_and_one_that_has_it_is_flagged():
+    replies, _ = judged("Red.", "red 4\nAnswer: red", "red 4", style="direct")
+    assert [reply.correct for reply in replies] == [True, True, False]
+    assert [reply.flagged for reply in replies] == [False, True, False]
 
 
 def test_the_keys_of_a_line(tmp_path):
