@@ -1,6 +1,7 @@
 """Collects finished runs into one JSON of results: `python -m benchmarks.record RUN [RUN ...] --out FILE`.
 
-Each entry holds the run's summary.json (command, figures, versions, hardware) and its configuration.
+Each entry holds the run's summary.json (command, figures, versions, hardware), its configuration, and the summary of
+its evaluation where it has one.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import yaml
 
 
 def entry(run: Path) -> dict[str, Any]:
-    """Summary and configuration of one finished run. Raises `FileNotFoundError` when it is not finished."""
+    """What is recorded of one finished run. Raises `FileNotFoundError` when it is not finished."""
     if not (run / "DONE").exists():
         raise FileNotFoundError(f"{run} has no DONE marker: let the run finish first")
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    return {"summary": summary, "config": config}
+    found = {"summary": summary, "config": config}
+    evaluation = run / "evaluation" / "summary.json"
+    if evaluation.exists():
+        found["evaluation"] = json.loads(evaluation.read_text(encoding="utf-8"))
+    return found
 
 
 def main(arguments: list[str]) -> int:

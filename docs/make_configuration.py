@@ -32,8 +32,8 @@ by hand.
 - `--deepspeed_config FILE` is the same as `deepspeed=FILE`.
 - `--print_config` prints the resolved configuration and stops. The same text lies in the run folder as config.yaml.
 - A run folder that is not set becomes `runs/<name of the YAML>`.
-- In the paths of data sources `~` and environment variables are filled in, in `model.path` only `~`. Relative paths
-  start at the working folder.
+- In the paths of data sources and of `reward.user.function` `~` and environment variables are filled in, in
+  `model.path` only `~`. Relative paths start at the working folder.
 
 Nothing is loaded before the configuration is whole. Besides single values these combinations are refused:
 
@@ -42,7 +42,9 @@ Nothing is loaded before the configuration is whole. Besides single values these
 - sizes of `model.from_scratch` that do not divide each other (heads, patches, pixel shuffle);
 - a template without its placeholder, or a blank answer flag;
 - a preset together with `objective.surrogate` or `objective.normalization`;
-- `run.eval_every` without `data.eval`.
+- `run.eval_every` without `data.eval`;
+- rewards that are all weighted 0, and two entries of `reward.user` with one name;
+- a k of `evaluate.pass_at` above `evaluate.samples`.
 """
 
 SOURCES = """\

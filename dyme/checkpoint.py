@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from dyme.engine import Engine
+from dyme.recipe import Recipe, write_recipe
 
 STATE, BEST, PARTIAL = "state.json", "best.json", ".partial-"
 _NAME = re.compile(r"step-(\d{8})$")
@@ -39,6 +40,7 @@ class TrainState:
     selector: dict[str, Any] = field(default_factory=dict)
     memorize_log: dict[str, Any] = field(default_factory=dict)
     skipped_in_a_row: int = 0
+    reward_errors: dict[str, int] = field(default_factory=dict)
 
 
 def checkpoint_dir(folder: Path, step: int) -> Path:
@@ -122,14 +124,15 @@ def load_newest(engine: Engine, folder: Path) -> TrainState | None:
     return state
 
 
-def export(engine: Engine, folder: Path) -> None:
-    """Writes the current weights as a Hugging Face folder with processor, tokenizer and chat template."""
+def export(engine: Engine, folder: Path, recipe: Recipe) -> None:
+    """Writes the current weights as a Hugging Face folder with processor, tokenizer, chat template and dyme.json."""
     model = engine.refresh()
     if engine.rank == 0:
         partial = folder.with_name(f"{PARTIAL}{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)  # type: ignore[operator]
         engine.family.export(partial)
+        write_recipe(recipe, partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     engine.barrier()

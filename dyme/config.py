@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from dyme.config_errors import explain
+from dyme.config_errors import ConfigError, explain
 from dyme.data import SourceConfig
+from dyme.evaluation.settings import EvaluateConfig
 from dyme.rewards.compose import RewardConfig
 from dyme.schema import Schema
 
@@ -25,10 +26,6 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Part = Literal["vision", "connector", "language", "head"]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message is one line with the key, the reason and the mend."""
 
 
 class FromScratchConfig(Schema):
@@ -297,6 +294,7 @@ class RunConfig(Schema):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     run: RunSettings = RunSettings()
+    evaluate: EvaluateConfig = EvaluateConfig()
     deepspeed: str = "ds_configs/zero3.json"
     """DeepSpeed JSON; batch size, accumulation, clipping and precision come from this configuration."""
 

@@ -10,6 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message is one line with the key, the reason and the mend."""
+
+
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """One line for the first mistake (an unknown key before all others, since it often causes them)."""
     errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")

@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of one step. Group g is record `records[g]` with `group_size` rows g*K .. g*K + K - 1.
+    """The rows of one step (`step`, from 0). Group g is record `records[g]` with `group_size` rows g*K .. g*K + K - 1.
 
     `starts` has world_size + 1 entries: rank r holds rows starts[r] .. starts[r + 1] - 1. Blocks are contiguous and
     differ by at most one row, so a group may span ranks.
@@ -21,6 +21,7 @@ class StepRows:
     group_size: int
     starts: tuple[int, ...]
     epoch: float
+    step: int = 0
 
     @property
     def num_groups(self) -> int:
@@ -82,4 +83,4 @@ def step_rows(
     records = tuple(record(place) for place in range(first, first + prompts_per_step))
     rows = prompts_per_step * group_size
     starts = tuple(r * rows // world_size for r in range(world_size + 1))
-    return StepRows(records, group_size, starts, (first + prompts_per_step) / num_records)
+    return StepRows(records, group_size, starts, (first + prompts_per_step) / num_records, step)

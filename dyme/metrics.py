@@ -21,7 +21,8 @@ class Sample:
     """One generated answer to a held-out record; a line of samples.jsonl.
 
     `image` is the name of a PNG inside the run's samples/ folder (see `MetricsLogger.save_image`), None for text-only
-    records. `format` is 1 where the answer flag was found as it must be.
+    records. `format` is 1 where the answer flag was found as it must be. `guessed` says that the text did not say
+    plainly what the answer is.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Sample:
     correct: bool
     format: int
     image: str | None = None
+    guessed: bool = False
 
 
 def plain(value: Any) -> Any:

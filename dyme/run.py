@@ -21,13 +21,16 @@ from dyme.cursor import StepRows, step_rows
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
 from dyme.engine import Engine, deepspeed_config, lr_factor
-from dyme.evaluate import Evaluation, majority_rates
+from dyme.evaluation.held_out import Evaluation, majority_rates
 from dyme.families import Prompt, build_family, load_family
 from dyme.families.scratch import FREQUENT
 from dyme.metrics import open_metrics, read_jsonl, summarize
 from dyme.objective import LiveRows, resolve
 from dyme.progress import ProgressLine
 from dyme.prompts import PromptBook, prompt_text, reply_text
+from dyme.recipe import Recipe
+from dyme.rewards.calls import UserRewards
+from dyme.rewards.user import load_rewards
 from dyme.rollout import Sampling
 from dyme.selection import GroupStats, ModeDecision, ModeSelector, make_selector
 from dyme.signals import MemorizeLog, mode_signals, rollout_signals
@@ -54,6 +57,7 @@ class Run:
         self.started = time.monotonic()
         self.name = self.folder.name
         deepspeed_config(cfg)  # a mistake in it must show before data and model load
+        self.user_rewards = UserRewards(load_rewards(cfg.reward.user))  # and so must one in them
         self._check_folder()
         self.records = load_records(cfg.data.train, cfg.data.max_bad_fraction)
         self.eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction) if cfg.data.eval else None
@@ -73,6 +77,7 @@ class Run:
         self._grpo = make_selector(SelectorConfig(name="always_explore"))
         self.memorize_log = MemorizeLog()
         self.errors: Counter[str] = Counter()
+        self._noted: dict[str, tuple[int, str]] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._skipped_in_a_row = 0
         self._elapsed_before = 0.0
@@ -128,6 +133,7 @@ class Run:
         self._selector.load_state_dict(state.selector)
         self.memorize_log.load_state_dict(state.memorize_log)
         self._elapsed_before, self._skipped_in_a_row = state.elapsed_s, state.skipped_in_a_row
+        self.errors.update(state.reward_errors)
         return state.step
 
     def _announce(self) -> None:
@@ -182,12 +188,21 @@ class Run:
         """The reference trace that is memorized: the record's hint."""
         return record.hint
 
-    def count_errors(self, errors: dict[str, int]) -> None:
-        """Counts verifier failures; the first of each kind is said."""
+    def note_errors(self, errors: dict[str, int], examples: dict[str, str]) -> None:
+        """Keeps this rank's failures of verifiers and rewards ("name: kind") for `share_errors`."""
         for kind, count in errors.items():
-            if kind not in self.errors:
-                self.progress.say(f"verifier failed with {kind}: these rows stay unscored (said once)")
-            self.errors[kind] += count
+            before, example = self._noted.get(kind, (0, examples.get(kind, "")))
+            self._noted[kind] = before + count, example
+
+    def share_errors(self) -> None:
+        """Counts the noted failures of all ranks, which all call this; the first of each kind is said."""
+        for part in self.engine.gather_tokens([list(json.dumps(self._noted).encode())]):
+            for kind, (count, example) in json.loads(bytes(part[0])).items():
+                if kind not in self.errors:
+                    told = f" ({example})" if example else ""
+                    self.progress.say(f"reward failed, {kind}{told}: its rows stay unscored (said once)")
+                self.errors[kind] += count
+        self._noted.clear()
 
     def must_stop(self) -> Stop | None:
         """The same answer on every rank; None to go on."""
@@ -219,6 +234,7 @@ class Run:
         signals = {"epoch": rows.epoch, "lr": self.cfg.optim.lr * self.lr_factor(step), **mode_signals(decision)}
         if stats is not None:
             signals |= rollout_signals(columns, stats, rows.offsets)
+            signals |= {f"reward/user/{r.title}_weight": r.weight.at(step) for r in self.cfg.reward.user}
         return signals | self.memorize_log.signals([self.records[i].id for i in rows.records], stats, decision)
 
     def update_signals(self, stats: UpdateStats, live: LiveRows) -> dict[str, float]:
@@ -280,13 +296,17 @@ class Run:
             selector=self._selector.state_dict(),
             memorize_log=self.memorize_log.state_dict(),
             skipped_in_a_row=self._skipped_in_a_row,
+            reward_errors=dict(self.errors),
         )
         checkpoint.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
 
     def finish(self) -> None:
         """Export, summary and report; the DONE marker last."""
         if self.cfg.run.export:
-            checkpoint.export(self.engine, self.folder / "export")
+            recipe = Recipe(
+                prompt=self.cfg.prompt, max_new_tokens=self.cfg.rollout.max_new_tokens, family=self.family.name
+            )
+            checkpoint.export(self.engine, self.folder / "export", recipe)
         self.metrics.close()
         if self.rank == 0:
             self._write_summary()
@@ -310,7 +330,7 @@ class Run:
                 **{b.record_id or f"{b.file}:{b.line}": b.reason for b in self.records.bad},
                 **self.book.failed,
             },
-            "verifier_errors": dict(self.errors),
+            "reward_errors": dict(self.errors),
             "versions": checkpoint.versions(),
             "config": self.name,
         }

@@ -18,9 +18,21 @@ COLUMNS = ("format", "thinking", "accuracy", "reward", "correct", "scored", "tru
 """Columns of the gathered table, one row per rollout."""
 
 
-def table_columns(table: Tensor) -> dict[str, Tensor]:
-    """float64 [R, C] -> the named columns."""
-    return {name: table[:, i] for i, name in enumerate(COLUMNS)}
+def column_names(rewards: Sequence[str] = ()) -> tuple[str, ...]:
+    """`COLUMNS`, then of each user reward its value (NaN where it does not apply or failed) and whether it failed."""
+    return (*COLUMNS, *(f"user/{name}" for name in rewards), *(f"user_failed/{name}" for name in rewards))
+
+
+def table_columns(table: Tensor, rewards: Sequence[str] = ()) -> dict[str, Tensor]:
+    """float64 [R, C] -> the columns that `column_names` names."""
+    return {name: table[:, i] for i, name in enumerate(column_names(rewards))}
+
+
+def any_failed(columns: dict[str, Tensor]) -> bool:
+    """Whether a row is unscored, or a user reward failed for one."""
+    return bool((columns["scored"] < 0.5).any()) or any(
+        bool((column > 0.5).any()) for name, column in columns.items() if name.startswith("user_failed/")
+    )
 
 
 def mode_signals(decision: ModeDecision) -> dict[str, float]:
@@ -43,12 +55,11 @@ def rollout_signals(columns: dict[str, Tensor], stats: GroupStats, offsets: Sequ
     }
     bounds = list(pairwise(offsets))
     for name, column in (("total", "reward"), ("format", "format"), ("thinking", "thinking"), ("accuracy", "accuracy")):
-        groups = [g for a, b in bounds if len(g := columns[column][a:b][scored[a:b]]) > 1]
-        means = torch.stack([g.mean() for g in groups]) if groups else torch.zeros(0, dtype=torch.float64)
-        within = torch.stack([g.std() for g in groups]) if groups else means
-        out[f"reward/{name}_mean"] = _mean(columns[column][scored])
-        out[f"reward/{name}_std_within"] = _mean(within)
-        out[f"reward/{name}_std_between"] = float(means.std()) if len(means) > 1 else math.nan
+        out |= _spread(name, columns[column], scored, bounds)
+    for column in [name for name in columns if name.startswith("user/")]:
+        out |= _spread(column, columns[column], scored & ~columns[column].isnan(), bounds)
+        failed = columns[column.replace("user/", "user_failed/", 1)]
+        out[f"reward/{column}_unscored"] = _mean(failed[written])
     known = stats.num_scored > 1
     correct, all_ = stats.num_correct[known], stats.num_scored[known]
     flat = stats.reward_std[known] < 1e-9
@@ -91,6 +102,18 @@ class MemorizeLog:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.times, self.pending = dict(state["times"]), set(state["pending"])
+
+
+def _spread(name: str, values: Tensor, counts: Tensor, bounds: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """Mean of the rows that count, and how much they differ inside and between groups with two of them at least."""
+    groups = [g for a, b in bounds if len(g := values[a:b][counts[a:b]]) > 1]
+    means = torch.stack([g.mean() for g in groups]) if groups else torch.zeros(0, dtype=torch.float64)
+    within = torch.stack([g.std() for g in groups]) if groups else means
+    return {
+        f"reward/{name}_mean": _mean(values[counts]),
+        f"reward/{name}_std_within": _mean(within),
+        f"reward/{name}_std_between": float(means.std()) if len(means) > 1 else math.nan,
+    }
 
 
 def _mean(values: Tensor) -> float:

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from dyme.cursor import StepRows
+from dyme.data import Record
 from dyme.objective import LiveRow, LiveRows, live_rows, token_weights
 from dyme.plan import make_plan
-from dyme.prompts import has_reference, reply_text
+from dyme.prompts import has_reference, prompt_text, reply_text
+from dyme.rewards.calls import UserOutcome
+from dyme.rewards.columns import pictures, reward_columns
 from dyme.rewards.compose import score as score_completions
 from dyme.rollout import Rollout, RolloutRow, generate, row_key
 from dyme.run import Run
 from dyme.selection import GroupStats, ModeDecision, group_stats, memorize_all
-from dyme.signals import COLUMNS, table_columns
+from dyme.signals import COLUMNS, any_failed, column_names, table_columns
 from dyme.update import Work
 
 
@@ -60,29 +63,62 @@ def rollout(run: Run, rows: StepRows, step: int) -> dict[int, Rollout]:
 
 
 def score(run: Run, rows: StepRows, rollouts: dict[int, Rollout]) -> Tensor:
-    """The columns of `signals.COLUMNS` for this rank's rows; rows without a completion are unscored."""
-    table = torch.zeros(len(rows.rows(run.engine.rank)), len(COLUMNS), dtype=torch.float64)
+    """The columns of `signals.column_names` for this rank's rows; rows without a completion are unscored."""
+    titles = run.user_rewards.titles
+    table = torch.zeros(len(rows.rows(run.engine.rank)), len(column_names(titles)), dtype=torch.float64)
+    table[:, len(COLUMNS) : len(COLUMNS) + len(titles)] = torch.nan
+    texts = [run.family.decode(r.tokens) for r in rollouts.values()]
+    records = [run.records[rows.records[rows.group_of(row)]] for row in rollouts]
+    user = _user_scores(run, rows.step, rollouts, texts, records)
     scores = score_completions(
-        [run.family.decode(r.tokens) for r in rollouts.values()],
-        [run.records[rows.records[rows.group_of(row)]] for row in rollouts],
+        texts,
+        records,
         truncated=[r.truncated for r in rollouts.values()],
         config=run.cfg.reward,
         flag=run.cfg.prompt.answer_flag,
+        user=user.scores,
     )
-    run.count_errors(scores.errors)
+    run.note_errors({f"verifier: {kind}": count for kind, count in scores.errors.items()}, {})
+    run.note_errors(user.errors, user.examples)
     first = rows.starts[run.engine.rank]
     for i, (row, rollout) in enumerate(rollouts.items()):
         parts = [
             float(a[i])
             for a in (scores.format, scores.thinking, scores.accuracy, scores.reward, scores.correct, scores.scored)
         ]
-        table[row - first] = torch.tensor([*parts, rollout.truncated, len(rollout.tokens), not rollout.truncated])
+        parts += [rollout.truncated, len(rollout.tokens), not rollout.truncated]
+        own = [*user.scores.values[i].tolist(), *user.scores.failed[i].tolist()]
+        table[row - first] = torch.tensor([*parts, *own], dtype=torch.float64)
     return table
 
 
+def _user_scores(
+    run: Run, step: int, rollouts: dict[int, Rollout], texts: list[str], records: list[Record]
+) -> UserOutcome:
+    """What the user's reward functions say; no collective inside, so a slow one delays the others at the next gather
+    only."""
+    cfg = run.cfg
+    columns = reward_columns(
+        [prompt_text(record, cfg.prompt) for record in records],
+        texts,
+        records,
+        completion_ids=[r.tokens for r in rollouts.values()],
+        truncated=[r.truncated for r in rollouts.values()],
+        flag=cfg.prompt.answer_flag,
+        step=step,
+        max_steps=cfg.train.max_steps,
+    )
+    weights = [reward.weight.at(step) for reward in cfg.reward.user]
+    return run.user_rewards.score(columns, lambda: pictures(records), len(texts), weights)
+
+
 def gather(run: Run, rows: StepRows, table: Tensor) -> dict[str, Tensor]:
-    """The scores of all ranks as named columns, [R] each, rows in the step's order."""
-    return table_columns(run.engine.gather_rows(table, rows.counts))
+    """The scores of all ranks as named columns, [R] each, rows in the step's order. Errors are gathered where the
+    columns, which are the same on all ranks, have any."""
+    columns = table_columns(run.engine.gather_rows(table, rows.counts), run.user_rewards.titles)
+    if any_failed(columns):
+        run.share_errors()
+    return columns
 
 
 def select(

@@ -3,8 +3,8 @@ update."""
 
 from __future__ import annotations
 
-from dyme import evaluate as evaluation
 from dyme import stages
+from dyme.evaluation import held_out
 from dyme.run import Run, Stop
 from dyme.update import component_norms, run_update, with_reference
 
@@ -66,4 +66,4 @@ def train_step(run: Run, step: int) -> dict[str, float]:
 
 def _evaluate(run: Run, step: int) -> None:
     if run.eval_records is not None:
-        run.log_eval(step, evaluation.evaluate(run.cfg, run.engine, run.eval_records, run.book, step, run.metrics))
+        run.log_eval(step, held_out.evaluate(run.cfg, run.engine, run.eval_records, run.book, step, run.metrics))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import traceback
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dyme.launch import quiet, rank, run_and_exit, say_error
 
 if TYPE_CHECKING:
     from dyme.config import RunConfig
@@ -26,7 +25,7 @@ def main() -> int:
     from dyme.config import ConfigError, dump_config, load_config
 
     overrides = args.overrides + ([f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else [])
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = rank() == 0
     try:
         cfg = load_config(args.config, overrides)
     except ConfigError as error:
@@ -55,22 +54,9 @@ def main() -> int:
     try:
         train(Run(cfg))
     except (CheckpointError, ConfigError, DataError, ModelError) as error:
-        # once a node: data or weights may be missing on one node alone, where rank 0 sees nothing
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+        return say_error(error)
     close_distributed()
     return 0
-
-
-def quiet() -> None:
-    """Keeps what libraries say about themselves out of the way of what the run says."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    from deepspeed.utils import logger
-    from transformers.utils import logging
-
-    logger.setLevel("ERROR")
-    logging.disable_progress_bar()
 
 
 def finished(cfg: RunConfig) -> bool:
@@ -82,13 +68,4 @@ def finished(cfg: RunConfig) -> bool:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # interpreter exit after DeepSpeed now and then aborts when all work is done, and a failed rank must not wait
-    # for others
-    os._exit(code)
+    run_and_exit(main)

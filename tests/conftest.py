@@ -88,12 +88,16 @@ def run_on_ranks(n: int, *program: object, timeout: float = 300) -> str:
 
 
 def launch(
-    *arguments: object, ranks: int = 2, timeout: float = 300, check: bool = True
+    *arguments: object,
+    ranks: int = 2,
+    timeout: float = 300,
+    check: bool = True,
+    launcher: str = "train.py",
 ) -> subprocess.CompletedProcess[str]:
-    """`deepspeed --num_gpus N launchers/train.py ...` as a user types it."""
+    """`deepspeed --num_gpus N launchers/train.py ...` (or another launcher) as a user types it."""
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
     port = 20000 + os.getpid() % 20000
-    command = [deepspeed, f"--num_gpus={ranks}", f"--master_port={port}", "launchers/train.py", *map(str, arguments)]
+    command = [deepspeed, f"--num_gpus={ranks}", f"--master_port={port}", f"launchers/{launcher}", *map(str, arguments)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
     if check:
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"

@@ -53,6 +53,9 @@ def test_trl_and_ours_live_side_by_side():
         ("dyme.config", ["torch", "transformers", "deepspeed", "triton", "matplotlib"]),
         ("dyme.data", ["torch", "transformers", "deepspeed", "triton"]),
         ("dyme.plan", ["torch", "transformers", "deepspeed", "triton"]),
+        ("dyme.predict.__main__", ["torch", "transformers", "deepspeed", "triton"]),
+        ("dyme.predict.batch", ["deepspeed", "dyme_kernels", "matplotlib"]),
+        ("dyme.compare.__main__", ["torch", "transformers", "deepspeed", "triton", "matplotlib"]),
         ("dyme.trainer", ["matplotlib", "wandb", "trl"]),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image, ImageDraw
 
 from dyme.metrics import MetricsLogger, Sample, plain, summarize
@@ -200,7 +201,7 @@ def test_panels_without_numbers_are_left_out_and_named(tmp_path: Path) -> None:
     titles, footnotes = {}, {}
     for method in ("dyme", "sft"):
         figure = figure_module.draw(load_runs([make_run(tmp_path / method, method, steps=16)]))
-        titles[method] = {ax.get_title() for ax in figure.axes} | {ax.get_title(loc="left") for ax in figure.axes}
+        titles[method] = {ax.get_title() for ax in figure.axes} | {ax.get_title() for ax in figure.axes}
         footnotes[method] = figure.subfigs[1].get_supxlabel()
     assert "Length of completions" in titles["dyme"] and "Loss" not in titles["dyme"] and footnotes["dyme"] == ""
     assert "Length of completions" not in titles["sft"] and {"Loss", "Throughput"} <= titles["sft"]
@@ -310,3 +311,18 @@ def test_the_command_prints_what_it_wrote(tmp_path: Path, quick: None, capsys: p
     run = make_run(tmp_path / "run", steps=8)
     assert main([str(run)]) == 0
     assert capsys.readouterr().out.splitlines() == [str(run / "report.png"), str(run / "report.html")]
+
+
+def test_rewards_of_the_user_get_a_panel_and_failures_a_note(tmp_path):
+    folder = make_run(tmp_path / "run", steps=16)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if not row.get("eval"):
+            row |= {"reward/user/short-one_mean": -0.5, "reward/user/short-one_weight": 1.0}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"reward_errors": {"short-one: ValueError": 12}}))
+    [run] = load_runs([folder])
+    assert "verifiers or rewards failed: short-one: ValueError (12 rows)" in run.notes
+    titles = [ax.get_title() for ax in figure_module.draw([run]).findobj(Axes)]
+    assert "Your reward: short-one" in titles

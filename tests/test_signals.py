@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dyme.selection import GroupStats, Mode, ModeDecision, group_stats, memorize_all
-from dyme.signals import COLUMNS, MemorizeLog, mode_signals, rollout_signals, table_columns
+from dyme.signals import COLUMNS, MemorizeLog, any_failed, column_names, mode_signals, rollout_signals, table_columns
 
 # three groups of three rows: some right, all wrong (one row unscored), one scored row only
 #        format thinking accuracy reward correct scored truncated length stopped
@@ -65,6 +65,45 @@ def test_rollout_signals():
     }
     assert {k: got[k] for k in expected} == pytest.approx(expected)
     assert not any(math.isnan(v) for v in got.values())
+
+
+def test_signals_of_user_rewards():
+    """Two rewards on the rows above: one applies to some rows, one fails on a row that stays scored (weight 0)."""
+    nan = math.nan
+    values = [[1, 4], [nan, 4], [2, nan], [5, 4], [nan, 4], [9, 4], [3, 4], [nan, 4], [nan, 4]]
+    failed = [[0, 0], [0, 0], [0, 1], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]
+    names = ("short", "a")
+    rows = [[*row, *own, *bad] for row, own, bad in zip(ROWS, values, failed, strict=True)]
+    columns = table_columns(torch.tensor(rows, dtype=torch.float64), names)
+    assert tuple(columns) == column_names(names) == (
+        *COLUMNS, "user/short", "user/a", "user_failed/short", "user_failed/a",
+    )  # fmt: skip
+    _, stats = measure(ROWS, OFFSETS)
+    got = rollout_signals(columns, stats, OFFSETS)
+    expected = {
+        "reward/user/short_mean": (1 + 2 + 5 + 3) / 4,  # scored rows to which it applies; the 9 is of an unscored one
+        "reward/user/short_std_within": torch.tensor([1.0, 2.0]).std().item(),  # the only group with two of them
+        "reward/user/short_unscored": 0.0,
+        "reward/user/a_mean": 4.0,
+        "reward/user/a_std_within": 0.0,
+        "reward/user/a_std_between": 0.0,
+        "reward/user/a_unscored": 1 / 9,
+    }
+    assert {k: got[k] for k in expected} == pytest.approx(expected)
+    assert math.isnan(got["reward/user/short_std_between"])
+    plain = measure(ROWS, OFFSETS)[0]
+    assert {k: got[k] for k in plain} == plain  # the others are as without them
+
+
+def test_any_failed():
+    good = [1, 0.5, 1, 2.5, 1, 1, 0, 10, 1]
+    for row, expected in (
+        ([*good, 1.0, 0.0], False),
+        ([*good, math.nan, 0.0], False),  # does not apply
+        ([*good, math.nan, 1.0], True),
+        ([*good[:5], 0, *good[6:], 1.0, 0.0], True),
+    ):
+        assert any_failed(table_columns(torch.tensor([row], dtype=torch.float64), ["f"])) is expected
 
 
 def test_collapse_without_and_with_shaping():

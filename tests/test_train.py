@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY
 
+from dyme.recipe import read_recipe
+
 PROGRAMS = Path(__file__).parent / "programs"
 
 pytestmark = pytest.mark.dist
@@ -108,6 +110,9 @@ def test_three_steps_leave_a_whole_run_folder(tmp_path):
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert model(**inputs).logits.isfinite().all()
+    recipe = read_recipe(run / "export")
+    assert recipe and recipe.prompt.template == "{question}" and recipe.prompt.answer_flag == "Answer:"
+    assert recipe.max_new_tokens == 6 and recipe.family == "idefics3"
     # the same command again does nothing
     before = (run / "metrics.jsonl").stat().st_mtime_ns
     assert "nothing to do" in launch("--config", config, f"run.dir={run}").stderr

@@ -70,9 +70,10 @@ def _chosen(row: Row) -> object:
 
 
 def _by_votes(answers: object) -> object:
-    """The commonest first, which is the one that is memorized; equals keep their order."""
+    """The commonest first, which is the one that is memorized, each as often as given; equals keep their order."""
     if answers is None:
         raise RowError("no direct_answers: the test file comes without answers; use the one of val")
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise RowError(f"direct_answers {answers!r:.40} is not a list of texts")
-    return [answer for answer, _ in Counter(answer.strip() for answer in answers).most_common()]
+    votes = Counter(answer.strip() for answer in answers).most_common()
+    return [answer for answer, count in votes for _ in range(count)]

@@ -34,7 +34,8 @@ class LazyImage:
 class Record:
     """One training or evaluation item.
 
-    `answers` are accepted gold answers, the first is the one that is memorized. `choices` are the options of a
+    `answers` are accepted gold answers, the first is the one that is memorized; those of several people are repeated
+    where people agree. `choices` are the options of a
     multiple-choice question in order (A, B, ...). `hint` is a reference thinking trace, `facts` says in words what is
     to be seen. `kind` is a category used in reports ("value", "yes_no"). Text-only records have no `image`.
     """

@@ -156,11 +156,18 @@ def _record(row: Row, name: str, folder: Path, headers: dict[Path, str], raw: Ro
 
 
 def _answers(row: Row, raw: Row) -> tuple[str, ...]:
-    """Accepted answers; `answer` goes first where a row has both keys."""
+    """Accepted answers; `answer` goes first where a row has both keys.
+
+    A list keeps its repeats: they are the votes of several people, which the verifier vqa counts. An `answer` that is
+    among them is one of the votes and adds none.
+    """
     if row.get("answer") is None and row.get("answers") is None:
         raise RowError(f"no answer; its keys are {', '.join(raw)}")
-    first = () if row.get("answer") is None else (_scalar(row, "answer"),)
-    answers = tuple(dict.fromkeys(first + _strings(row, "answers")))
+    answers = _strings(row, "answers")
+    if row.get("answer") is not None:
+        first = _scalar(row, "answer")
+        at = answers.index(first) if first in answers else len(answers)
+        answers = (first, *answers[:at], *answers[at + 1 :])
     if not answers or not all(answers):
         raise RowError("empty answer")
     return answers

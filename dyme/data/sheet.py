@@ -36,7 +36,7 @@ def _lines(record: Record) -> list[str]:
     lines += textwrap.wrap(f"Q: {record.question}", 58)
     if record.choices:
         lines += textwrap.wrap("options: " + " | ".join(record.choices), 58)
-    lines += textwrap.wrap(f"A: {' | '.join(record.answers)}", 58)
+    lines += textwrap.wrap(f"A: {' | '.join(dict.fromkeys(record.answers))}", 58)
     lines += textwrap.wrap(f"hint: {record.hint}", 58) if record.hint else []
     return lines if len(lines) <= _TEXT_LINES else [*lines[: _TEXT_LINES - 1], "..."]
 

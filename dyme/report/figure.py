@@ -111,8 +111,8 @@ def draw(runs: Sequence[Run]) -> Figure:
 
     Panels for which no run has a number are left out, and a line at the bottom says so.
     """
-    panels = [panel for panel in PANELS if _has_data(panel, runs)]
-    if len(panels) < len(PANELS) and _has_data(LOSS, runs):
+    panels = [panel for panel in (*PANELS, *_user_panels(runs)) if _has_data(panel, runs)]
+    if not all(_has_data(panel, runs) for panel in PANELS) and _has_data(LOSS, runs):
         panels.append(LOSS)
     rows, mode_rows = len(panels) // PER_ROW + 1, -(-len(runs) // PER_ROW)
     top_height, rest_height = (1.45 if len(runs) == 1 else 1.6) * mode_rows + 0.2, 1.5 * rows + 0.4
@@ -133,6 +133,13 @@ def draw(runs: Sequence[Run]) -> Figure:
         told = textwrap.fill("Not shown, nothing logged: " + "; ".join(left_out), 140)
         parts[1].supxlabel(told, fontsize=6, color="#777777")
     return figure
+
+
+def _user_panels(runs: Sequence[Run]) -> list[Panel]:
+    """A panel for each reward of the users' own that a run has logged."""
+    keys = {key for run in runs for line in run.train for key in line if key.startswith("reward/user/")}
+    titles = sorted(key.split("/")[2].removesuffix("_weight") for key in keys if key.endswith("_weight"))
+    return [Panel(f"reward/user/{t}_mean", f"Your reward: {t}", "mean value", top=None) for t in titles]
 
 
 def _series(panel: Panel, run: Run) -> Series:

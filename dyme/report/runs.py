@@ -125,6 +125,9 @@ def _notes(run: Run, has_summary: bool) -> tuple[str, ...]:
         notes.append("the run has not finished; the figures are those so far")
     elif not has_summary:
         notes.append("summary.json is missing; its figures were computed from metrics.jsonl")
+    if isinstance(failed := run.summary.get("reward_errors"), dict) and failed:
+        told = ", ".join(f"{kind} ({count} rows)" for kind, count in failed.items())
+        notes.append(f"verifiers or rewards failed: {told}")
     if run.train and not run.has("rollout/"):
         notes.append(f"method {run.method} makes no rollouts, so it has no rewards, collapse rates or lengths")
     if run.train and not any(run.has(f"mode/{mode}_ratio") for mode in MODES):

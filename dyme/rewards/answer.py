@@ -43,17 +43,20 @@ def split_completion(text: str, flag: str = "Answer:") -> Completion:
     if not hits:
         boxed, _ = _boxed(text)
         return Completion(text.strip(), boxed, 0, guessed=boxed is not None)
-    after = text[hits[-1].end() :]
-    lines = (_LINE_MARK.sub("", clean_answer(line), count=1) for line in after.splitlines())
-    line = next((line for line in lines if clean_answer(line) and line not in _DELIMITERS), "")
-    answer, guessed = _boxed(line)
-    if answer is None:
-        answer = _bare(first_sentence(line))
-    elif _HEDGE.search(_BOX.sub("", line)):
-        guessed = True
+    answer, guessed = _first_answer(text[hits[-1].end() :])
     # "**Answer:** 5" leaves an opening emphasis behind, and "### Answer:" a heading, which nobody thought
     thinking = _HEADING.sub("", text[: hits[0].start()].rstrip().rstrip(_EMPHASIS).rstrip()).strip()
     return Completion(thinking, answer, len(hits), guessed)
+
+
+def direct_completion(text: str, flag: str = "Answer:") -> Completion:
+    """A completion that is an answer without thinking: read as what follows the flag, whether it has one or not.
+
+    Raises `ValueError` for a blank flag.
+    """
+    *_, after = _flag_pattern(flag).split(text)
+    answer, guessed = _first_answer(after)
+    return Completion("", answer, 1, guessed)
 
 
 def format_score(completion: Completion, min_thinking_chars: int = 0) -> float:
@@ -78,6 +81,16 @@ def first_sentence(text: str) -> str:
         if not _TITLES.search(text[max(0, end.start() - 6) : end.start()]):
             return clean_answer(text[: end.start()])
     return text
+
+
+def _first_answer(text: str) -> tuple[str, bool]:
+    """The answer in the first non-empty line of `text`, and whether taking it is a guess."""
+    lines = (_LINE_MARK.sub("", clean_answer(line), count=1) for line in text.splitlines())
+    line = next((line for line in lines if clean_answer(line) and line not in _DELIMITERS), "")
+    boxed, guessed = _boxed(line)
+    if boxed is None:
+        return _bare(first_sentence(line)), False
+    return boxed, guessed or bool(_HEDGE.search(_BOX.sub("", line)))
 
 
 def _bare(text: str) -> str:

@@ -1,4 +1,5 @@
-"""Rewards of a batch of completions: format f, thinking t and accuracy a composed to R = w_f f + w_t t + w_a a."""
+"""Rewards of a batch of completions: format f, thinking t, accuracy a and the user's u_j composed to
+R = w_f f + w_t t + w_a a + sum_j w_j u_j."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dyme.data.record import Record
-from dyme.rewards.answer import Completion, clean_answer, format_score, split_completion
+from dyme.rewards.answer import clean_answer, direct_completion, format_score, split_completion
+from dyme.rewards.user import UserReward
 from dyme.rewards.verifiers import Verifier, get_verifier
 from dyme.schema import Schema
 from dyme.supervision.lexical import thinking_score
@@ -23,7 +25,7 @@ Array = NDArray[np.float64]
 
 
 class RewardWeights(Schema):
-    """Weights of the reward parts: non-negative, not all zero."""
+    """Weights of the reward parts: non-negative, not all zero unless there are user rewards."""
 
     format: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Weight of the answer format."""
@@ -31,12 +33,6 @@ class RewardWeights(Schema):
     """Weight of the thinking checker; counts 0 for records that have neither hint nor facts."""
     accuracy: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Weight of the verifier's accuracy."""
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> RewardWeights:
-        if not (self.format or self.thinking or self.accuracy):
-            raise ValueError("every reward weight is 0: set at least one of format, thinking, accuracy above 0")
-        return self
 
 
 class RewardConfig(Schema):
@@ -54,14 +50,42 @@ class RewardConfig(Schema):
     """Reward 0 for a completion in an invalid format."""
     min_thinking_chars: int = Field(default=0, ge=0)
     """Characters that must precede the answer flag for the format to be valid."""
+    user: tuple[UserReward, ...] = ()
+    """Functions of your own that add to the reward, see docs/rewards.md."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> RewardConfig:
+        own = any(reward.weight.start or reward.weight.end for reward in self.user)
+        if not (self.weights.format or self.weights.thinking or self.weights.accuracy or own):
+            raise ValueError(
+                "every reward weight is 0: set at least one of format, thinking, accuracy in reward.weights above 0, "
+                "or give an entry of reward.user a weight"
+            )
+        titles = [reward.title for reward in self.user]
+        if twice := sorted({title for title in titles if titles.count(title) > 1}):
+            raise ValueError(f"reward.user: two rewards are called '{twice[0]}'; give one of them another name")
+        return self
+
+
+@dataclass(frozen=True)
+class UserScores:
+    """What U user rewards gave R completions: `values` float64 [R, U], `failed` bool [R, U], `weights` U numbers.
+
+    A value is NaN where the function does not apply to the row (it returned None) or failed.
+    """
+
+    values: Array
+    failed: NDArray[np.bool_]
+    weights: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Scores:
     """Scores of R completions, float64 [R] each; `scored` is bool [R].
 
-    `correct` is s = accuracy * format. An unscored row (its verifier failed) has NaN accuracy, correct and reward, and
-    `errors` counts why, by kind. `thinking` is 0 where nothing was checked.
+    `correct` is s = accuracy * format. A row whose verifier failed is unscored: accuracy, correct and reward are NaN,
+    and `errors` counts why, by kind. A row for which a user reward with a weight other than 0 failed is unscored too,
+    with a NaN reward. `thinking` is 0 where nothing was checked.
     """
 
     format: Array
@@ -81,10 +105,12 @@ def score(
     config: RewardConfig,
     flag: str,
     style: Style = "think",
+    user: UserScores | None = None,
 ) -> Scores:
     """Score completion i as an answer to record i; a truncated completion has format and accuracy 0.
 
-    In style "direct" the whole completion is the answer, any text is a valid format and thinking has no weight.
+    In style "direct" the whole completion is the answer, or else what it gives plainly ("**4**", "4. The bar shows
+    it."); any answer that is not guessed is a valid format, and thinking has no weight.
     Raises `ValueError` only for sequences of different length; what fails in a row is counted in `Scores.errors`.
     """
     if not len(texts) == len(records) == len(truncated):
@@ -97,13 +123,17 @@ def score(
     errors: Counter[str] = Counter()
     rows = np.zeros((len(texts), 3), dtype=np.float64)
     for row, text, record, cut in zip(rows, texts, records, truncated, strict=True):
-        parts = split_completion(text, flag) if style == "think" else Completion("", clean_answer(text), 1)
+        parts = split_completion(text, flag) if style == "think" else direct_completion(text, flag)
         # a record without a reference scores no thinking; 0 for all rows of its group drops out of the advantages
         row[1] = (thinking_score(parts.thinking, record) or 0.0) if checked else 0.0
         if not cut:
             row[0] = format_score(parts, config.min_thinking_chars if style == "think" else 0)
-            row[2] = _accuracy(verifier, parts.answer, record, errors)
-    return _compose(rows, config, dict(errors))
+            whole = clean_answer(text) if style == "direct" else parts.answer
+            row[2] = _accuracy(verifier, whole, record, errors)
+            # a gold answer may itself have two lines or sentences, so the whole goes first
+            if row[2] < 1.0 and whole != parts.answer:
+                row[2] = max(row[2], _accuracy(verifier, parts.answer, record, errors))
+    return _compose(rows, config, dict(errors), user)
 
 
 def _accuracy(verifier: Verifier, answer: str | None, record: Record, errors: Counter[str]) -> float:
@@ -123,11 +153,16 @@ def _accuracy(verifier: Verifier, answer: str | None, record: Record, errors: Co
     return accuracy
 
 
-def _compose(rows: Array, config: RewardConfig, errors: dict[str, int]) -> Scores:
+def _compose(rows: Array, config: RewardConfig, errors: dict[str, int], user: UserScores | None) -> Scores:
     valid, thinking, accuracy = (rows[:, column].copy() for column in range(3))
     weights = config.weights
     reward = weights.format * valid + weights.thinking * thinking + weights.accuracy * accuracy
     scored = ~np.isnan(accuracy)
+    if user is not None:
+        used = np.array(user.weights) != 0.0
+        reward += np.nan_to_num(user.values) @ np.array(user.weights)
+        failed = user.failed[:, used].any(axis=1)
+        reward[failed], scored[failed] = math.nan, False
     if config.require_format:
         reward[(valid == 0.0) & scored] = 0.0
     # w_a = 0 must not hide a failure: NaN times 0 is NaN, so the row stays unscored

@@ -19,7 +19,7 @@ class Quantity:
 
     `value` is NaN where the digits make no number ("1.2.3"). `units` holds the readings of each word that may be its
     unit ("$" before it, up to three words after it). `whole` is False where it is part of something else ("2π", "<5",
-    "10:30"). `start` and `end` delimit the number with its sign, currency and scale in `plain(text)`.
+    "10:30"). `start` and `end` delimit the number with its sign, currency and scale in `prepare(text)`.
     """
 
     value: float
@@ -88,7 +88,7 @@ _PLAIN_DECIMAL = re.compile(r"\d*\.?\d+")
 
 def find_quantities(text: str) -> list[Quantity]:
     """Every number of `text` in order; digits inside a name ("H2O") and ordinals ("2nd") are none."""
-    return _find(_prepare(text))
+    return _find(prepare(text))
 
 
 def _find(text: str) -> list[Quantity]:
@@ -107,7 +107,7 @@ def _find(text: str) -> list[Quantity]:
 @lru_cache(maxsize=16384)
 def parse_number(text: str) -> Quantity | None:
     """`text` as one number with at most a currency and one unit word around it; None where it is anything else."""
-    text = _prepare(text).rstrip(".")
+    text = prepare(text).rstrip(".")
     found = _find(text)
     if len(found) != 1 or not found[0].whole or math.isnan(found[0].value):
         return None
@@ -130,6 +130,11 @@ def unit_readings(word: str) -> frozenset[str]:
     return _READINGS.get(word) or frozenset((stem(word),))
 
 
+def is_unit(word: str) -> bool:
+    """Whether `word` is a unit by itself ("%", "cm"), as opposed to any noun that is counted ("apples")."""
+    return word.casefold() in _READINGS
+
+
 def _readings() -> dict[str, frozenset[str]]:
     table: dict[str, frozenset[str]] = {}
     for unit, spellings in _UNIT_WORDS.items():
@@ -142,7 +147,8 @@ _READINGS = _readings()
 _NO_UNITS = STOP_WORDS | {"total", "altogether", "more", "less"}
 
 
-def _prepare(text: str) -> str:
+def prepare(text: str) -> str:
+    """`plain(text)` without emphasis, as numbers are looked for in it."""
     text = plain(text).replace("**", "").replace("`", "")
     text = re.sub(r"\bper cent\b", "percent", text, flags=re.IGNORECASE)
     return _DETACHED_MINUS.sub(r"\1-", text)

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 
 from dyme.data.record import Record
-from dyme.rewards.golds import gold_answers
+from dyme.rewards.golds import gold_votes
 
 AGREEING = 3
 """So many people with the same answer make it fully right."""
@@ -41,7 +41,7 @@ def verify_vqa(answer: str, record: Record) -> float:
     The gold answers are those of n people, one each, repeated where people agree. With n < 4 the 3 becomes n - 1, and
     one gold answer has to be matched. Scores are thirds and their means, not only 0 and 1.
     """
-    golds = [vqa_form(gold) for gold in gold_answers(record)]
+    golds = [vqa_form(gold) for gold in gold_votes(record)]
     given = vqa_form(answer)
     same = golds.count(given) if given else 0
     n = len(golds)

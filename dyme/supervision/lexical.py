@@ -48,12 +48,17 @@ def thinking_score(thinking: str, record: Record) -> float | None:
 
 def vocabulary(text: str) -> Vocabulary:
     """Content words and numbers of `text`; step numbers, stop words and the word "one" are neither."""
-    text = _PRONOUN_ONE.sub(" ", _ENUMERATION.sub(" ", text))
+    text = without_step_numbers(text)
     values = (each.value for each in find_quantities(text))
     return Vocabulary(
         frozenset(stem(word) for word in words(plain(text)) if word not in _SKIPPED),
         frozenset(f"{value + 0.0:.10g}" for value in values if not math.isnan(value)),
     )
+
+
+def without_step_numbers(text: str) -> str:
+    """`text` without the numbers of its steps ("1.", "Step 2:") and without the word "one"."""
+    return _PRONOUN_ONE.sub(" ", _ENUMERATION.sub(" ", text))
 
 
 def set_f1(given: Set[str], reference: Set[str]) -> float:

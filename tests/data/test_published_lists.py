@@ -21,6 +21,7 @@ from dyme.data import (
 )
 from dyme.data.__main__ import main
 from dyme.data.spec import parse_spec
+from dyme.rewards.vqa import verify_vqa
 
 
 def picture(path: Path) -> Path:
@@ -72,7 +73,9 @@ def okvqa(tmp_path) -> dict[str, str]:
 def test_aokvqa(okvqa, capsys):
     [record] = load_records(AOKVQASource(**okvqa))
     assert record.id == "22MexNkBPpdZGX6sxbxVBH" and record.choices == ()
-    assert record.answers == ("cab", "ride", "taxi", "bus", "travel", "traffic")
+    votes = ("cab", "cab", "cab", "ride", "ride", "taxi", "taxi", "bus", "travel", "traffic")
+    assert record.answers == votes  # the commonest is memorized, and every person counts
+    assert verify_vqa("cab", record) == pytest.approx(0.9) and verify_vqa("bus", record) == pytest.approx(0.3)
     assert record.hint == "He has bags. A train would not be on the street."
     assert record.image.load().size == (8, 6)
     first, second = load_records(AOKVQASource(**okvqa, task="choice"))

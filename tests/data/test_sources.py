@@ -55,6 +55,20 @@ def test_jsonl_reads_every_key(tmp_path):
     assert record.image is not None and record.image.load().size == (8, 6)
 
 
+@pytest.mark.parametrize(
+    ("row", "answers"),
+    [
+        ({"answers": ["no", "yes", "yes"]}, ("no", "yes", "yes")),
+        ({"answer": "yes", "answers": ["no", "yes", "yes"]}, ("yes", "no", "yes")),  # one of the votes, not one more
+        ({"answer": "maybe", "answers": ["no", "no"]}, ("maybe", "no", "no")),
+        ({"answer": "2", "answers": [2, 2]}, ("2", "2")),
+    ],
+)
+def test_lists_of_answers_keep_their_votes(tmp_path, row, answers):
+    [record] = load_records(JsonlSource(path=str(write(tmp_path / "a.jsonl", [{"question": "?", **row}]))))
+    assert record.answers == answers
+
+
 def test_jsonl_without_options_is_text_only_and_named_by_line(tmp_path):
     path = write(tmp_path / "words.jsonl", [GOOD, "", {"question": "x?", "answer": 2.5}])
     records = load_records(JsonlSource(path=str(path)))

@@ -93,6 +93,39 @@ def test_direct_style():
     assert got.reward.tolist() == [2, 2, 0, 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("7", 1),
+        ("**7**", 1),
+        ("\\boxed{7}", 1),
+        ("Answer: 7", 1),
+        ("**Answer:** 7", 1),
+        ("7. The red bar shows it.", 1),
+        ("\n## 7\nThe red bar shows 9.", 1),
+        ("$7$", 1),
+        ("7 or 8", 0),
+        ("8. The red bar shows 7.", 0),
+        ("\\boxed{7} or \\boxed{8}", 0),
+        ("The red bar shows 9.\n7", 0),
+    ],
+)
+def test_a_direct_answer_is_read_like_one_after_the_flag(text, right):
+    assert rate([text], [CHART], style="direct").correct.tolist() == [right]
+
+
+def test_a_direct_answer_may_be_long():
+    caption = "Red 7. Then blue shows 3.\nGreen: 2"
+    got = rate([caption, caption + "9"], [Record(id="r", question="?", answers=(caption,))] * 2, style="direct")
+    assert got.correct.tolist() == [1, 0]
+
+
+def test_repeated_gold_answers_count_for_vqa_only():
+    votes = Record(id="v", question="?", answers=("7",) * 2 + ("8",) * 8)
+    got = [rate(["Answer: 7"], [votes], verifier=name).accuracy[0] for name in ("vqa", "numeric", "multi", "exact")]
+    assert got == pytest.approx([0.6, 1, 1, 1])
+
+
 @pytest.mark.parametrize("require_format", [False, True])
 def test_a_broken_record_costs_its_own_rows_only(require_format):
     texts = ["Answer: wolf", "no flag", "Answer: 7"]

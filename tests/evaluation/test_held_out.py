@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from dyme.data import Record
-from dyme.evaluate import majority_rates
+from dyme.evaluation.held_out import majority_rates
 
 
 def test_majority_rates():

@@ -1,5 +1,5 @@
-"""Evaluation: greedy answers to the first n held-out records, spread over ranks, and the samples of them that are
-kept."""
+"""Evaluation during training: greedy answers to the first n held-out records, spread over ranks, and the samples of
+them that are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dyme.data import Record
 from dyme.engine import Engine
 from dyme.metrics import MetricsLogger, Sample, SilentLogger
 from dyme.prompts import PromptBook
-from dyme.rewards.answer import split_completion
+from dyme.rewards.answer import direct_completion, split_completion
 from dyme.rewards.compose import score
 from dyme.rollout import Rollout, RolloutRow, Sampling, generate
 
@@ -127,8 +127,8 @@ def _write_samples(
     samples = []
     for index, *raw in sorted(item for rank in gathered for item in rank):
         record, text = records[index], bytes(raw).decode(errors="replace")
-        think = cfg.prompt.style == "think"
-        parts = split_completion(text, cfg.prompt.answer_flag)
+        split = split_completion if cfg.prompt.style == "think" else direct_completion
+        parts = split(text, cfg.prompt.answer_flag)
         samples.append(
             Sample(
                 step=step,
@@ -137,10 +137,11 @@ def _write_samples(
                 question=record.question,
                 gold=record.answer,
                 completion=text,
-                thinking=parts.thinking if think else "",
-                answer=(parts.answer or "") if think else text,
+                thinking=parts.thinking,
+                answer=parts.answer or "",
                 correct=verdict[index][0],
                 format=verdict[index][1],
+                guessed=parts.guessed,
                 image=metrics.save_image(record.id, record.image.load) if record.image else None,
             )
         )

@@ -1,0 +1,84 @@
+"""Pictures of evaluated items: the file that an item names, or the record's own, read again by evaluation.yaml."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+
+from dyme.compare.items import SETTINGS, Item
+from dyme.data import DataError, ImageError, Record, SourceConfig, read_records
+from dyme.data.images import decode
+
+MAX_SIDE = 320
+TINY = 128  # pictures up to this side are enlarged as pixels and stay lossless
+
+
+class Pictures:
+    """Finds the pictures of the items of one evaluation folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, item: Item) -> tuple[Image.Image | None, str]:
+        """The picture, or None and the reason; None without a reason for an item that has no picture."""
+        try:
+            for path in [Path(item.image), self._folder / item.image] if item.image else []:
+                if path.is_file():
+                    return decode(path), ""
+            record = self._records.get(item.id)
+            if record is None:
+                return None, self._why_no_record(item)
+            if (record.question, record.answers) != (item.question, item.gold):
+                return None, "picture not shown: the data has changed since the evaluation"
+            return (record.image.load(), "") if record.image else (None, "")
+        except (ImageError, OSError) as error:
+            return None, f"picture missing: {error}"
+
+    def _why_no_record(self, item: Item) -> str:
+        if item.image:
+            return f"picture missing: {item.image}"
+        return f"no picture: {self._unreadable}" if self._unreadable else ""
+
+    @property
+    def _records(self) -> Mapping[str, Record]:
+        return self._loaded[0]
+
+    @property
+    def _unreadable(self) -> str:
+        return self._loaded[1]
+
+    @cached_property
+    def _loaded(self) -> tuple[dict[str, Record], str]:
+        """Records by id of every source in evaluation.yaml, and why there are none."""
+        path = self._folder / SETTINGS
+        try:
+            sources = _sources(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return {record.id: record for source in sources for record in read_records(source)}, ""
+        except (OSError, yaml.YAMLError, ValidationError, DataError) as error:
+            return {}, f"the data of {path} cannot be read again ({' '.join(str(error).split())[:200]})"
+
+
+def _sources(tree: Any) -> list[Any]:
+    """The held-out source of a resolved run configuration."""
+    data = tree.get("data") if isinstance(tree, dict) else None
+    held_out = data.get("eval") if isinstance(data, dict) else None
+    return [TypeAdapter(SourceConfig).validate_python(held_out)] if held_out else []
+
+
+def data_uri(picture: Image.Image) -> tuple[str, bool]:
+    """A small copy of the picture as a data URI, and whether the picture is tiny."""
+    tiny = max(picture.size) <= TINY
+    small = picture.convert("RGB")
+    small.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, format="PNG" if tiny else "JPEG", **({} if tiny else {"quality": 82}))
+    kind = "png" if tiny else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}", tiny

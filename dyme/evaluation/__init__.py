@@ -1,0 +1,1 @@
+"""Evaluation: items, their statistics and the tables made of them."""

@@ -1,0 +1,222 @@
+"""Evaluates a finished model: every rank answers its share of the held-out records, rank 0 sums up.
+
+No rank waits for another while it generates; what is done lies in the folder, so that a
+start goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+
+from dyme.checkpoint import versions
+from dyme.config import ConfigError, PromptConfig, RunConfig
+from dyme.data import Record, load_records
+from dyme.engine import gather_tokens
+from dyme.evaluation import folder as files
+from dyme.evaluation.folder import DoneItem, EvaluationError
+from dyme.evaluation.held_out import majority_rates
+from dyme.evaluation.items import Reply, bad_line, item_line, judge
+from dyme.evaluation.summary import summarize
+from dyme.families import Family, ModelError, load_family
+from dyme.prompts import PromptBook
+from dyme.rewards.compose import Style
+from dyme.rollout import RolloutRow, Sampling, generate, row_key
+
+SAY_EVERY = 10.0  # seconds between two lines of progress
+
+
+@dataclass(frozen=True)
+class Column:
+    """One way to ask: a prompt, how its replies are read, and where they are cut (tokens)."""
+
+    name: Style
+    prompt: PromptConfig
+    max_new_tokens: int
+
+
+def columns(cfg: RunConfig) -> tuple[Column, ...]:
+    """The run's own prompt, and the direct one where it is asked for. A run that never thinks has the direct one
+    alone, as it was trained."""
+    own = Column(cfg.prompt.style, cfg.prompt, cfg.rollout.max_new_tokens)
+    if cfg.prompt.style == "direct" or not cfg.evaluate.direct:
+        return (own,)
+    template = {"template": cfg.evaluate.direct_template, "style": "direct"}
+    return own, Column("direct", cfg.prompt.model_copy(update=template), cfg.evaluate.direct_max_new_tokens)
+
+
+def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[str, Any] | None:
+    """Evaluates the model in `path` into the folder `out`. Returns the summary on rank 0, None on the others.
+
+    Collective. Raises `ConfigError`, `DataError`, `ModelError` and `EvaluationError`, each with one line.
+    """
+    started = time.monotonic()
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    if cfg.data.eval is None:
+        raise ConfigError("data.eval is not set: name the records to evaluate on")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path / 'config.json'} does not exist: give --model a Hugging Face checkpoint folder")
+    records = load_records(cfg.data.eval, cfg.data.max_bad_fraction)[: cfg.evaluate.records]
+    settings = files.settings_text(cfg, path, records) if rank == 0 else ""
+    _check_folder(out, settings)
+    before = files.read_summary(out) if rank == 0 else None
+    if _from_rank_0([[int(before is not None)]])[0][0]:
+        if before:
+            _say(f"{out} is finished: nothing to do")
+        return before
+
+    device = torch.device(get_accelerator().current_device_name())
+    family, model = load_family(path, cfg.model.family, cfg.model.dtype)
+    model = model.eval().requires_grad_(False).to(device)
+    if not family.modalities and any(r.image for r in records):
+        raise ConfigError(
+            f"data.eval has images, model family '{family.name}' is text-only: use a vision-language model"
+        )
+    pending = _claim(out, settings, records)
+    _answer(cfg, family, model, records, pending[rank::ranks], out)
+    dist.barrier()
+    if rank:
+        return None
+    done = files.done_items(out, records)
+    lines = files.write_items(out, done, len(records))
+    good = [record for record, line in zip(records, lines, strict=True) if "error" not in line]
+    seconds = sum(item.seconds for item in done.values())
+    summary = {
+        "command": command,
+        "model": str(path),
+        "config": cfg.run.dir,
+        **summarize(lines, pass_at=cfg.evaluate.pass_at, resamples=cfg.evaluate.bootstrap, seed=cfg.run.seed),
+        **(majority_rates(good) if good else {}),
+        "samples": cfg.evaluate.samples,
+        "ranks": ranks,
+        "seconds": time.monotonic() - started,
+        "rank_seconds": seconds,
+        "tokens_per_s": ranks * _tokens(lines) / seconds if seconds else None,
+        "versions": versions(),
+    }
+    files.finish(out, summary)
+    return summary
+
+
+def answer_batch(
+    cfg: RunConfig, family: Family, model: nn.Module, books: Sequence[PromptBook], records: Sequence[Record]
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Lines of a few records in their order, and the verifier's failures. `books` encode for each of `columns(cfg)`."""
+    samples = cfg.evaluate.samples
+    good = [r for r in records if all(book.encode(r) is not None for book in books)]
+    replies: dict[str, dict[str, list[Reply]]] = {r.id: {} for r in good}
+    failures: Counter[str] = Counter()
+    for column, book in zip(columns(cfg), books, strict=True):
+        asked = [r for r in good for _ in range(samples)]
+        rows = [
+            RolloutRow(prompt, row_key(cfg.run.seed, 0, record.id, i % samples))
+            for i, record in enumerate(asked)
+            if (prompt := book.encode(record)) is not None
+        ]
+        rollouts = generate(family, model, rows, _sampling(cfg, column))
+        judged, errors = judge(
+            [family.decode(r.tokens) for r in rollouts],
+            [len(r.tokens) for r in rollouts],
+            [r.truncated for r in rollouts],
+            asked,
+            reward=cfg.reward,
+            flag=cfg.prompt.answer_flag,
+            style=column.name,
+            count_tokens=lambda text: len(family.tokenizer(text, add_special_tokens=False)["input_ids"]),
+        )
+        failures.update(errors)
+        for record, reply in zip(asked, judged, strict=True):
+            replies[record.id].setdefault(column.name, []).append(reply)
+    lines = [
+        item_line(record, replies[record.id])
+        if record.id in replies
+        else bad_line(record, next(book.failed[record.id] for book in books if record.id in book.failed))
+        for record in records
+    ]
+    for book in books:
+        book.clear()  # pictures are held for one batch at a time
+    return lines, failures
+
+
+def _answer(
+    cfg: RunConfig, family: Family, model: nn.Module, records: Sequence[Record], mine: Sequence[int], out: Path
+) -> None:
+    """Answers this rank's records batch by batch and appends each batch to the rank's partial file."""
+    rank = dist.get_rank()
+    books = [PromptBook(family, column.prompt, _say) for column in columns(cfg)]
+    size = max(1, cfg.rollout.batch_size // cfg.evaluate.samples)
+    said, tokens, begin = time.monotonic(), 0, time.monotonic()
+    known: set[str] = set()
+    for at in range(0, len(mine), size):
+        batch = mine[at : at + size]
+        start = time.monotonic()
+        lines, failures = answer_batch(cfg, family, model, books, [records[i] for i in batch])
+        each = (time.monotonic() - start) / len(batch)
+        files.append_items(out, rank, [DoneItem(i, line, each) for i, line in zip(batch, lines, strict=True)])
+        for kind in sorted(failures.keys() - known):
+            _say(f"verifier failed with {kind}: these replies stay unscored (said once)")
+        known |= failures.keys()
+        tokens += _tokens(lines)
+        now, last = time.monotonic(), at + size >= len(mine)
+        if rank == 0 and (now - said > SAY_EVERY or last):
+            said = now
+            _say(f"{at + len(batch)}/{len(mine)} records of rank 0, {tokens / (now - begin):.0f} tokens/s")
+
+
+def _sampling(cfg: RunConfig, column: Column) -> Sampling:
+    rollout = cfg.rollout
+    if cfg.evaluate.samples == 1:
+        return Sampling(column.max_new_tokens, temperature=0.0, batch_size=rollout.batch_size)
+    return Sampling(column.max_new_tokens, rollout.temperature, rollout.top_p, rollout.top_k, rollout.batch_size)
+
+
+def _check_folder(out: Path, settings: str) -> None:
+    """Every rank raises what rank 0 finds wrong with the folder."""
+    problem = ""
+    if dist.get_rank() == 0:
+        try:
+            files.check_owner(out, settings)
+        except EvaluationError as error:  # raised on one rank alone it would leave the others waiting
+            problem = str(error)
+    said = _from_rank_0([list(problem.encode())])
+    if said and said[0]:
+        raise EvaluationError(bytes(said[0]).decode())
+
+
+def _claim(out: Path, settings: str, records: Sequence[Record]) -> list[int]:
+    """Takes the folder over and returns the indices of the records that are still to be done, the same on all ranks."""
+    mine: list[list[int]] = []
+    if dist.get_rank() == 0:
+        files.claim(out, settings)
+        done = files.done_items(out, records)
+        files.gather_partial(out, done)
+        if done:
+            _say(f"{len(done)} of {len(records)} records are done already")
+        mine = [sorted(done)]
+    found = _from_rank_0(mine)
+    done_before = set(found[0]) if found else set()
+    return [i for i in range(len(records)) if i not in done_before]
+
+
+def _from_rank_0(values: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Lists of whole numbers that rank 0 has, on all ranks."""
+    device = torch.device(get_accelerator().current_device_name())
+    return gather_tokens(values if dist.get_rank() == 0 else [], device)[0]
+
+
+def _tokens(lines: Sequence[dict[str, Any]]) -> int:
+    return sum(reply["tokens"] for line in lines for name in ("think", "direct") for reply in line.get(name, ()))
+
+
+def _say(message: str) -> None:
+    print(f"[evaluation] {message}", file=sys.stderr, flush=True)

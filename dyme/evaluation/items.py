@@ -1,0 +1,114 @@
+"""Items: a held-out record with the replies to it and how they were judged. One line of items.jsonl each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dyme.data import Record
+from dyme.metrics import plain
+from dyme.rewards.answer import direct_completion, split_completion
+from dyme.rewards.compose import RewardConfig, Style, score
+from dyme.supervision.readings import faithfulness
+
+COLUMNS = ("think", "direct")
+_OF_THINKING = ("thinking", "guessed", "thinking_chars", "thinking_tokens", "faithfulness", "readings")
+_OF_DIRECT = ("flagged",)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One judged reply.
+
+    `score` is accuracy * format, and `correct` whether it is above 1/2. Both and `accuracy` count a failed verifier as
+    NaN, NaN and False. `tokens` includes the end of turn. `flagged` says that the answer flag occurs: a model asked for
+    a direct answer thinks all the same. `faithfulness` is the share of `readings` that agree with the
+    record's facts, None where there are none.
+    """
+
+    completion: str
+    thinking: str
+    answer: str | None
+    guessed: bool
+    correct: bool
+    score: float
+    accuracy: float
+    format: float
+    tokens: int
+    thinking_chars: int
+    thinking_tokens: int
+    truncated: bool
+    faithfulness: float | None
+    readings: int
+    flagged: bool
+
+
+def judge(
+    texts: Sequence[str],
+    lengths: Sequence[int],
+    truncated: Sequence[bool],
+    records: Sequence[Record],
+    *,
+    reward: RewardConfig,
+    flag: str,
+    style: Style,
+    count_tokens: Callable[[str], int],
+) -> tuple[list[Reply], dict[str, int]]:
+    """Reply i to record i, and the verifier's failures by kind. `lengths` are in tokens."""
+    without_checker = reward.model_copy(update={"thinking": "none"})  # the reading of traces is ours, not the reward's
+    scores = score(texts, records, truncated=truncated, config=without_checker, flag=flag, style=style)
+    replies = []
+    for i, (text, record) in enumerate(zip(texts, records, strict=True)):
+        split = split_completion(text, flag)
+        parts = split if style == "think" else direct_completion(text, flag)
+        faith = faithfulness(parts.thinking, record.facts)
+        replies.append(
+            Reply(
+                completion=text,
+                thinking=parts.thinking,
+                answer=parts.answer,
+                guessed=parts.guessed,
+                correct=bool(scores.correct[i] > 0.5),
+                score=float(scores.correct[i]),
+                accuracy=float(scores.accuracy[i]),
+                format=float(scores.format[i]),
+                tokens=lengths[i],
+                thinking_chars=len(parts.thinking),
+                thinking_tokens=count_tokens(parts.thinking) if parts.thinking else 0,
+                truncated=bool(truncated[i]),
+                faithfulness=faith.share,
+                readings=faith.readings,
+                flagged=split.flag_count > 0,
+            )
+        )
+    return replies, scores.errors
+
+
+def item_line(record: Record, replies: Mapping[str, Sequence[Reply]]) -> dict[str, Any]:
+    """The line of a record; a column that was not asked for is an empty list."""
+    path = record.image.path if record.image else None
+    line = {
+        "id": record.id,
+        "kind": record.kind,
+        "question": record.question,
+        "gold": list(record.answers),
+        "image": None if path is None else str(path),
+    }
+    return plain(line | {column: [_reply_line(r, column) for r in replies.get(column, ())] for column in COLUMNS})
+
+
+def bad_line(record: Record, reason: str) -> dict[str, Any]:
+    """The line of a record whose picture or prompt cannot be read."""
+    return {"id": record.id, "error": reason}
+
+
+def _reply_line(reply: Reply, column: str) -> dict[str, Any]:
+    foreign = _OF_DIRECT if column == "think" else _OF_THINKING
+    return {key: value for key, value in asdict(reply).items() if key not in foreign}
+
+
+def scored(replies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The replies of a line whose verifier did not fail."""
+    return [reply for reply in replies if reply["score"] is not None and not math.isnan(reply["score"])]

@@ -1,0 +1,49 @@
+"""What the launchers share: quiet libraries, errors said once, and the way out of a process of a group."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+
+def rank() -> int:
+    """This process's rank as the launcher says it, before the process group exists."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def quiet() -> None:
+    """Keeps what libraries say about themselves out of the way of what the run says."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from deepspeed.utils import logger
+    from transformers.utils import logging
+
+    logger.setLevel("ERROR")
+    logging.disable_progress_bar()
+
+
+def say_error(error: Exception) -> int:
+    """Says a mistake of the user in one line; returns the exit code.
+
+    Once a node: data or weights may be missing on one node alone, where rank 0 sees nothing.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def run_and_exit(main: Callable[[], int]) -> NoReturn:
+    """Runs `main` and ends the process with its code."""
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # interpreter exit after DeepSpeed now and then aborts when all work is done, and a failed rank must not wait
+    # for others
+    os._exit(code)

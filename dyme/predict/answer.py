@@ -1,0 +1,31 @@
+"""Answer: a reply taken apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dyme.config import PromptConfig
+from dyme.rewards.answer import Completion, clean_answer, format_score, split_completion
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply in its parts. `answer` is "" where none was found; `format` says that it is valid, as in training.
+
+    `guessed`: the text does not say plainly what the answer is. `truncated`: cut at max_new_tokens.
+    """
+
+    thinking: str
+    answer: str
+    format: bool
+    guessed: bool
+    truncated: bool
+    completion: str
+
+
+def parse_reply(text: str, prompt: PromptConfig, *, truncated: bool) -> Answer:
+    """A completion taken apart as training does it; a truncated one has no valid format."""
+    direct = prompt.style == "direct"
+    parts = Completion("", clean_answer(text), 1) if direct else split_completion(text, prompt.answer_flag)
+    valid = bool(format_score(parts)) and not truncated
+    return Answer(parts.thinking, parts.answer or "", valid, parts.guessed, truncated, text)

@@ -1,0 +1,101 @@
+"""The answers file of a batch: one line a question, in the order of the input, so that a stopped batch can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dyme.predict.answer import Answer
+from dyme.predict.errors import PredictError
+from dyme.predict.questions import Question
+from dyme.predict.settings import Settings
+
+OURS = frozenset(
+    ("id", "image", "question", "thinking", "answer", "format", "guessed", "truncated", "completion", "error")
+)
+
+
+def answer_row(question: Question, answer: Answer | str) -> dict[str, Any]:
+    """A line of the answers file. A carried key that has one of our names becomes `input_<key>`."""
+    carried = {f"input_{key}" if key in OURS else key: value for key, value in question.carried.items()}
+    row = {"id": question.id, "image": question.image, "question": question.text}
+    return row | ({"error": answer} if isinstance(answer, str) else asdict(answer)) | carried
+
+
+def origin(model: Path, source: Path, settings: Settings, dtype: str) -> dict[str, Any]:
+    """What answers in one file must have in common."""
+    weights = [
+        (p.name, p.stat().st_size, p.stat().st_mtime_ns)
+        for p in sorted(model.iterdir())
+        if p.suffix in (".safetensors", ".bin", ".json")
+    ]
+    return {
+        "model": str(model.resolve()),
+        "weights": hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16],
+        "input": str(source.resolve()),
+        "dtype": dtype,
+        **settings.as_json(),
+    }
+
+
+def begin(out: Path, questions: Sequence[Question], made_from: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines that `out` holds already, after it was made ready to be appended to; [] for a new file.
+
+    A half-written last line is cut off. Raises `PredictError` when `out` was made from something else.
+    """
+    beside = out.with_name(f"{out.name}.origin.json")
+    if out.is_dir():
+        raise PredictError(f"--out {out}: is a folder; name a .jsonl file")
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = beside.with_name(f".partial-{beside.name}")
+        partial.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+        partial.replace(beside)
+        out.touch()
+        return []
+    _same_origin(out, beside, made_from)
+    whole = out.read_bytes()
+    kept = whole[: whole.rfind(b"\n") + 1]
+    rows = []
+    for number, line in enumerate(kept.split(b"\n")[:-1], 1):
+        row = _row(out, number, line)
+        asked = questions[number - 1] if number <= len(questions) else None
+        if asked is None or (row.get("id"), row.get("question"), row.get("image")) != (
+            asked.id,
+            asked.text,
+            asked.image,
+        ):
+            raise PredictError(f"{out}:{number}: is not about row {number} of the input; {_ELSEWHERE}")
+        rows.append(row)
+    os.truncate(out, len(kept))
+    return rows
+
+
+_ELSEWHERE = "name another --out, or delete it to start again"
+
+
+def _same_origin(out: Path, beside: Path, made_from: dict[str, Any]) -> None:
+    try:
+        before = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise PredictError(f"--out {out}: exists, but not {beside.name} that says what made it; {_ELSEWHERE}") from None
+    if not isinstance(before, dict):
+        before = {}
+    changed = [key for key in made_from if before.get(key) != made_from[key]]
+    if changed:
+        raise PredictError(f"--out {out}: was made with another {', '.join(changed)}; {_ELSEWHERE}")
+
+
+def _row(out: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise PredictError(f"{out}:{number}: is not JSON; {_ELSEWHERE}") from None
+    if not isinstance(row, dict):
+        raise PredictError(f"{out}:{number}: is not a JSON object; {_ELSEWHERE}")
+    return row

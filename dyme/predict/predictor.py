@@ -1,0 +1,85 @@
+"""Predictor: a loaded checkpoint that answers records."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dyme.data import Record
+from dyme.families import Family, load_family
+from dyme.predict.answer import Answer, parse_reply
+from dyme.predict.errors import PredictError
+from dyme.predict.settings import Settings
+from dyme.prompts import PromptBook
+from dyme.rollout import RolloutRow, Sampling, generate, row_key
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model in eval mode on its device, with the settings it is asked by."""
+
+    family: Family
+    model: nn.Module
+    settings: Settings
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes pictures."""
+        return bool(self.family.modalities)
+
+    def answer(self, records: Sequence[Record]) -> list[Answer | str]:
+        """Answers of records with distinct ids, decoded as one batch; a text in place of one says why it is missing.
+
+        The sampling noise goes by seed and record id, so a row's answer does not depend on the rows around it.
+        """
+        settings = self.settings
+        book = PromptBook(self.family, settings.prompt, lambda _: None)
+        rows = {
+            i: RolloutRow(prompt, row_key(settings.seed, 0, record.id, 0))
+            for i, record in enumerate(records)
+            if (prompt := book.encode(record)) is not None
+        }
+        sampling = Sampling(settings.max_new_tokens, settings.temperature, batch_size=max(1, len(rows)))
+        replies = dict(zip(rows, generate(self.family, self.model, list(rows.values()), sampling), strict=True))
+        return [
+            parse_reply(self.family.decode(replies[i].tokens), settings.prompt, truncated=replies[i].truncated)
+            if i in replies
+            else book.failed[record.id]
+            for i, record in enumerate(records)
+        ]
+
+
+def open_predictor(folder: Path, settings: Settings, device: str, dtype: str) -> Predictor:
+    """Loads a checkpoint folder. Raises `PredictError` for the device and `ModelError` for the checkpoint."""
+    quiet()
+    where = _device(device)
+    family, model = load_family(folder, settings.family, dtype)
+    return Predictor(family, model.to(where).eval(), settings)
+
+
+def quiet() -> None:
+    """Keeps what libraries say about themselves out of the way of the answers."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _device(name: str) -> Any:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise PredictError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:0") from None
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise PredictError(f"--device {name}: this machine shows {count} CUDA devices; use auto or cpu")
+    return device

@@ -1,0 +1,105 @@
+"""Questions to answer: rows of a JSONL file, or one question for every picture of a folder. Gold answers are not
+needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dyme.data import Record
+from dyme.data.rows import Item, Row, to_records
+from dyme.predict.errors import PredictError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+READ = ("id", "question", "image", "file_name")
+NO_ANSWER = "-"  # a record has a gold answer; nothing here looks at it
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. `record` is None where its row cannot be asked, and `error` says why.
+
+    `image` names the picture as the input does. `carried` are the other keys of the row, for the output.
+    """
+
+    id: str
+    text: str
+    image: str | None
+    record: Record | None
+    error: str = ""
+    carried: Row = field(default_factory=dict)
+
+
+def single_question(text: str, image: Path | None, choices: Iterable[str] = ()) -> Question:
+    """A question as it stands on the command line."""
+    row = {"id": "question", "question": text, "choices": list(choices)}
+    if image is not None:
+        row["image"] = str(image.resolve())
+    question = _question(Item(Path("command line"), 1, row, "question"))
+    if question.error:
+        raise PredictError(question.error)
+    return question
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The rows of a JSONL file, bad ones included; pictures are relative to its folder. Blank lines do not count.
+
+    Raises `PredictError` when there is no row.
+    """
+    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    lines = [(number, raw) for number, raw in enumerate(text.split(b"\n"), 1) if raw.strip()]
+    if not lines:
+        raise PredictError(f"{path}: no rows; write one JSON object a line, with question and image")
+    return _distinct([_question(Item(path, number, raw, f"{path.stem}-{number}")) for number, raw in lines])
+
+
+def folder_questions(folder: Path, text: str) -> list[Question]:
+    """One question for every picture directly in a folder, by name. Raises `PredictError` when it holds none."""
+    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+    if not names:
+        raise PredictError(f"{folder}: no pictures in it ({' '.join(PICTURES)}); name another folder or a .jsonl file")
+    rows = [{"id": name, "question": text, "image": name} for name in names]
+    return [_question(Item(folder, 1, row, row["id"]), folder) for row in rows]
+
+
+def _question(item: Item, pictures: Path | None = None) -> Question:
+    seen: Row = {}
+
+    def convert(row: Row) -> Row:
+        seen.update(row)
+        asked = {key: row[key] for key in (*READ, "choices") if key in row}
+        return {**asked, "answer": _some_choice(row.get("choices"))}
+
+    rows = to_records(item.file, [item], convert, pictures=pictures)
+    carried = {key: value for key, value in seen.items() if key not in READ}
+    record, bad = (rows[0], "") if len(rows) else (None, rows.bad[0].reason)
+    name = record.id if record else rows.bad[0].record_id or item.name
+    text = record.question if record else _text(seen.get("question"))
+    image = _text(seen.get("image")) or _text(seen.get("file_name")) or None
+    return Question(name, text, image, record, bad, carried)
+
+
+def _some_choice(choices: Any) -> str:
+    """A record's answer has to be one of its choices."""
+    usable = choices if isinstance(choices, list) else []
+    return next((c for c in usable if isinstance(c, str) and c.strip()), str(usable[0]) if usable else NO_ANSWER)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _distinct(questions: list[Question]) -> list[Question]:
+    """An id that was used before makes a bad row: the answers could not be told apart."""
+    seen: set[str] = set()
+    out = []
+    for question in questions:
+        if question.record is not None and question.id in seen:
+            question = Question(
+                question.id, question.text, question.image, None, "id was used before", question.carried
+            )
+        seen.add(question.id)
+        out.append(question)
+    return out

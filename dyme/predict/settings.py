@@ -1,0 +1,82 @@
+"""Settings of a prediction: flags before the run YAML before the model's dyme.json before the defaults."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dyme.config import PromptConfig, load_config
+from dyme.config_errors import explain
+from dyme.predict.errors import PredictError
+from dyme.recipe import FILE, Recipe, read_recipe
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How questions are put and replies sampled. `max_new_tokens` in tokens; `temperature` 0 is greedy."""
+
+    prompt: PromptConfig
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    family: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "prompt": self.prompt.model_dump()}
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder when it holds a checkpoint, looked at before anything heavy is imported. Raises `PredictError`."""
+    if not folder.is_dir():
+        raise PredictError(f"--model {folder}: no such folder; give a Hugging Face folder, as the export/ of a run is")
+    if not (folder / "config.json").is_file():
+        inside = folder / "export"
+        mend = f"did you mean {inside}?" if (inside / "config.json").is_file() else "give the export/ of a finished run"
+        raise PredictError(f"--model {folder}: holds no config.json, so it is no model; {mend}")
+    return folder
+
+
+def resolve_settings(options: argparse.Namespace) -> tuple[Settings, list[str]]:
+    """The settings, and what the user should know about them.
+
+    Raises `PredictError`, `ConfigError` or `RecipeError` with one line.
+    """
+    notes = []
+    recipe = read_recipe(options.model)
+    if options.config is not None:
+        cfg = load_config(options.config)
+        family = cfg.model.family if recipe is None else recipe.family
+        recipe = Recipe(prompt=cfg.prompt, max_new_tokens=cfg.rollout.max_new_tokens, family=family)
+    elif recipe is None:
+        recipe = Recipe()
+        if options.template is None and not options.direct:
+            notes.append(
+                f"{options.model} has no {FILE}, so the default prompt is used; --config RUN.yaml or --template sets "
+                "the one it was trained with"
+            )
+    style = "direct" if options.direct else None
+    flags = {"template": options.template, "answer_flag": options.flag, "style": style}
+    given = {key: value for key, value in flags.items() if value is not None}
+    if options.direct and options.template is None and recipe.prompt.style != "direct":
+        given["template"] = "{question}"  # a template that asks for thinking would contradict --direct
+    try:
+        prompt = PromptConfig.model_validate({**recipe.prompt.model_dump(), **given})
+    except ValidationError as error:
+        raise PredictError(f"--template or --flag: {explain(error, PromptConfig)}") from None
+    tokens = options.max_new_tokens or recipe.max_new_tokens
+    return Settings(prompt, tokens, options.temperature, options.seed, recipe.family), notes
+
+
+def own_dtype(folder: Path) -> str:
+    """bf16 for a checkpoint in half precision, else fp32."""
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return "fp32"  # load_family says what is wrong with it
+    held = fields.get("dtype") or fields.get("torch_dtype") if isinstance(fields, dict) else None
+    return "bf16" if str(held) in ("bfloat16", "float16") else "fp32"

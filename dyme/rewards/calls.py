@@ -1,0 +1,223 @@
+"""UserRewards: calls the user's reward functions, all at once and each within its time, and reads what they return.
+
+Every call runs in a thread of its own kind: a function that hangs cannot be stopped, but it can be left behind. The
+threads are daemons, so that one left behind does not hold the process at its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+
+from dyme.rewards.compose import UserScores
+from dyme.rewards.user import IMAGE, LoadedReward, told
+
+MAX_HANGING = 3
+"""Calls of a function that were left behind and still run, after which it is not called until one of them ends."""
+MAX_REWARD = 1e9
+"""Larger values are refused: their squares spoil the statistics of a group."""
+
+Columns = Mapping[str, Any]
+Pictures = Callable[[], list[Any]]
+
+
+@dataclass(frozen=True)
+class UserOutcome:
+    """`errors` counts the failed rows by "name: kind"; `examples` tells the first of each kind."""
+
+    scores: UserScores
+    errors: dict[str, int]
+    examples: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Values:
+    """One call: `values` float64 [R], NaN for None and failed rows; `kinds` [R], "" where the row did not fail."""
+
+    values: np.ndarray
+    kinds: list[str]
+    example: Mapping[str, str]
+
+
+class _Failed(Exception):
+    """A call that failed for all its rows, with the kind of failure."""
+
+    def __init__(self, kind: str, example: str) -> None:
+        super().__init__(example)
+        self.kind = kind
+
+
+class UserRewards:
+    """The user's reward functions of this rank."""
+
+    def __init__(self, rewards: Sequence[LoadedReward]) -> None:
+        self.rewards = tuple(rewards)
+        self._workers: list[list[_Worker]] = [[] for _ in self.rewards]
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        return tuple(reward.title for reward in self.rewards)
+
+    def score(self, columns: Columns, pictures: Pictures, rows: int, weights: Sequence[float]) -> UserOutcome:
+        """Calls every function with what it takes of `columns` (lists of `rows` entries, or single values).
+
+        `pictures` gives the column of pictures to functions that name it. Never raises for what a function does.
+        """
+        values = np.full((rows, len(self.rewards)), math.nan)
+        failed = np.zeros((rows, len(self.rewards)), dtype=np.bool_)
+        errors: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        calls = [self._start(j, columns, pictures, rows) for j in range(len(self.rewards))] if rows else []
+        for j, call in enumerate(calls):
+            outcome = call.outcome() if call else _Failed("busy", f"{MAX_HANGING} calls that timed out still run")
+            if isinstance(outcome, _Failed):
+                outcome = _Values(values[:, j], [outcome.kind] * rows, {outcome.kind: str(outcome)})
+            values[:, j] = outcome.values
+            failed[:, j] = [bool(kind) for kind in outcome.kinds]
+            for kind in filter(None, outcome.kinds):
+                key = f"{self.rewards[j].title}: {kind}"
+                errors[key] += 1
+                examples.setdefault(key, outcome.example[kind])
+        return UserOutcome(UserScores(values, failed, tuple(weights)), dict(errors), examples)
+
+    def _start(self, j: int, columns: Columns, pictures: Pictures, rows: int) -> _Call | None:
+        """The call under way, None where too many earlier ones hang."""
+        workers = self._workers[j]
+        worker = next((worker for worker in workers if worker.idle), None)
+        if worker is None:
+            if len(workers) == MAX_HANGING:
+                return None
+            worker = _Worker(f"reward {self.rewards[j].title}")
+            workers.append(worker)
+        call = _Call(self.rewards[j], columns, pictures, rows)
+        worker.take(call)
+        return call
+
+
+class _Call:
+    """One call of one function."""
+
+    def __init__(self, reward: LoadedReward, columns: Columns, pictures: Pictures, rows: int) -> None:
+        self.reward, self.rows = reward, rows
+        self._columns, self._pictures = columns, pictures
+        self._deadline = time.monotonic() + reward.timeout_s
+        self._done = threading.Event()
+        self._outcome: _Values | _Failed | None = None
+
+    def outcome(self) -> _Values | _Failed:
+        """Waits until the call ends or its time is over."""
+        if self._done.wait(self.left()) and self._outcome is not None:
+            return self._outcome
+        return self._late()
+
+    def left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def make(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Runs in the worker's thread."""
+        try:
+            self._outcome = self._made(loop)
+        except _Failed as failure:
+            self._outcome = failure
+        except BaseException as error:  # an edge: the user's code, which may even call sys.exit
+            self._outcome = _Failed(type(error).__name__, told(error, self.reward.path))
+
+    def finish(self) -> None:
+        self._done.set()
+
+    def _made(self, loop: asyncio.AbstractEventLoop) -> _Values:
+        given = {name: _copied(self._columns[name]) for name in self.reward.arguments if name != IMAGE}
+        if IMAGE in self.reward.arguments:
+            given[IMAGE] = self._pictures()
+        result = self.reward.function(**given)
+        if inspect.isawaitable(result):
+            result = loop.run_until_complete(self._awaited(result))
+        return _read(result, self.rows)
+
+    async def _awaited(self, result: Any) -> Any:
+        try:
+            return await asyncio.wait_for(result, self.left())
+        except (TimeoutError, asyncio.TimeoutError):
+            if self.left():  # a time-out of the user's own
+                raise
+            raise self._late() from None
+
+    def _late(self) -> _Failed:
+        return _Failed("time_out", f"took longer than {self.reward.timeout_s:g} s")
+
+
+class _Worker:
+    """A daemon thread that makes one call after the other. It keeps its event loop, and so the clients bound to it."""
+
+    def __init__(self, name: str) -> None:
+        self.idle = True
+        self._calls: SimpleQueue[_Call] = SimpleQueue()
+        # the current device is a property of the thread; a model of the user's belongs on the rank's own
+        self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def take(self, call: _Call) -> None:
+        self.idle = False
+        self._calls.put(call)
+
+    def _run(self) -> None:
+        if self._device is not None:
+            torch.cuda.set_device(self._device)
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        while True:
+            call = self._calls.get()
+            call.make(loop)
+            self.idle = True  # before anybody can ask for the next call
+            call.finish()
+            del call
+
+
+def _copied(column: Any) -> Any:
+    """Functions may change what they are given, and several run at once."""
+    return [list(item) if isinstance(item, list) else item for item in column] if isinstance(column, list) else column
+
+
+def _read(result: Any, rows: int) -> _Values:
+    """What a function returned, as numbers; raises `_Failed` where it is no list with an entry for each row."""
+    if isinstance(result, str | bytes | Mapping) or not isinstance(result, Iterable):
+        raise _Failed("not_a_list", f"returned a {type(result).__name__} in place of a list of numbers")
+    given = list(itertools.islice(result, rows + 1))
+    if len(given) != rows:
+        told_length = f"{len(given)}" if len(given) < rows else f"more than {rows}"
+        raise _Failed("wrong_length", f"returned {told_length} values for {rows} completions")
+    values, kinds, example = np.full(rows, math.nan), [""] * rows, dict[str, str]()
+    for row, value in enumerate(given):
+        number, kinds[row] = _number(value)
+        if kinds[row]:
+            example.setdefault(kinds[row], f"returned {value!r:.40} for a completion")
+        else:
+            values[row] = number
+    return _Values(values, kinds, example)
+
+
+def _number(value: Any) -> tuple[float, str]:
+    """A value as a number and the kind of failure; None, which says that the function does not apply, is NaN."""
+    if value is None:
+        return math.nan, ""
+    if isinstance(value, str | bytes):
+        return math.nan, "not_a_number"
+    try:
+        number = float(value)
+    except Exception:  # an edge: objects of the user's
+        return math.nan, "not_a_number"
+    if math.isnan(number):
+        return number, "nan"
+    return number, "out_of_range" if abs(number) > MAX_REWARD else ""

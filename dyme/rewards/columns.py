@@ -1,0 +1,64 @@
+"""What a user's reward function is given: lists with one entry for each completion, under TRL's names and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dyme.data.record import LazyImage, Record
+from dyme.rewards.answer import split_completion
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """The part of TRL's `trainer_state` that says how far training is; both in optimizer steps."""
+
+    global_step: int
+    max_steps: int
+
+
+def reward_columns(
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    records: Sequence[Record],
+    *,
+    completion_ids: Sequence[Sequence[int]],
+    truncated: Sequence[bool],
+    flag: str,
+    step: int,
+    max_steps: int,
+) -> dict[str, Any]:
+    """All arguments but the pictures. Completion i answers prompt i, the user turn of record i; `step` counts finished
+    steps."""
+    parts = [split_completion(text, flag) for text in texts]
+    return {
+        "prompts": list(prompts),
+        "completions": list(texts),
+        "completion_ids": [list(ids) for ids in completion_ids],
+        "truncated": list(truncated),
+        "thinking": [part.thinking for part in parts],
+        "extracted_answer": [part.answer for part in parts],
+        "id": [record.id for record in records],
+        "question": [record.question for record in records],
+        "answer": [record.answer for record in records],
+        "answers": [list(record.answers) for record in records],
+        "choices": [list(record.choices) for record in records],
+        "hint": [record.hint for record in records],
+        "facts": [record.facts for record in records],
+        "kind": [record.kind for record in records],
+        "step": step,
+        "trainer_state": TrainerState(step, max_steps),
+    }
+
+
+def pictures(records: Sequence[Record]) -> list[Any]:
+    """The picture of each record in RGB, None without one; a picture that several rows share is decoded once.
+
+    Raises `ImageError` for one that cannot be decoded.
+    """
+    decoded: dict[LazyImage, Any] = {}
+    for record in records:
+        if record.image is not None and record.image not in decoded:
+            decoded[record.image] = record.image.load()
+    return [decoded[record.image] if record.image else None for record in records]

@@ -1,0 +1,165 @@
+"""UserReward: a function of the user's own that adds to the reward, as configured and as loaded from its file."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from dyme.config_errors import ConfigError
+from dyme.data.errors import DataError
+from dyme.data.paths import expand
+from dyme.rewards.schedule import WeightSchedule
+from dyme.schema import Schema
+
+LISTS = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "truncated",
+    "thinking",
+    "extracted_answer",
+    "id",
+    "question",
+    "answer",
+    "answers",
+    "choices",
+    "hint",
+    "facts",
+    "kind",
+)
+"""Keyword arguments that are lists with one entry for each completion."""
+SCALARS = ("step", "trainer_state")
+"""Keyword arguments that are one value for the call."""
+IMAGE = "image"
+"""A list too, but decoded only for functions that name it."""
+
+_REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)")
+
+
+class UserReward(Schema):
+    """A function `f(prompts, completions, **columns) -> list of numbers or None`, sync or async, as in TRL."""
+
+    function: str
+    """"file.py:function". `~` and environment variables are filled in; relative paths start at the working folder."""
+    weight: WeightSchedule = WeightSchedule(start=1.0)
+    """A number (1.0 by default), or {start: 1.0, end: 0.0, steps: 200}. With weight 0 the function is only measured."""
+    name: str = ""
+    """Name in metrics and messages; default is that of the function."""
+    timeout_s: float = Field(default=30.0, gt=0, le=600)
+    """Seconds a call may take; after that its rows are unscored."""
+
+    @model_validator(mode="after")
+    def _names(self) -> UserReward:
+        if not _REFERENCE.fullmatch(self.function):
+            raise ValueError(
+                f"reward.user: function {self.function!r} must be written file.py:function, "
+                "for example rewards/short.py:short_enough"
+            )
+        if not re.fullmatch(r"[\w-]+", self.title) or self.title == "verifier":
+            raise ValueError(
+                f"reward.user: name '{self.title}' must be of letters, digits, '_' and '-', and not 'verifier'"
+            )
+        return self
+
+    @property
+    def title(self) -> str:
+        """The name under which it is logged."""
+        return self.name or self.function.rpartition(":")[2]
+
+
+@dataclass(frozen=True)
+class LoadedReward:
+    """A user's function, and the names of the arguments it takes."""
+
+    title: str
+    function: Callable[..., Any]
+    arguments: frozenset[str]
+    timeout_s: float
+    path: Path
+
+
+def load_rewards(rewards: tuple[UserReward, ...]) -> list[LoadedReward]:
+    """Runs the files of the functions, each once. Raises `ConfigError` where one does not load or cannot be called."""
+    modules: dict[Path, ModuleType] = {}
+    return [_load(reward, modules) for reward in rewards]
+
+
+def _load(reward: UserReward, modules: dict[Path, ModuleType]) -> LoadedReward:
+    where = f"reward.user: {reward.function}"
+    written, name = reward.function.rsplit(":", 1)
+    try:
+        path = expand(written)
+    except DataError as error:
+        raise ConfigError(f"reward.user: {error}") from None
+    if not path.is_file():
+        raise ConfigError(f"{where}: no such file {path} (working folder {Path.cwd()}); correct the path")
+    if path not in modules:
+        modules[path] = _module(where, path)
+    function = getattr(modules[path], name, None)
+    if function is None:
+        own = [key for key, value in vars(modules[path]).items() if callable(value) and not key.startswith("__")]
+        near = difflib.get_close_matches(name, own, n=1, cutoff=0.0)
+        hint = f"nearest: '{near[0]}'" if near else "the file defines no function"
+        raise ConfigError(f"{where}: the file has no function '{name}'; {hint}")
+    if not callable(function):
+        raise ConfigError(f"{where}: '{name}' is a {type(function).__name__}, not a function; name a function")
+    return LoadedReward(reward.title, function, _arguments(where, function), reward.timeout_s, path)
+
+
+def _module(where: str, path: Path) -> ModuleType:
+    # last on the path: a file beside the user's must not hide an installed package
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    unique = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"dyme_user_reward_{path.stem}_{unique}", path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # an edge: the user's code, which may do anything
+        raise ConfigError(f"{where}: the file does not load: {told(error, path)}; mend it") from None
+    return module
+
+
+def _arguments(where: str, function: Callable[..., Any]) -> frozenset[str]:
+    """The names of ours that the function takes; all but the picture where it takes any."""
+    ours = (*LISTS, *SCALARS, IMAGE)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a function of an extension module that does not say what it takes
+        return frozenset((*LISTS, *SCALARS))
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    for p in parameters:
+        needed = p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        if needed and (p.kind is p.POSITIONAL_ONLY or p.name not in ours):
+            near = difflib.get_close_matches(p.name, ours, n=1)
+            hint = f" (nearest: '{near[0]}')" if near and p.name not in ours else ""
+            raise ConfigError(
+                f"{where}: takes '{p.name}'{hint}, which is not given by name; allowed: {', '.join(sorted(ours))}"
+            )
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return frozenset(name for name in ours if name in named or (takes_any and name != IMAGE))
+
+
+def told(error: BaseException, path: Path) -> str:
+    """An exception in one line, with the last line of the user's file that it passed through."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename) in (path, path.resolve()):
+            line = frame.lineno
+    what = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}{f': {what}' if what else ''}{f' (line {line})' if line else ''}"
