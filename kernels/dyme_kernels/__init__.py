@@ -11,6 +11,7 @@ from dyme_kernels.logprobs import TokenLogprobs, token_logprobs
 from dyme_kernels.policy import policy_loss
 from dyme_kernels.spec import NORMALIZATIONS, PRESETS, SURROGATES, TOKEN_SHAPINGS, LossSpec, preset
 from dyme_kernels.tokens import PolicyLossOutput
+from dyme_kernels.vocab_parallel import Shard, vocab_parallel_linear_policy_loss, vocabulary_shard
 
 __all__ = [
     "EXPLORE",
@@ -23,10 +24,13 @@ __all__ = [
     "GroupAdvantages",
     "LossSpec",
     "PolicyLossOutput",
+    "Shard",
     "TokenLogprobs",
     "group_advantages",
     "linear_policy_loss",
     "policy_loss",
     "preset",
     "token_logprobs",
+    "vocab_parallel_linear_policy_loss",
+    "vocabulary_shard",
 ]

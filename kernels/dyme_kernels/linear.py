@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -51,22 +52,32 @@ def linear_policy_loss(
 
     Raises ValueError naming the argument.
     """
+    tokens = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live)
+    return sharded_linear_loss(
+        hidden, weight, bias, tokens, spec, logits_budget_mb, backend, weight.shape[0], weight.shape[0]
+    )
+
+
+def sharded_linear_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: tuple[Tensor | None, ...], spec: LossSpec,
+    logits_budget_mb: float, backend: str, vocabulary: int, widest: int, wrap: Callable[[Any], Any] | None = None,
+) -> PolicyLossOutput:  # fmt: skip
+    """`linear_policy_loss` over `vocabulary` tokens, of which `weight` may hold a part (at most `widest`): then `wrap`
+    turns the row functions of the backend into those of the whole. `tokens`: the arguments from targets to live."""
     kind = hidden.device.type
     autocast = torch.amp.is_autocast_available(kind)
     if autocast and torch.is_autocast_enabled(kind):
         target = torch.get_autocast_dtype(kind)
         hidden, weight, bias = hidden.to(target), weight.to(target), None if bias is None else bias.to(target)
     _check(hidden, weight, bias, logits_budget_mb)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and wrap is None:
         return compiled_linear_policy_loss(
-            hidden, weight, bias, targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance,
-            segments, live, spec=spec, budget=logits_budget_mb, backend=backend,
-        )  # fmt: skip
+            hidden, weight, bias, *tokens, spec=spec, budget=logits_budget_mb, backend=backend
+        )
     kernels = row_kernels(resolve_backend(backend, "linear_policy_loss", hidden.device, hidden.dtype))
-    tokens = make_batch(
-        hidden.shape[0], compute_dtype(hidden.dtype), weight.shape[0], targets, advantages, weights,
-        old_logprobs, ref_logprobs, memorize, importance, segments, live, spec,
-    )  # fmt: skip
+    if wrap is not None:
+        kernels = wrap(kernels)
+    batch = make_batch(hidden.shape[0], compute_dtype(hidden.dtype), vocabulary, *tokens, spec)  # type: ignore[arg-type]
     enabled = torch.is_grad_enabled()
     needs = _Needs(
         hidden=enabled and hidden.requires_grad,
@@ -74,8 +85,8 @@ def linear_policy_loss(
         bias=enabled and bias is not None and bias.requires_grad,
     )
     with torch.autocast(kind, enabled=False) if autocast else nullcontext():
-        rows = _chunk_rows(hidden, weight.shape[0], logits_budget_mb)
-        loss, *stats = _LinearPolicyLoss.apply(hidden, weight, bias, tokens, live, spec, kernels, rows, needs)
+        rows = _chunk_rows(hidden, widest, logits_budget_mb)
+        loss, *stats = _LinearPolicyLoss.apply(hidden, weight, bias, batch, tokens[-1], spec, kernels, rows, needs)
     return PolicyLossOutput(loss, *stats)
 
 
@@ -144,10 +155,11 @@ class _Gradients:
     half: bool
 
 
-def _empty_gradients(hidden: Tensor, weight: Tensor, needs: _Needs) -> _Gradients:
+def _empty_gradients(hidden: Tensor, weight: Tensor, needs: _Needs, wide_hidden: bool) -> _Gradients:
     wide, half = compute_dtype(hidden.dtype), hidden.dtype == torch.float16
+    kind = wide if half or wide_hidden else hidden.dtype  # parts that are still to be summed are not rounded
     return _Gradients(
-        hidden=hidden.new_zeros(hidden.shape, dtype=wide if half else hidden.dtype) if needs.hidden else None,
+        hidden=hidden.new_zeros(hidden.shape, dtype=kind) if needs.hidden else None,
         weight=weight.new_zeros(weight.shape, dtype=wide) if needs.weight else None,
         bias=weight.new_zeros(weight.shape[0], dtype=wide) if needs.bias else None,
         half=half,
@@ -160,7 +172,8 @@ def _add_chunk(
     """Add the products of a chunk's logit gradients [r,V], stored divided by `unit`, with hidden [r,H] and weight."""
     if total.hidden is not None:
         product = torch.mm(gradient, weight)
-        total.hidden[place] = product if unit is None else product.to(total.hidden.dtype) * unit
+        product = product.to(total.hidden.dtype)
+        total.hidden[place] = product if unit is None else product * unit
     if total.weight is not None:
         _add_product(total.weight, gradient.t(), hidden, unit)
     if total.bias is not None:
@@ -193,7 +206,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
             logprobs, entropy = (torch.cat(empty + [getattr(p, f) for p in parts]) for f in ("logprobs", "entropy"))
             whole = coefficients(logprobs, entropy, tokens, spec, needs.any)
 
-        total = _empty_gradients(hidden, weight, needs)
+        total = _empty_gradients(hidden, weight, needs, wide_hidden=hasattr(kernels, "sum_hidden"))
         losses = torch.empty_like(tokens.weights)
         out = [torch.empty_like(losses) for _ in range(7)]
         for place in places:
@@ -223,6 +236,8 @@ class _LinearPolicyLoss(torch.autograd.Function):
             if needs.any:
                 _add_chunk(total, logits, x, weight, place if live is None else live[place], unit)
 
+        if total.hidden is not None and hasattr(kernels, "sum_hidden"):
+            kernels.sum_hidden(total.hidden)
         grads = [total.hidden, total.weight, total.bias]
         if not total.half:
             grads = [None if g is None else g.to(hidden.dtype) for g in grads]
