@@ -1,7 +1,7 @@
 """The fused loss with the head's weight sharded over a process group by vocabulary, as in Megatron-LM (1909.08053).
 
 Every rank of the group holds the same hidden states and a block of rows of the weight. Per chunk of tokens the ranks
-exchange six numbers a token; the logits of a token never leave their rank, and neither does the weight's gradient. The
+exchange five numbers a token; the logits of a token never leave their rank, and neither does the weight's gradient. The
 gradient of the hidden states is summed over the group once.
 """
 
