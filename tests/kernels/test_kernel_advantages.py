@@ -69,7 +69,8 @@ def test_equal_rewards_have_no_advantage_in_a_narrow_dtype(dtype):
     assert out.advantages.eq(0).all() and out.advantages.dtype == torch.float32 and out.std.eq(0).all()
 
 
-def test_errors_name_the_fix():
+def test_errors_name_the_fix(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     x, offsets = torch.zeros(4), torch.tensor([0, 4])
     for change, words in (
         (dict(rewards=torch.zeros(4, dtype=torch.int64)), "x.float"),
