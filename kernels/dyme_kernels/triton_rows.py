@@ -28,6 +28,12 @@ _LOWEST = tl.constexpr(LOWEST)
 # A row wider than this leaves the L2 before its second pass unless few rows are in flight.
 WIDE_ROW_BYTES = 128 << 10
 REGISTERS = 65536  # of a multiprocessor
+# One entry a token, read one by one: where they begin does not matter, but would compile a kernel for each alignment,
+# and the slices of a chunk begin anywhere.
+PER_TOKEN = (
+    *("rows", "targets", "inverses", "logprobs", "entropies", "matches", "tops", "totals", "cs", "es", "losses"),
+    *("advantages", "weights", "olds", "refs", "memorize", "importance", "ratios", "lows", "highs", "kls"),
+)
 
 
 @triton.jit
@@ -123,7 +129,7 @@ def _second_pass(
     tl.store(out + target, g.to(out.dtype.element_ty), mask=(target >= 0) & (target < V))
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=PER_TOKEN)
 def _statistics_kernel(
     logits, rows, targets, inverses, logprobs, entropies, matches, tops, totals,
     n, stride, inverse, scale, softcap,
@@ -143,7 +149,7 @@ def _statistics_kernel(
         tl.store(totals + i, total)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=PER_TOKEN)
 def _gradient_kernel(
     logits, out, rows, targets, inverses, entropies, tops, totals, cs, es,
     n, stride, out_stride, inverse, scale, softcap,
@@ -162,7 +168,7 @@ def _gradient_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=PER_TOKEN)
 def _losses_kernel(
     logits, out, rows, targets, advantages, weights, olds, refs, memorize, importance,
     losses, logprobs, entropies, ratios, lows, highs, kls, matches,
@@ -257,6 +263,11 @@ def _common(logits: Tensor, head: Head) -> tuple[int, dict[str, Any]]:
     return programs(vocabulary, logits.dtype.itemsize, logits.device), flags
 
 
+def _floats(*values: float) -> list[float]:
+    """A whole number that the caller wrote as int would be another type, and so another kernel."""
+    return [float(value) for value in values]
+
+
 def _split(inverse: Tensor | float) -> tuple[Tensor | None, float]:
     return (inverse, 1.0) if isinstance(inverse, Tensor) else (None, inverse)
 
@@ -271,8 +282,9 @@ def row_statistics(
         most, options = _common(logits, head)
         inverses, one = _split(inverse)
         _statistics_kernel[(min(n, most),)](
-            logits, rows, targets, inverses, *out, n, logits.stride(0), one, head.scale, head.softcap or 1.0, **options
-        )
+            logits, rows, targets, inverses, *out,
+            n, logits.stride(0), *_floats(one, head.scale, head.softcap or 1.0), **options,
+        )  # fmt: skip
     return RowStats(*out)
 
 
@@ -290,7 +302,7 @@ def row_gradient(
     _gradient_kernel[(min(n, most),)](
         logits, out, rows, targets, inverses, stats.entropy, stats.top, stats.total, logprob_grad.contiguous(),
         None if entropy_grad is None else entropy_grad.contiguous(),
-        n, logits.stride(0), out.stride(0), one, head.scale, head.softcap or 1.0, **options,
+        n, logits.stride(0), out.stride(0), *_floats(one, head.scale, head.softcap or 1.0), **options,
     )  # fmt: skip
 
 
@@ -309,9 +321,11 @@ def row_losses(
             tokens.old_logprobs, tokens.ref_logprobs, tokens.memorize, tokens.importance,
             losses, logprobs, entropy, ratio, low, high, kl, match,
             n, logits.stride(0), logits.stride(0) if out is None else out.stride(0),
-            1.0 / spec.temperature, 1.0 / spec.memorize_temperature, head.scale, head.softcap or 1.0,
-            1.0 - spec.epsilon_low, 1.0 + spec.epsilon_high, math.inf if spec.delta is None else spec.delta,
-            spec.cispo_cap, spec.sapo_tau_pos, spec.sapo_tau_neg, spec.beta, spec.entropy_coef,
+            *_floats(
+                1.0 / spec.temperature, 1.0 / spec.memorize_temperature, head.scale, head.softcap or 1.0,
+                1.0 - spec.epsilon_low, 1.0 + spec.epsilon_high, math.inf if spec.delta is None else spec.delta,
+                spec.cispo_cap, spec.sapo_tau_pos, spec.sapo_tau_neg, spec.beta, spec.entropy_coef,
+            ),
             KIND=SURROGATE_CODES[spec.surrogate], SHAPED=spec.token_shaping != "none", BETA=spec.beta != 0.0,
             BONUS=spec.entropy_coef != 0.0, GRAD=out is not None, **options,
         )  # fmt: skip

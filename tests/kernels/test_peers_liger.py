@@ -93,7 +93,7 @@ def test_fused_linear_grpo_loss(name, backend):
     spec, normalization = choose(name, full=True)
     batch, g = make_batch(torch.float32, DEVICE, temperature=TEMPERATURE), torch.Generator().manual_seed(0)
     shapes = ((BATCH, LENGTH, 16), (VOCABULARY, 16), (VOCABULARY,))
-    h, w, b = (torch.randn(s, generator=g).to(DEVICE).requires_grad_() for s in shapes)
+    h, w, b = ((0.5 * torch.randn(s, generator=g)).to(DEVICE).requires_grad_() for s in shapes)
     table = torch.log_softmax((h @ w.T + b).detach() / TEMPERATURE, 2)
     near = table.gather(2, batch.ids[..., None])[..., 0]
     batch = replace(batch, old=near - 0.3 * batch.importance, ref=near + 0.2 * batch.importance)
