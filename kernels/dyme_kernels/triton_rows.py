@@ -191,7 +191,8 @@ def _losses_kernel(
         logp = ((x - top) * (inv * LOG2E) - tl.log2(total)) * LN2
         entropy = (tl.log2(total) - moment / total) * LN2
 
-        log_ratio = 0.0 if olds is None else logp - tl.load(olds + i)
+        # on-policy it is 0, or NaN for a target outside the vocabulary, which must show in the loss
+        log_ratio = logp - (logp if olds is None else tl.load(olds + i))
         loss, c, ratio, low, high = surrogate_loss(
             log_ratio, logp, advantage, lower, upper, delta, cap, tau_pos, tau_neg, KIND
         )

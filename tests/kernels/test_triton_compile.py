@@ -1,4 +1,4 @@
-"""Compilation ahead of time, in programs of their own: this process interprets the kernels, which excludes compiling."""
+"""Compilation ahead of time, in programs of their own: this process interprets the kernels instead of compiling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, environment
-
 
 CASES = ("losses, all options V=257", "statistics V=257", "gradient V=257", "groups fp32")
 
