@@ -69,28 +69,27 @@ def check(logits: Tensor, t: dict[str, Tensor | None], spec: LossSpec, allowed: 
 @pytest.mark.parametrize("surrogate,policy", list(itertools.product(SURROGATES, ("on", "off"))))
 def test_surrogates(surrogate, policy, options, dtype):
     spec = replace(SPECS[options], surrogate=surrogate)
-    logits = (2 * torch.randn(23, 257)).to(dtype).to(DEVICE)
-    t = make_inputs(23, 257, old_logprobs=None) if policy == "on" else make_inputs(23, 257)
+    n = 12 if dtype == torch.float32 else 5
+    logits = (2 * torch.randn(n, 257)).to(dtype).to(DEVICE)
+    t = make_inputs(n, 257, old_logprobs=None) if policy == "on" else make_inputs(n, 257)
     check(logits, close_to(logits, t, spec.temperature), spec)
 
 
 OPTIONAL = ("live", "memorize", "importance", "segments")
 
 
-@pytest.mark.parametrize("present", [c for n in range(5) for c in itertools.combinations(OPTIONAL, n)], ids="-".join)
+@pytest.mark.parametrize("present", [(), *((name,) for name in OPTIONAL), OPTIONAL], ids="-".join)
 @pytest.mark.parametrize("surrogate", ("clip", "gspo"))
 def test_optional_arguments(surrogate, present):
-    logits = (2 * torch.randn(12, 257)).to(DEVICE)
+    logits = (2 * torch.randn(8, 257)).to(DEVICE)
     absent = dict.fromkeys(x for x in OPTIONAL if x not in present)
     if surrogate == "gspo" and "segments" not in present:
         absent["old_logprobs"] = None
-    check(logits, close_to(logits, make_inputs(12, 257, **absent), 0.7), replace(FULL, surrogate=surrogate))
+    check(logits, close_to(logits, make_inputs(8, 257, **absent), 0.7), replace(FULL, surrogate=surrogate))
 
 
 # 32003 and wider need more than one block, and the last is a ragged one.
-@pytest.mark.parametrize(
-    "n,v", ((23, 1), (23, 2), (1, 257), (23, 257), (3, 32003), (2, 49280), (1, 151936), (1, 152064))
-)
+@pytest.mark.parametrize("n,v", ((5, 1), (5, 2), (1, 257), (23, 257), (3, 32003), (2, 49280), (1, 151936), (1, 152064)))
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_vocabularies(n, v, dtype):
     logits = (2 * torch.randn(n, v)).to(dtype).to(DEVICE)
@@ -121,9 +120,9 @@ def test_nothing_live(n, live, surrogate):
 
 
 def test_dead_rows_may_hold_nan():
-    t = close_to(torch.zeros(20, 257), make_inputs(20, 257), 1.0)
-    dead = torch.ones(20, dtype=torch.bool).index_fill(0, t["live"], False)
-    logits = torch.randn(20, 257)
+    t = close_to(torch.zeros(8, 257), make_inputs(8, 257), 1.0)
+    dead = torch.ones(8, dtype=torch.bool).index_fill(0, t["live"], False)
+    logits = torch.randn(8, 257)
     spoilt = dict(t)
     for name in ("advantages", "weights", "old_logprobs", "importance"):
         spoilt[name] = t[name].masked_fill(dead, math.nan)
@@ -272,8 +271,8 @@ def test_rows_of_a_wider_matrix(v):
 
 
 def test_frozen_inputs_and_no_gradient_mode():
-    t = on_device(make_inputs(9, 257, live=None))
-    h, w, b = (torch.randn(s, device=DEVICE, requires_grad=True) for s in ((9, 8), (257, 8), (257,)))
+    t = on_device(make_inputs(5, 257, live=None))
+    h, w, b = (torch.randn(s, device=DEVICE, requires_grad=True) for s in ((5, 8), (257, 8), (257,)))
     kept = dict(spec=FULL, backend="triton")
     full = torch.autograd.grad(linear_policy_loss(h, w, **t, bias=b, **kept).loss, (h, w, b))
     for frozen in range(3):
@@ -291,11 +290,11 @@ def test_frozen_inputs_and_no_gradient_mode():
     assert torch.equal(quiet.logprobs, out.logprobs) and torch.equal(quiet.loss, out.loss.detach())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_two_runs_give_the_same_bits(surrogate, dtype):
-    t = on_device(close_to(torch.zeros(23, 257), make_inputs(23, 257), 1.0))
-    h, w = (torch.randn(s, 16).to(dtype).to(DEVICE).requires_grad_() for s in (23, 257))
+    t = on_device(close_to(torch.zeros(11, 257), make_inputs(11, 257), 1.0))
+    h, w = (torch.randn(s, 16).to(dtype).to(DEVICE).requires_grad_() for s in (11, 257))
     seen = []
     for _ in range(2):
         spec = replace(FULL, surrogate=surrogate)
