@@ -89,6 +89,12 @@ def _target_logit(base, target, scale, softcap, V: tl.constexpr, SCALE: tl.const
 
 
 @triton.jit
+def _log_probability(x, top, total, inverse):
+    """In nats from the start: through powers of two it would be rounded twice more, and the ratio with it."""
+    return (x - top) * inverse - tl.log2(total) * LN2
+
+
+@triton.jit
 def _second_pass(
     base, out, target, at_target, top, total, entropy, c, e, inverse, scale, softcap,
     V: tl.constexpr, BLOCK: tl.constexpr, SCALE: tl.constexpr, CAP: tl.constexpr, BONUS: tl.constexpr,
@@ -142,7 +148,7 @@ def _statistics_kernel(
         target = tl.load(targets + i)
         top, total, moment = _first_pass(base, inv, scale, softcap, V, BLOCK, SCALE, CAP)
         x = _target_logit(base, target, scale, softcap, V, SCALE, CAP)
-        tl.store(logprobs + i, ((x - top) * (inv * LOG2E) - tl.log2(total)) * LN2)
+        tl.store(logprobs + i, _log_probability(x, top, total, inv))
         tl.store(entropies + i, (tl.log2(total) - moment / total) * LN2)
         tl.store(matches + i, tl.where(x >= top, 1.0, 0.0))
         tl.store(tops + i, top)
@@ -188,7 +194,7 @@ def _losses_kernel(
 
         top, total, moment = _first_pass(base, inv, scale, softcap, V, BLOCK, SCALE, CAP)
         x = _target_logit(base, target, scale, softcap, V, SCALE, CAP)
-        logp = ((x - top) * (inv * LOG2E) - tl.log2(total)) * LN2
+        logp = _log_probability(x, top, total, inv)
         entropy = (tl.log2(total) - moment / total) * LN2
 
         # on-policy it is 0, or NaN for a target outside the vocabulary, which must show in the loss
