@@ -55,6 +55,7 @@ setup(
         "test": [
             "hypothesis",
             "kernels",  # the Hugging Face package: a test imports it beside dyme_kernels
+            "liger-kernel",
             "mypy",
             "pytest",
             "pytest-timeout",

@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of the Triton kernels, compiled ahead of time; needs no GPU.
 
-    python -m benchmarks.kernel_resources [--arch 80 90 100] [--json FILE]
+    python -m benchmarks.kernel_resources [--arch 80 90 100] [--case TEXT ...] [--json FILE]
 
 Exits with 1 where a kernel spills: a spilled register goes through the memory that these kernels are bound by.
 """
@@ -111,8 +111,8 @@ def usage(case: Case, arch: int) -> Usage:
             signature[name] = (
                 f"*{case.dtype}" if name in large and (is_groups or name in ("logits", "out")) else "*fp32"
             )
-        divisible = signature[name].startswith("*") or ("stride" in name and constants.get("V", 1) % 16 == 0)
-        if divisible:
+        pointer, whole = signature[name].startswith("*"), constants.get("V", 1) % 16 == 0
+        if (pointer and not kernel.params[i].do_not_specialize_on_alignment) or ("stride" in name and whole):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, attributes)
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case.options)
@@ -130,9 +130,13 @@ def usage(case: Case, arch: int) -> Usage:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], help="compute capability times 10")
+    parser.add_argument("--case", nargs="+", default=[""], help="only the cases whose name holds one of these texts")
     parser.add_argument("--json", type=Path, help="also write the rows there")
     args = parser.parse_args()
-    rows = [usage(case, arch) for case in cases() for arch in args.arch]
+    chosen = [case for case in cases() if any(text in case.name for text in args.case)]
+    if not chosen:
+        parser.error(f"--case {' '.join(args.case)}: no case has that in its name, such as 'losses V=257 bf16'")
+    rows = [usage(case, arch) for case in chosen for arch in args.arch]
     print("| kernel | sm | registers | spilled bytes | shared bytes | warps |\n|---|---|---|---|---|---|")
     for row in rows:
         print(f"| {row.case} | {row.arch} | {row.registers} | {row.spilled} | {row.shared} | {row.warps} |")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,27 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "kernels"))
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def mend_old_interpreter() -> None:
+    """Triton 3.6 interprets the bound of a loop as int(array of one number), an error since NumPy 2.4."""
+    if importlib.util.find_spec("triton") is None or not version("triton").startswith("3.6."):
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_and_mend
+
+
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported; its kernels then run on CPU tensors, slowly.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    mend_old_interpreter()
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +84,11 @@ def open_processor(folder: Path) -> Any:
 
 
 def environment() -> dict[str, str]:
+    """Of a launched program: like a user's, so without Triton's interpreter."""
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     bin_dir = str(Path(sys.executable).parent)
-    return os.environ | {
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return inherited | {
         "PYTHONPATH": os.pathsep.join(p for p in paths if p),
         "PATH": bin_dir + os.pathsep + os.environ["PATH"],
         "DS_ACCELERATOR": "cpu",

@@ -28,7 +28,8 @@ def _mean(total, top, bottom, count):
     return tl.where(count == 0, 0.0, tl.where(top == bottom, top, mean))
 
 
-@triton.jit
+# A kernel for each alignment of a caller's slice would be compiled for no gain: groups begin anywhere.
+@triton.jit(do_not_specialize_on_alignment=("rewards", "accuracy", "scored", "offsets"))
 def _groups_kernel(
     rewards, accuracy, scored, offsets,
     advantages, means, variances, stds, accuracy_means, accuracy_vars, counts_out, modes,
@@ -109,7 +110,7 @@ def group_tensors(
     whole = [torch.empty(groups, dtype=torch.int64, device=rewards.device) for _ in range(2)]
     if groups:
         _groups_kernel[(groups,)](
-            rewards, accuracy, scored, offsets, advantages, *stats, *whole, epsilon, threshold, same,
+            rewards, accuracy, scored, offsets, advantages, *stats, *whole, float(epsilon), float(threshold), same,
             DIVIDE=divide, BLOCK=BLOCK, num_warps=1,
         )  # fmt: skip
     return (advantages, *stats, *whole)

@@ -17,6 +17,12 @@ SURROGATE_CODES = {"clip": 0, "gspo": 0, "cispo": 1, "sapo": 2}
 
 
 @triton.jit
+def smaller(x, y):
+    """NaN if either is: a broken log-probability must not hide behind a clip."""
+    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def exponential(x):
     return tl.exp2(x * LOG2E)
 
@@ -36,12 +42,12 @@ def tanh(x):
 @triton.jit
 def surrogate_loss(log_ratio, logp, advantage, lower, upper, delta, cap, tau_pos, tau_neg, KIND: tl.constexpr):
     """-> loss, dloss/dlogp, ratio, clipped_low, clipped_high (0 or 1)."""
-    ratio = exponential(tl.minimum(log_ratio, MAX_LOG_RATIO))
+    ratio = exponential(smaller(log_ratio, MAX_LOG_RATIO))
     slope = tl.where(log_ratio > MAX_LOG_RATIO, 0.0, ratio)  # dratio/dlogp
     low = 0.0
     high = 0.0
     if KIND == CISPO:
-        capped = tl.minimum(ratio, cap)
+        capped = smaller(ratio, cap)
         loss = -capped * advantage * logp
         c = -capped * advantage
         high = tl.where((ratio > cap) & (advantage > 0.0), 1.0, 0.0)
@@ -51,9 +57,9 @@ def surrogate_loss(log_ratio, logp, advantage, lower, upper, delta, cap, tau_pos
         loss = -(4.0 / tau) * s * advantage
         c = -4.0 * s * (1.0 - s) * advantage * slope
     else:
-        free = tl.minimum(ratio, delta) * advantage
+        free = smaller(ratio, delta) * advantage
         held = tl.minimum(tl.maximum(ratio, lower), upper) * advantage
-        loss = -tl.minimum(free, held)
+        loss = -smaller(free, held)
         free_slope = tl.where(ratio <= delta, advantage, 0.0)
         held_slope = tl.where((ratio >= lower) & (ratio <= upper), advantage, 0.0)
         # a tie takes half of each, as torch.minimum does
@@ -68,6 +74,6 @@ def surrogate_loss(log_ratio, logp, advantage, lower, upper, delta, cap, tau_pos
 def k3(ref, logp):
     """-> k3 estimate of the divergence from the reference, and its derivative by logp."""
     distance = ref - logp
-    grown = exponential(tl.minimum(distance, MAX_LOG_RATIO))
+    grown = exponential(smaller(distance, MAX_LOG_RATIO))
     kl = grown - distance - 1.0
     return kl, 1.0 - tl.where(distance > MAX_LOG_RATIO, 0.0, grown)

@@ -28,6 +28,12 @@ _LOWEST = tl.constexpr(LOWEST)
 # A row wider than this leaves the L2 before its second pass unless few rows are in flight.
 WIDE_ROW_BYTES = 128 << 10
 REGISTERS = 65536  # of a multiprocessor
+# One entry a token, read one by one: where they begin does not matter, but would compile a kernel for each alignment,
+# and the slices of a chunk begin anywhere.
+PER_TOKEN = (
+    *("rows", "targets", "inverses", "logprobs", "entropies", "matches", "tops", "totals", "cs", "es", "losses"),
+    *("advantages", "weights", "olds", "refs", "memorize", "importance", "ratios", "lows", "highs", "kls"),
+)
 
 
 @triton.jit
@@ -83,6 +89,12 @@ def _target_logit(base, target, scale, softcap, V: tl.constexpr, SCALE: tl.const
 
 
 @triton.jit
+def _log_probability(x, top, total, inverse):
+    """In nats from the start: through powers of two it would be rounded twice more, and the ratio with it."""
+    return (x - top) * inverse - tl.log2(total) * LN2
+
+
+@triton.jit
 def _second_pass(
     base, out, target, at_target, top, total, entropy, c, e, inverse, scale, softcap,
     V: tl.constexpr, BLOCK: tl.constexpr, SCALE: tl.constexpr, CAP: tl.constexpr, BONUS: tl.constexpr,
@@ -123,7 +135,7 @@ def _second_pass(
     tl.store(out + target, g.to(out.dtype.element_ty), mask=(target >= 0) & (target < V))
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=PER_TOKEN)
 def _statistics_kernel(
     logits, rows, targets, inverses, logprobs, entropies, matches, tops, totals,
     n, stride, inverse, scale, softcap,
@@ -136,14 +148,14 @@ def _statistics_kernel(
         target = tl.load(targets + i)
         top, total, moment = _first_pass(base, inv, scale, softcap, V, BLOCK, SCALE, CAP)
         x = _target_logit(base, target, scale, softcap, V, SCALE, CAP)
-        tl.store(logprobs + i, ((x - top) * (inv * LOG2E) - tl.log2(total)) * LN2)
+        tl.store(logprobs + i, _log_probability(x, top, total, inv))
         tl.store(entropies + i, (tl.log2(total) - moment / total) * LN2)
         tl.store(matches + i, tl.where(x >= top, 1.0, 0.0))
         tl.store(tops + i, top)
         tl.store(totals + i, total)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=PER_TOKEN)
 def _gradient_kernel(
     logits, out, rows, targets, inverses, entropies, tops, totals, cs, es,
     n, stride, out_stride, inverse, scale, softcap,
@@ -162,7 +174,7 @@ def _gradient_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=PER_TOKEN)
 def _losses_kernel(
     logits, out, rows, targets, advantages, weights, olds, refs, memorize, importance,
     losses, logprobs, entropies, ratios, lows, highs, kls, matches,
@@ -182,10 +194,11 @@ def _losses_kernel(
 
         top, total, moment = _first_pass(base, inv, scale, softcap, V, BLOCK, SCALE, CAP)
         x = _target_logit(base, target, scale, softcap, V, SCALE, CAP)
-        logp = ((x - top) * (inv * LOG2E) - tl.log2(total)) * LN2
+        logp = _log_probability(x, top, total, inv)
         entropy = (tl.log2(total) - moment / total) * LN2
 
-        log_ratio = 0.0 if olds is None else logp - tl.load(olds + i)
+        # on-policy it is 0, or NaN for a target outside the vocabulary, which must show in the loss
+        log_ratio = logp - (logp if olds is None else tl.load(olds + i))
         loss, c, ratio, low, high = surrogate_loss(
             log_ratio, logp, advantage, lower, upper, delta, cap, tau_pos, tau_neg, KIND
         )
@@ -257,6 +270,11 @@ def _common(logits: Tensor, head: Head) -> tuple[int, dict[str, Any]]:
     return programs(vocabulary, logits.dtype.itemsize, logits.device), flags
 
 
+def _floats(*values: float) -> list[float]:
+    """A whole number that the caller wrote as int would be another type, and so another kernel."""
+    return [float(value) for value in values]
+
+
 def _split(inverse: Tensor | float) -> tuple[Tensor | None, float]:
     return (inverse, 1.0) if isinstance(inverse, Tensor) else (None, inverse)
 
@@ -271,8 +289,9 @@ def row_statistics(
         most, options = _common(logits, head)
         inverses, one = _split(inverse)
         _statistics_kernel[(min(n, most),)](
-            logits, rows, targets, inverses, *out, n, logits.stride(0), one, head.scale, head.softcap or 1.0, **options
-        )
+            logits, rows, targets, inverses, *out,
+            n, logits.stride(0), *_floats(one, head.scale, head.softcap or 1.0), **options,
+        )  # fmt: skip
     return RowStats(*out)
 
 
@@ -289,7 +308,7 @@ def row_gradient(
     _gradient_kernel[(min(n, most),)](
         logits, out, rows, targets, inverses, stats.entropy, stats.top, stats.total, logprob_grad.contiguous(),
         None if entropy_grad is None else entropy_grad.contiguous(),
-        n, logits.stride(0), out.stride(0), one, head.scale, head.softcap or 1.0, **options,
+        n, logits.stride(0), out.stride(0), *_floats(one, head.scale, head.softcap or 1.0), **options,
     )  # fmt: skip
 
 
@@ -308,9 +327,11 @@ def row_losses(
             tokens.old_logprobs, tokens.ref_logprobs, tokens.memorize, tokens.importance,
             losses, logprobs, entropy, ratio, low, high, kl, match,
             n, logits.stride(0), logits.stride(0) if out is None else out.stride(0),
-            1.0 / spec.temperature, 1.0 / spec.memorize_temperature, head.scale, head.softcap or 1.0,
-            1.0 - spec.epsilon_low, 1.0 + spec.epsilon_high, math.inf if spec.delta is None else spec.delta,
-            spec.cispo_cap, spec.sapo_tau_pos, spec.sapo_tau_neg, spec.beta, spec.entropy_coef,
+            *_floats(
+                1.0 / spec.temperature, 1.0 / spec.memorize_temperature, head.scale, head.softcap or 1.0,
+                1.0 - spec.epsilon_low, 1.0 + spec.epsilon_high, math.inf if spec.delta is None else spec.delta,
+                spec.cispo_cap, spec.sapo_tau_pos, spec.sapo_tau_neg, spec.beta, spec.entropy_coef,
+            ),
             KIND=SURROGATE_CODES[spec.surrogate], SHAPED=spec.token_shaping != "none", BETA=spec.beta != 0.0,
             BONUS=spec.entropy_coef != 0.0, GRAD=out is not None, **options,
         )  # fmt: skip

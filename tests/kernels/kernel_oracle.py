@@ -10,12 +10,12 @@ from dyme_kernels import LossSpec
 
 def oracle_loss(logits: Tensor, t: dict[str, Tensor | None], spec: LossSpec) -> tuple[Tensor, Tensor, Tensor]:
     """logits [N,V] (scale and cap done), the arguments of policy_loss by name -> loss, logprobs [N], entropy [N]."""
-    n = logits.shape[0]
-    memorize = t["memorize"] if t.get("memorize") is not None else torch.zeros(n, dtype=torch.bool)
-    temperature = torch.full((n,), spec.temperature, dtype=logits.dtype)
+    n, device = logits.shape[0], logits.device
+    memorize = t["memorize"] if t.get("memorize") is not None else torch.zeros(n, dtype=torch.bool, device=device)
+    temperature = torch.full((n,), spec.temperature, dtype=logits.dtype, device=device)
     temperature[memorize] = spec.memorize_temperature
     table = torch.log_softmax(logits / temperature[:, None], dim=1)
-    logp = table[torch.arange(n), t["targets"]]
+    logp = table.gather(1, t["targets"][:, None])[:, 0]
     entropy = -(table.exp() * table).sum(1)
     old = t["old_logprobs"] if t.get("old_logprobs") is not None else logp.detach()
     live = t["live"].tolist() if t.get("live") is not None else range(n)

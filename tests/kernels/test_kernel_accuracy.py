@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from kernel_oracle import make_inputs, oracle_loss
@@ -9,9 +11,20 @@ from kernel_oracle import make_inputs, oracle_loss
 from dyme_kernels import LossSpec, linear_policy_loss, policy_loss, token_logprobs
 
 SEEDS = 8
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SPEC = LossSpec(temperature=0.9, beta=0.04, entropy_coef=0.01)
 # rows, vocabulary, width, spread of the logits (peaked above 1)
 SHAPES = ((24, 257, 96, 1.0), (24, 257, 96, 8.0), (4, 32003, 96, 1.0), (2, 32003, 16, 6.0), (1, 257, 96, 3.0))
+# The interpreter needs milliseconds a row.
+FEW_ROWS = ((5, 257, 96, 1.0), (12, 257, 96, 8.0), (1, 32003, 16, 6.0), (1, 257, 96, 3.0))
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CASES = [("torch", shape) for shape in SHAPES]
+if find_spec("triton") is not None:
+    CASES += [("triton", shape) for shape in (SHAPES if DEVICE == "cuda" else FEW_ROWS)]
+# Models: vocabulary and width. With this many numbers one seed is as good as a mean over eight.
+SMALL_SIZES = ((2169, 257, 960), (600, 257, 2048), (1, 49280, 896))
+LARGE_SIZES = ((600, 32003, 896), (1, 151936, 896), (1, 152064, 960))
+GPU_SIZES = ((2169, 151936, 896), (600, 152064, 2048), (2169, 49280, 960), (600, 32003, 2048), (2169, 257, 960))
 
 
 def error(x: torch.Tensor, exact: torch.Tensor) -> float:
@@ -22,34 +35,33 @@ def pytorch(logits: torch.Tensor, t: dict, spec: LossSpec) -> tuple[torch.Tensor
     return oracle_loss(logits.float() if logits.dtype != torch.float64 else logits, t, spec)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_accuracy_rule(shape, dtype):
-    n, v, width, spread = shape
+def check_rule(n: int, v: int, width: int, spread: float, dtype: torch.dtype, backend: str, seeds: int = SEEDS) -> None:
+    """The rule for the log-probabilities, entropies and every gradient of both operations."""
     ours: dict[str, float] = {}
     theirs: dict[str, float] = {}
 
     def note(name: str, mine: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
-        ours[name] = ours.get(name, 0.0) + error(mine, exact) / SEEDS
-        theirs[name] = theirs.get(name, 0.0) + error(plain, exact) / SEEDS
+        ours[name] = ours.get(name, 0.0) + error(mine, exact) / seeds
+        theirs[name] = theirs.get(name, 0.0) + error(plain, exact) / seeds
 
     g = torch.Generator().manual_seed(0)
-    w = (spread * width**-0.5 * torch.randn(v, width, generator=g)).to(dtype).requires_grad_()
-    for seed in range(SEEDS):
-        h = torch.randn(n, width, generator=g).to(dtype).requires_grad_()
+    w = (spread * width**-0.5 * torch.randn(v, width, generator=g)).to(dtype).to(DEVICE).requires_grad_()
+    for seed in range(seeds):
+        h = torch.randn(n, width, generator=g).to(dtype).to(DEVICE).requires_grad_()
         # Every row lives, so that both sides multiply matrices of one shape: the error of a CPU matrix product with
         # few rows depends on their number by a factor of ten.
-        t = make_inputs(n, v, seed, live=None)
+        t = {k: x if x is None else x.to(DEVICE) for k, x in make_inputs(n, v, seed, live=None).items()}
         wide = [x.detach().double().requires_grad_() for x in (h, w)]
         near = token_logprobs(wide[0].detach() @ wide[1].detach().T, t["targets"], SPEC.temperature).logprobs
         for name in ("old_logprobs", "ref_logprobs"):
-            t[name] = near + 0.3 * torch.randn(n, generator=g, dtype=torch.float64)
+            t[name] = near + 0.3 * torch.randn(n, generator=g, dtype=torch.float64).to(DEVICE)
         exact, logprobs, entropy = oracle_loss(wide[0] @ wide[1].T, t, SPEC)
         exact_grads = torch.autograd.grad(exact, wide)
         narrow = {k: x.float() if x is not None and x.is_floating_point() else x for k, x in t.items()}
         plain, plain_logprobs, plain_entropy = pytorch(h @ w.T, narrow, SPEC)
         plain_grads = torch.autograd.grad(plain, (h, w))
-        out = linear_policy_loss(h, w, **narrow, spec=SPEC, logits_budget_mb=1)
+        budget = 1 if seeds == SEEDS else 64
+        out = linear_policy_loss(h, w, **narrow, spec=SPEC, logits_budget_mb=budget, backend=backend)
         grads = torch.autograd.grad(out.loss, (h, w))
         note("logprobs", out.logprobs, plain_logprobs, logprobs)
         note("entropy", out.entropy, plain_entropy, entropy)
@@ -61,7 +73,7 @@ def test_accuracy_rule(shape, dtype):
         exact_loss = oracle_loss(exact_z, t, SPEC)[0]
         (exact_dz,) = torch.autograd.grad(exact_loss, exact_z)
         (plain_dz,) = torch.autograd.grad(pytorch(z, narrow, SPEC)[0], z)
-        loss = policy_loss(z, **narrow, spec=SPEC).loss
+        loss = policy_loss(z, **narrow, spec=SPEC, backend=backend).loss
         note("dlogits", torch.autograd.grad(loss, z)[0], plain_dz, exact_dz)
         assert abs(loss.item() - exact_loss.item()) <= 1e-5 * max(1.0, abs(exact_loss.item()))
 
@@ -69,6 +81,32 @@ def test_accuracy_rule(shape, dtype):
     for name, value in ours.items():
         allowed = 1.5 * theirs[name] + 2 * ulp.get(name, torch.finfo(dtype).eps)
         assert value <= allowed, f"{name}: {value:.3e}, allowed {allowed:.3e}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend,shape", CASES, ids=str)
+def test_accuracy_rule(backend, shape, dtype):
+    check_rule(*shape, dtype, backend)
+
+
+@pytest.mark.parametrize("shape", SMALL_SIZES, ids=str)
+def test_sizes_of_models(shape):
+    check_rule(*shape, 1.0, torch.float32, "torch", seeds=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", LARGE_SIZES, ids=str)
+def test_large_sizes_of_models(shape):
+    """Slow for the matrix products in float64."""
+    check_rule(*shape, 1.0, torch.float32, "torch", seeds=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device: a CPU takes minutes for the matrix products")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", GPU_SIZES, ids=str)
+def test_sizes_of_models_on_a_gpu(shape, dtype):
+    check_rule(*shape, 1.0, dtype, "triton", seeds=1)
 
 
 def test_the_weight_gradient_does_not_drift_over_many_chunks():

@@ -186,7 +186,8 @@ def test_nothing_waits_for_the_device():
                 assert h.grad is not None and h.grad.shape == h.shape and w.grad is not None
 
 
-def test_errors_name_the_fix():
+def test_errors_name_the_fix(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     h, w, t = leaf(4, 3), leaf(5, 3), plain(4, 5)
     cases = [
         (dict(backend="triton"), RuntimeError, "backend='auto'"),
