@@ -56,6 +56,7 @@ setup(
             "hypothesis",
             "kernels",  # the Hugging Face package: a test imports it beside dyme_kernels
             "mypy",
+            "peft",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
