@@ -57,6 +57,7 @@ setup(
             "kernels",  # the Hugging Face package: a test imports it beside dyme_kernels
             "liger-kernel",
             "mypy",
+            "peft",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

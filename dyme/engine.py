@@ -10,9 +10,8 @@ import copy
 import json
 import math
 import os
-import types
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,48 +26,10 @@ from dyme.config import ConfigError, OptimConfig, RunConfig
 from dyme.families.base import Family
 from dyme.objective import LossInputs
 from dyme.packing import PackedBatch
-from dyme_kernels import LossSpec, PolicyLossOutput, linear_policy_loss
+from dyme.policy import Policy
+from dyme_kernels import LossSpec, PolicyLossOutput
 
 REFRESH_BYTES = 64 << 20  # parameters gathered at once while the rollout copy is refreshed
-
-
-class Policy(nn.Module):
-    """The module DeepSpeed wraps: backbone, live positions, fused head. The loss is computed inside the engine's
-    forward, so that ZeRO-3's hooks gather the head once and its gradient goes back through autograd."""
-
-    def __init__(self, family: Family, model: nn.Module, spec: LossSpec, logits_budget_mb: int) -> None:
-        super().__init__()
-        self.family, self.model = family, model
-        head = family.head(model)
-        plain = head.forward
-
-        def forward(
-            self: nn.Module, hidden: Tensor, batch: PackedBatch | None = None, inputs: LossInputs | None = None
-        ) -> Any:
-            if batch is None or inputs is None:
-                return plain(hidden)
-            out = linear_policy_loss(
-                hidden,
-                self.weight,  # type: ignore[arg-type]
-                batch.targets,
-                inputs.advantages,
-                inputs.weights,
-                old_logprobs=inputs.old_logprobs,
-                ref_logprobs=inputs.ref_logprobs,
-                memorize=inputs.memorize,
-                segments=inputs.segments,
-                bias=getattr(self, "bias", None),
-                spec=replace(spec, token_shaping=inputs.token_shaping),
-                logits_budget_mb=logits_budget_mb,
-            )
-            return tuple(getattr(out, f.name) for f in fields(out))  # ZeRO-3's hooks see tensors in tuples only
-
-        head.forward = types.MethodType(forward, head)  # type: ignore[method-assign]
-
-    def forward(self, batch: PackedBatch, inputs: LossInputs) -> Any:
-        hidden = self.family.hidden(self.model, batch.input_ids, batch.attention_mask, batch.position_ids, batch.pixels)
-        live = hidden.flatten(0, 1).index_select(0, batch.select)
-        return self.family.head(self.model)(live, batch=batch, inputs=inputs)
 
 
 @dataclass(frozen=True)

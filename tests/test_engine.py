@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from dyme.config import ConfigError, OptimConfig
-from dyme.engine import Policy, _unflatten, deepspeed_config, freeze_parts, lr_factor, parameter_groups
+from dyme.engine import _unflatten, deepspeed_config, freeze_parts, lr_factor, parameter_groups
+from dyme.families import ModelError
 from dyme.objective import LossInputs
 from dyme.packing import pack
+from dyme.policy import Policy, head_tensors
 from dyme_kernels import LossSpec, PolicyLossOutput
 
 sys.path.insert(0, str(Path(__file__).parent / "programs"))
@@ -42,6 +44,15 @@ def policy_loss(token_shaping: str = "none", memorize: bool = True) -> tuple[flo
 def test_policy_computes_the_loss_at_the_live_positions(shaping, memorize):
     got, expected = policy_loss(shaping, memorize)
     assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_adapters_that_the_fused_head_cannot_take_are_named():
+    peft = pytest.importorskip("peft")
+    _, model, _ = scenario.build()
+    config = peft.LoraConfig(r=2, target_modules=["lm_head"], lora_dropout=0.1)
+    peft.inject_adapter_in_model(config, model)
+    with pytest.raises(ModelError, match="leave lm_head out of its target modules"):
+        head_tensors(model.lm_head)
 
 
 def test_the_head_still_works_as_a_plain_layer():

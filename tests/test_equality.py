@@ -45,6 +45,10 @@ def test_equals_single_process_full_batch(tmp_path, run_ranks, reference, ranks)
     run_ranks(ranks, PROGRAMS / "equality.py", tmp_path)
     result = check(tmp_path, reference, ranks)
     assert len(set(result["micro"])) > 1  # micro-batch counts vary over the steps
+    # embedding and head share one tensor, forward and backward both use it, and yet it is gathered once a micro-batch,
+    # as soon as ZeRO-3 has seen the order of the modules
+    if ranks > 1:
+        assert result["head_gathers"][2:] == result["micro"][2:]
 
 
 def test_equals_with_gradient_checkpointing(tmp_path, run_ranks, reference, monkeypatch):
@@ -62,6 +66,16 @@ def test_equals_with_two_epochs_and_a_reference_policy(tmp_path, run_ranks, monk
     result = check(tmp_path, scenario.reference(scenario.LOSSES[loss]), 2)
     assert len(result["gradients"]) == 8  # two epochs of four steps
     assert result["clipped"] > 0.05  # ratios have left 1
+
+
+def test_equals_with_a_lora_wrapped_head(tmp_path, run_ranks, monkeypatch):
+    pytest.importorskip("peft")
+    import scenario
+
+    monkeypatch.setenv("LORA_HEAD", "1")
+    run_ranks(2, PROGRAMS / "equality.py", tmp_path)
+    result = check(tmp_path, scenario.reference(lora_head=True), 2)
+    assert {"lm_head.lora_A.default.weight", "lm_head.lora_B.default.weight"} <= result["weights"].keys()
 
 
 def test_equals_under_zero2(tmp_path, run_ranks, reference):

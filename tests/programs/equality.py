@@ -2,7 +2,7 @@
 collectives.
 
 usage: torchrun --nproc_per_node N equality.py OUT_DIR [key=value of the DeepSpeed ZeRO section ...]
-environment: CHECKPOINTING=1; LOSS=name of one of scenario.LOSSES
+environment: CHECKPOINTING=1; LORA_HEAD=1; LOSS=name of one of scenario.LOSSES
 """
 
 from __future__ import annotations
@@ -42,6 +42,22 @@ def record_collectives() -> None:
         setattr(dist, name, wrapped)
 
 
+def record_gathers(model: torch.nn.Module, head: torch.nn.Parameter) -> list[int]:
+    """Wraps ZeRO-3's gather of every parameter; the list it returns grows whenever the head's weight is in it."""
+    seen: list[int] = []
+    for parameter in model.parameters():
+        original = getattr(parameter, "all_gather_coalesced", None)
+        if original is None:  # ZeRO-2
+            continue
+
+        def wrapped(parameters, *args, _original=original, **kwargs):
+            seen.extend(p.ds_id for p in parameters if p is head)
+            return _original(parameters, *args, **kwargs)
+
+        parameter.all_gather_coalesced = wrapped
+    return seen
+
+
 def main() -> None:
     record_collectives()
     import scenario
@@ -60,13 +76,14 @@ def main() -> None:
     if rank == 0:
         ds.write_text(json.dumps({"zero_optimization": zero}))
     dist.barrier()
-    family, model, steps = scenario.build()
+    family, model, steps = scenario.build(lora_head=os.environ.get("LORA_HEAD") == "1")
     checkpointing = os.environ.get("CHECKPOINTING") == "1"
     cfg = scenario.config(deepspeed=str(ds), model={"path": "unused", "gradient_checkpointing": checkpointing})
     loss = scenario.LOSSES[os.environ.get("LOSS", "plain")]
     engine = Engine(cfg, family, model, loss.spec)
     names = {id(p): n for n, p in model.named_parameters()}
     gradients, norms, micro, clipped = [], [], [], 0.0
+    gathers, gathered = record_gathers(model, family.head(model).weight), []
     step_engine = engine.step
 
     def spy(factor: float):
@@ -87,8 +104,10 @@ def main() -> None:
             first_modules=engine.trainable_modalities,
         )
         micro.append(plan.num_micro_batches)
+        before = len(gathers)
         work = Work(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__)
         stats = run_update(engine, with_reference(engine, work), 1.0, loss.epochs)
+        gathered.append(len(gathers) - before)
         if not math.isnan(stats.clipped_low):
             clipped += stats.clipped_low + stats.clipped_high
     weights = {names[id(p)]: safe_get_full_fp32_param(p).clone() for p in model.parameters()}
@@ -103,6 +122,7 @@ def main() -> None:
                 "norms": norms,
                 "micro": micro,
                 "clipped": clipped,
+                "head_gathers": gathered,
             },
             out / "result.pt",
         )

@@ -28,9 +28,15 @@ class Step:
     token_budget: int
 
 
-def build() -> tuple:
+def build(lora_head: bool = False) -> tuple:
     torch.manual_seed(0)
     family, model = build_family("idefics3", SPEC, ["value of red?", "red 3", "think"] * 20)
+    if lora_head:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules=["lm_head"], init_lora_weights=False)
+        inject_adapter_in_model(lora, model)
+        model.requires_grad_(True)
     for p in model.parameters():
         if p.ndim > 1:
             torch.nn.init.normal_(p, std=0.15)
@@ -126,12 +132,13 @@ def row_loss(loss: Loss, row: LiveRow, logp: torch.Tensor, old: torch.Tensor, re
 
 def reference(
     loss: Loss = LOSSES["plain"],
+    lora_head: bool = False,
 ) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor], list[float]]:
     """Gradients of every step before clipping, the final weights, and the gradient norms: one process, one row at a
     time."""
     from dyme.engine import parameter_groups
 
-    family, model, steps = build()
+    family, model, steps = build(lora_head)
     initial = copy.deepcopy(model)
     cfg = config()
     optimizer = torch.optim.AdamW(
