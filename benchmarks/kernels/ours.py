@@ -1,0 +1,110 @@
+"""This repository's operations, and plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels.case import Inputs, token_objective
+from benchmarks.kernels.provider import (
+    Calls,
+    Outcome,
+    Provider,
+    Result,
+    linear_calls,
+    logits_calls,
+    needs_package,
+    runs_anywhere,
+)
+from dyme_kernels import LossSpec, group_advantages, linear_policy_loss, policy_loss, token_logprobs
+
+LOSSES = ("linear_policy", "linear_ce", "logits_policy", "logprobs")
+
+
+def make_ours(inputs: Inputs, backend: str = "auto") -> Calls:
+    case = inputs.case
+    spec = LossSpec()
+    ones = torch.ones_like(inputs.weights)
+
+    def linear(hidden: Tensor, weight: Tensor) -> Result:
+        if case.task == "linear_ce":
+            out = linear_policy_loss(
+                hidden, weight, inputs.targets, ones, inputs.weights, memorize=inputs.mask, live=inputs.live, backend=backend
+            )
+        else:
+            out = linear_policy_loss(
+                hidden, weight, inputs.targets, inputs.advantages, inputs.weights, inputs.old_logprobs,
+                live=inputs.live, spec=spec, backend=backend,
+            )  # fmt: skip
+        return out.loss, out.logprobs
+
+    def policy(logits: Tensor) -> Result:
+        out = policy_loss(
+            logits, inputs.targets, inputs.advantages, inputs.weights, inputs.old_logprobs, live=inputs.live, spec=spec,
+            backend=backend,
+        )  # fmt: skip
+        return out.loss, out.logprobs
+
+    def logprobs(logits: Tensor) -> Result:
+        found = token_logprobs(logits, inputs.targets, entropy=True, backend=backend).logprobs
+        return (inputs.weights * found).sum(), found
+
+    if case.is_linear:
+        return linear_calls(inputs, linear)
+    if case.task == "advantages":
+        offsets = torch.arange(0, case.tokens + 1, case.group, device=inputs.device)
+
+        def groups() -> Outcome:
+            return Outcome(group_advantages(inputs.rewards, offsets, backend=backend).advantages.sum())
+
+        return Calls(groups, None)
+    return logits_calls(inputs, policy if case.task == "logits_policy" else logprobs)
+
+
+def plain_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """What most trainers do: log-softmax in float32 of logits in their dtype."""
+    return torch.log_softmax(logits.float(), -1).gather(1, targets[:, None]).squeeze(1)
+
+
+def make_eager(inputs: Inputs, compiled: bool = False) -> Calls:
+    case = inputs.case
+
+    def logits_loss(logits: Tensor, targets: Tensor, old: Tensor, advantages: Tensor, weights: Tensor) -> Result:
+        logprobs = plain_logprobs(logits, targets)
+        return token_objective(case, logprobs, old, advantages, weights), logprobs
+
+    def linear_loss(hidden: Tensor, weight: Tensor, *rest: Tensor) -> Result:
+        return logits_loss(hidden @ weight.T, *rest)
+
+    def groups(rewards: Tensor) -> Tensor:
+        table = rewards.view(-1, case.group)
+        centred = table - table.mean(1, keepdim=True)
+        return (centred / (table.std(1, keepdim=True) + 1e-4)).sum()
+
+    rest = (inputs.targets, inputs.old_logprobs, inputs.advantages, inputs.weights)
+    if case.task == "advantages":
+        chosen = torch.compile(groups) if compiled else groups
+        return Calls(lambda: Outcome(chosen(inputs.rewards)), None)
+    if case.is_linear:
+        linear = torch.compile(linear_loss) if compiled else linear_loss
+        return linear_calls(inputs, lambda hidden, weight: linear(hidden, weight, *rest))
+    loss = torch.compile(logits_loss) if compiled else logits_loss
+    return logits_calls(inputs, lambda logits: loss(logits, *rest))
+
+
+def make_compiled(inputs: Inputs) -> Calls:
+    torch.compiler.reset()  # otherwise the eighth shape falls back to eager
+    return make_eager(inputs, compiled=True)
+
+
+def compile_obstacle(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return "torch.compile generates C++ on a CPU: measured on a GPU only"
+    return needs_package("triton")
+
+
+PROVIDERS = (
+    Provider("ours", (*LOSSES, "advantages"), "drops", runs_anywhere, make_ours),
+    Provider("torch eager", (*LOSSES, "advantages"), "computes", runs_anywhere, make_eager),
+    Provider("torch.compile", (*LOSSES, "advantages"), "computes", compile_obstacle, make_compiled),
+)
