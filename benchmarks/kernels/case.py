@@ -63,8 +63,8 @@ class Case:
 class Inputs:
     """Tensors of a case, on one device. What a task does not use is empty.
 
-    hidden [N,H], weight [V,H], logits [N,V] in the case's dtype; scratch: room for N/L x (L+1) x V logits, shared by the
-    providers, whose calls may overwrite it. targets [N] int64; labels [N]: targets, -100 for dead tokens.
+    hidden [N,H], weight [V,H], logits [N,V] in the case's dtype; scratch: room for N/L x (L+1) x V logits, shared by
+    the providers, whose calls may overwrite it. targets [N] int64; labels [N]: targets, -100 for dead tokens.
     advantages [N] float32, constant in a row; weights [N] float32: 1 / live tokens, 0 for dead ones; old_logprobs [N].
     mask [N] bool; live [n] int64, the indices where mask holds, or None where all do. rewards [N] for "advantages".
     """
@@ -110,11 +110,11 @@ def live_mask(case: Case) -> Tensor:
     return mask.flatten()
 
 
-def token_objective(case: Case, logprobs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
+def token_objective(task: str, logprobs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
     """The scalar that every provider computes, from log-probabilities [n] and what belongs to those tokens."""
-    if case.task == "linear_ce":
+    if task == "linear_ce":
         return -(weights * logprobs).sum()
-    if case.task == "logprobs":
+    if task == "logprobs":
         return (weights * logprobs).sum()
     ratio = torch.exp(logprobs - old)
     held = ratio.clamp(1.0 - EPSILON, 1.0 + EPSILON)

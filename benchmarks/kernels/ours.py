@@ -29,7 +29,14 @@ def make_ours(inputs: Inputs, backend: str = "auto") -> Calls:
     def linear(hidden: Tensor, weight: Tensor) -> Result:
         if case.task == "linear_ce":
             out = linear_policy_loss(
-                hidden, weight, inputs.targets, ones, inputs.weights, memorize=inputs.mask, live=inputs.live, backend=backend
+                hidden,
+                weight,
+                inputs.targets,
+                ones,
+                inputs.weights,
+                memorize=inputs.mask,
+                live=inputs.live,
+                backend=backend,
             )
         else:
             out = linear_policy_loss(
@@ -66,34 +73,35 @@ def plain_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.log_softmax(logits.float(), -1).gather(1, targets[:, None]).squeeze(1)
 
 
+def _logits_loss(task: str, logits: Tensor, targets: Tensor, *rest: Tensor) -> Result:
+    logprobs = plain_logprobs(logits, targets)
+    return token_objective(task, logprobs, *rest), logprobs
+
+
+def _linear_loss(task: str, hidden: Tensor, weight: Tensor, targets: Tensor, *rest: Tensor) -> Result:
+    return _logits_loss(task, hidden @ weight.T, targets, *rest)
+
+
+def _group_loss(rewards: Tensor, group: int) -> Tensor:
+    table = rewards.view(-1, group)
+    centred = table - table.mean(1, keepdim=True)
+    return (centred / (table.std(1, keepdim=True) + 1e-4)).sum()
+
+
 def make_eager(inputs: Inputs, compiled: bool = False) -> Calls:
     case = inputs.case
-
-    def logits_loss(logits: Tensor, targets: Tensor, old: Tensor, advantages: Tensor, weights: Tensor) -> Result:
-        logprobs = plain_logprobs(logits, targets)
-        return token_objective(case, logprobs, old, advantages, weights), logprobs
-
-    def linear_loss(hidden: Tensor, weight: Tensor, *rest: Tensor) -> Result:
-        return logits_loss(hidden @ weight.T, *rest)
-
-    def groups(rewards: Tensor) -> Tensor:
-        table = rewards.view(-1, case.group)
-        centred = table - table.mean(1, keepdim=True)
-        return (centred / (table.std(1, keepdim=True) + 1e-4)).sum()
-
     rest = (inputs.targets, inputs.old_logprobs, inputs.advantages, inputs.weights)
     if case.task == "advantages":
-        chosen = torch.compile(groups) if compiled else groups
-        return Calls(lambda: Outcome(chosen(inputs.rewards)), None)
+        group_loss = torch.compile(_group_loss) if compiled else _group_loss
+        return Calls(lambda: Outcome(group_loss(inputs.rewards, case.group)), None)
     if case.is_linear:
-        linear = torch.compile(linear_loss) if compiled else linear_loss
-        return linear_calls(inputs, lambda hidden, weight: linear(hidden, weight, *rest))
-    loss = torch.compile(logits_loss) if compiled else logits_loss
-    return logits_calls(inputs, lambda logits: loss(logits, *rest))
+        linear_loss = torch.compile(_linear_loss) if compiled else _linear_loss
+        return linear_calls(inputs, lambda hidden, weight: linear_loss(case.task, hidden, weight, *rest))
+    logits_loss = torch.compile(_logits_loss) if compiled else _logits_loss
+    return logits_calls(inputs, lambda logits: logits_loss(case.task, logits, *rest))
 
 
 def make_compiled(inputs: Inputs) -> Calls:
-    torch.compiler.reset()  # otherwise the eighth shape falls back to eager
     return make_eager(inputs, compiled=True)
 
 

@@ -78,7 +78,7 @@ def make_trl_chunked(inputs: Inputs) -> Calls:
         logprobs, *_ = ChunkedLogProbFunction.apply(
             inputs.pick(hidden), weight, None, targets, 1.0, TRL_VOCABULARY_CHUNK, None, 1.0, ("entropy",)
         )
-        return token_objective(inputs.case, logprobs, old, advantages, weights), logprobs
+        return token_objective(inputs.case.task, logprobs, old, advantages, weights), logprobs
 
     return linear_calls(inputs, compute)
 
@@ -90,7 +90,7 @@ def make_trl_logits(inputs: Inputs) -> Calls:
 
     def compute(logits: Tensor) -> Result:
         logprobs, _ = selective_log_softmax_and_entropy(logits, inputs.targets, 1.0, mask)
-        loss = token_objective(inputs.case, logprobs, inputs.old_logprobs, inputs.advantages, inputs.weights)
+        loss = token_objective(inputs.case.task, logprobs, inputs.old_logprobs, inputs.advantages, inputs.weights)
         return loss, logprobs
 
     return logits_calls(inputs, compute)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -96,7 +97,9 @@ def linear_calls(inputs: Inputs, compute: Callable[[Tensor, Tensor], Result]) ->
         loss.backward()
         grads = {"hidden": hidden.grad, "weight": weight.grad}
         return Outcome(
-            loss.detach(), None if logprobs is None else logprobs.detach(), {k: g for k, g in grads.items() if g is not None}
+            loss.detach(),
+            None if logprobs is None else logprobs.detach(),
+            {k: g for k, g in grads.items() if g is not None},
         )
 
     return Calls(forward, both)
@@ -106,12 +109,13 @@ def logits_calls(inputs: Inputs, compute: Callable[[Tensor], Result], extra_row:
     """Calls of a function of logits [N,V], or with `extra_row` [N/L, L+1, V], whose last position is unused. They are
     restored before every call and may be overwritten by it."""
     case = inputs.case
-    shape = (inputs.rows, case.length + 1, case.vocabulary) if extra_row else (case.tokens, case.vocabulary)
+    shape: tuple[int, ...] = (case.tokens, case.vocabulary)
+    if extra_row:
+        shape = (inputs.rows, case.length + 1, case.vocabulary)
     anchor = torch.zeros((), device=inputs.device, requires_grad=True)
 
     def buffer() -> Tensor:
-        count = shape[0] * shape[1] * (shape[2] if extra_row else 1)
-        return inputs.scratch[:count].detach().view(shape)
+        return inputs.scratch[: math.prod(shape)].detach().view(shape)
 
     def reset() -> None:
         place = buffer()
@@ -129,7 +133,7 @@ def logits_calls(inputs: Inputs, compute: Callable[[Tensor], Result], extra_row:
         received: list[Tensor] = []
         # a tensor over the same memory that is no view: autograd would protect a view's base
         place = torch.empty(0, device=inputs.device, dtype=inputs.scratch.dtype)
-        place.set_(inputs.scratch.untyped_storage(), 0, shape)
+        place.set_(inputs.scratch.untyped_storage(), 0, shape, buffer().stride())
         loss, logprobs = compute(_Source.apply(anchor, place, received))
         loss.backward()
         gradient = received[0][:, :-1].reshape(case.tokens, -1) if extra_row else received[0]
