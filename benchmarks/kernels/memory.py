@@ -18,7 +18,7 @@ from benchmarks.kernels.provider import Provider
 from benchmarks.kernels.results import reason
 from benchmarks.kernels.sweep import PROVIDERS
 
-SECONDS = 240
+SECONDS = 120
 NO_GPU = "peak memory is measured on a GPU only"
 
 

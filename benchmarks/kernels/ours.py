@@ -18,31 +18,23 @@ from benchmarks.kernels.provider import (
 )
 from dyme_kernels import LossSpec, group_advantages, linear_policy_loss, policy_loss, token_logprobs
 
-LOSSES = ("linear_policy", "linear_ce", "logits_policy", "logprobs")
+LINEAR = ("linear_policy", "linear_ce")
+LOSSES = (*LINEAR, "logits_policy", "logprobs")
 
 
-def make_ours(inputs: Inputs, backend: str = "auto") -> Calls:
+def make_ours(inputs: Inputs, backend: str = "auto", budget_mb: float = 256) -> Calls:
+    """`budget_mb`: logits_budget_mb, of the linear tasks."""
     case = inputs.case
     spec = LossSpec()
     ones = torch.ones_like(inputs.weights)
 
     def linear(hidden: Tensor, weight: Tensor) -> Result:
-        if case.task == "linear_ce":
-            out = linear_policy_loss(
-                hidden,
-                weight,
-                inputs.targets,
-                ones,
-                inputs.weights,
-                memorize=inputs.mask,
-                live=inputs.live,
-                backend=backend,
-            )
-        else:
-            out = linear_policy_loss(
-                hidden, weight, inputs.targets, inputs.advantages, inputs.weights, inputs.old_logprobs,
-                live=inputs.live, spec=spec, backend=backend,
-            )  # fmt: skip
+        ce = case.task == "linear_ce"  # memorized tokens with advantage 1
+        out = linear_policy_loss(
+            hidden, weight, inputs.targets, ones if ce else inputs.advantages, inputs.weights,
+            old_logprobs=None if ce else inputs.old_logprobs, memorize=inputs.mask if ce else None, live=inputs.live,
+            spec=spec, logits_budget_mb=budget_mb, backend=backend,
+        )  # fmt: skip
         return out.loss, out.logprobs
 
     def policy(logits: Tensor) -> Result:
@@ -66,6 +58,10 @@ def make_ours(inputs: Inputs, backend: str = "auto") -> Calls:
 
         return Calls(groups, None)
     return logits_calls(inputs, policy if case.task == "logits_policy" else logprobs)
+
+
+def make_ours_large(inputs: Inputs) -> Calls:
+    return make_ours(inputs, budget_mb=1024)
 
 
 def plain_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -113,6 +109,7 @@ def compile_obstacle(device: torch.device) -> str | None:
 
 PROVIDERS = (
     Provider("ours", (*LOSSES, "advantages"), "drops", runs_anywhere, make_ours),
+    Provider("ours, 1 GiB of logits", LINEAR, "drops", runs_anywhere, make_ours_large),
     Provider("torch eager", (*LOSSES, "advantages"), "computes", runs_anywhere, make_eager),
     Provider("torch.compile", (*LOSSES, "advantages"), "computes", compile_obstacle, make_compiled),
 )

@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.kernels.case import Case
 
 HEADER = (
-    "provider", "mode", "cache", "median ms", "q1-q3 ms", "MB", "GFLOP", "floor ms", "% of ceiling", "% copy", "% matmul",
-    "errors over torch's",
+    "provider", "mode", "cache", "median ms", "q1-q3 ms", "MB", "GFLOP", "floor ms", "% of ceiling", "% copy",
+    "% matmul", "errors over torch's",
 )  # fmt: skip
 COLOURS = ("#0072B2", "#999999", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#F0E442", "#000000")
 
