@@ -3,9 +3,9 @@
     python -m benchmarks.gpu_suite --out DIR [--minutes 9.5] [--parts checks kernels options training] [--rehearse]
 
 checks: are the kernels right; kernels: the full preset of benchmarks.kernels; options: launch options of the row
-kernel; training: some steps of the quickstart. Every part runs in its own process and writes DIR/<part>.json as it goes; the
-same command goes on where the last one ended or was killed, and exits with 0 when all is done. What a part needs and
-does not find is said in the table. --rehearse runs all of it in tiny shapes on a CPU.
+kernel; training: some steps of the quickstart. Every part runs in its own process and writes DIR/<part>.json as it
+goes; the same command goes on where the last one ended or was killed, and exits with 0 when all is done. What a part
+needs and does not find is said in the table. --rehearse runs all of it in tiny shapes on a CPU.
 """
 
 from __future__ import annotations

@@ -103,6 +103,8 @@ def measure(inputs: Inputs, launches: dict[str, Launch | None], effort: Effort) 
     for (name, cache), found in times.items():
         if cache == "cold":
             rows[name] |= asdict(found)
+    if not times:
+        raise RuntimeError(f"no launch worked: {rows[DEFAULT]['reason']}")
     return sorted(rows.values(), key=lambda row: row.get("median_ms", float("inf")))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.case import Inputs, chunks, token_objective
+from benchmarks.kernels.case import Inputs, chunks, token_losses
 from benchmarks.kernels.provider import Outcome
 
 FLOAT64_FLOPS = 3e13
@@ -43,7 +43,8 @@ def oracle_dtype(inputs: Inputs) -> torch.dtype:
 
 
 def relative_errors(inputs: Inputs, outcome: Outcome) -> dict[str, float]:
-    """||found - true|| / ||true|| of loss, logprobs (live tokens) and each gradient of `outcome`."""
+    """||found - true|| / ||true|| of logprobs (live tokens) and each gradient of `outcome`; of the loss, its error over
+    the sum of the tokens' absolute losses."""
     case, wide = inputs.case, oracle_dtype(inputs)
     sums = _Sums()
     mask = inputs.mask.to(wide)
@@ -60,9 +61,9 @@ def relative_errors(inputs: Inputs, outcome: Outcome) -> dict[str, float]:
         table = torch.log_softmax(z, 1)
         exact = table.gather(1, targets).squeeze(1).requires_grad_()
         rest = (x[place].to(wide) for x in (inputs.old_logprobs, inputs.advantages, inputs.weights))
-        loss = token_objective(case.task, exact, *rest)
-        (c,) = torch.autograd.grad(loss, exact)
-        losses.append(loss.detach())
+        terms = token_losses(case.task, exact, *rest)
+        (c,) = torch.autograd.grad(terms.sum(), exact)
+        losses.append(terms.detach())
         if logprobs is not None:
             sums.add("logprobs", logprobs[place].to(wide) * mask[place], exact.detach() * mask[place])
         if outcome.gradients:
@@ -74,7 +75,9 @@ def relative_errors(inputs: Inputs, outcome: Outcome) -> dict[str, float]:
                 sums.add("hidden", outcome.gradients["hidden"][place], gradient @ weight)
             if total is not None and hidden is not None:
                 total.addmm_(gradient.T, hidden)
-    sums.add("loss", outcome.loss, torch.stack(losses).sum())
+    all_losses = torch.cat(losses)
+    sums.add("loss", outcome.loss, all_losses.sum())
+    sums.true["loss"] = float(all_losses.abs().sum().square())  # advantages of both signs may cancel
     if total is not None:
         sums.add("weight", outcome.gradients["weight"], total)
     return sums.relative()

@@ -110,15 +110,15 @@ def live_mask(case: Case) -> Tensor:
     return mask.flatten()
 
 
-def token_objective(task: str, logprobs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
-    """The scalar that every provider computes, from log-probabilities [n] and what belongs to those tokens."""
+def token_losses(task: str, logprobs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
+    """[n] weighted losses, whose sum every provider computes, from log-probabilities [n] and what belongs to them."""
     if task == "linear_ce":
-        return -(weights * logprobs).sum()
+        return -weights * logprobs
     if task == "logprobs":
-        return (weights * logprobs).sum()
+        return weights * logprobs
     ratio = torch.exp(logprobs - old)
     held = ratio.clamp(1.0 - EPSILON, 1.0 + EPSILON)
-    return -(weights * torch.minimum(ratio * advantages, held * advantages)).sum()
+    return -weights * torch.minimum(ratio * advantages, held * advantages)
 
 
 def chunks(case: Case, itemsize: int) -> Iterator[slice]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.case import Inputs, token_objective
+from benchmarks.kernels.case import Inputs, token_losses
 from benchmarks.kernels.provider import (
     Calls,
     Outcome,
@@ -71,7 +71,7 @@ def plain_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _logits_loss(task: str, logits: Tensor, targets: Tensor, *rest: Tensor) -> Result:
     logprobs = plain_logprobs(logits, targets)
-    return token_objective(task, logprobs, *rest), logprobs
+    return token_losses(task, logprobs, *rest).sum(), logprobs
 
 
 def _linear_loss(task: str, hidden: Tensor, weight: Tensor, targets: Tensor, *rest: Tensor) -> Result:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.case import EPSILON, Inputs, token_objective
+from benchmarks.kernels.case import EPSILON, Inputs, token_losses
 from benchmarks.kernels.provider import (
     Calls,
     Provider,
@@ -22,7 +22,7 @@ from benchmarks.kernels.provider import (
     needs_triton,
 )
 
-TRL_VOCABULARY_CHUNK = 32768  # what GRPOTrainer of TRL 1.16 passes
+TRL_VOCABULARY_CHUNK = 32768  # trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE of 1.16
 
 
 def _live_count(inputs: Inputs) -> int:
@@ -78,7 +78,7 @@ def make_trl_chunked(inputs: Inputs) -> Calls:
         logprobs, *_ = ChunkedLogProbFunction.apply(
             inputs.pick(hidden), weight, None, targets, 1.0, TRL_VOCABULARY_CHUNK, None, 1.0, ("entropy",)
         )
-        return token_objective(inputs.case.task, logprobs, old, advantages, weights), logprobs
+        return token_losses(inputs.case.task, logprobs, old, advantages, weights).sum(), logprobs
 
     return linear_calls(inputs, compute)
 
@@ -90,8 +90,8 @@ def make_trl_logits(inputs: Inputs) -> Calls:
 
     def compute(logits: Tensor) -> Result:
         logprobs, _ = selective_log_softmax_and_entropy(logits, inputs.targets, 1.0, mask)
-        loss = token_objective(inputs.case.task, logprobs, inputs.old_logprobs, inputs.advantages, inputs.weights)
-        return loss, logprobs
+        losses = token_losses(inputs.case.task, logprobs, inputs.old_logprobs, inputs.advantages, inputs.weights)
+        return losses.sum(), logprobs
 
     return logits_calls(inputs, compute)
 
