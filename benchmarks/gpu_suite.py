@@ -79,7 +79,7 @@ def run(part: Part, out: Path, seconds: float, rehearse: bool) -> tuple[str, flo
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return "killed at its time limit", time.monotonic() - begin
-    words_of = {0: "done", 1: "to be continued", 3: "lost the GPU; goes on without what broke it"}
+    words_of = {0: "done", 4: "to be continued", 3: "lost the GPU; goes on without what broke it"}
     return words_of.get(status, f"failed with exit status {status}, see log.txt"), time.monotonic() - begin
 
 

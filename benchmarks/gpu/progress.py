@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.kernels.results import command, hardware, load, reason, save, versions
 
-MORE, LOST = 1, 3
+MORE, LOST = 4, 3
 """Exit status: not finished in time; the GPU's context broke. Either way the same command goes on."""
 
 

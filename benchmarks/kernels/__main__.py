@@ -3,7 +3,7 @@
     python -m benchmarks.kernels [--preset tiny|full] [--out DIR] [--minutes M] [--table]
 
 Writes DIR/kernels.json after every case and DIR/kernels.png last. A second call with the same DIR goes on where the
-first one ended; it exits with 1 where something is left. Without --preset: full on a GPU, tiny elsewhere.
+first one ended; it exits with 4 where something is left. Without --preset: full on a GPU, tiny elsewhere.
 docs/performance.md says how the figures are made.
 """
 
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     if preset == "tiny":
         print("The tiny preset shows that everything runs. Its times say nothing about speed.")
     print(f"{'complete' if complete else 'to be continued with the same command'}: {args.out / 'kernels.json'}")
-    return int(not complete)
+    return 0 if complete else 4
 
 
 if __name__ == "__main__":

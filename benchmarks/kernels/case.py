@@ -29,6 +29,7 @@ class Case:
     live: share of each row's tokens that count. group: rows per group K; then the live rows are those that DyME
     trains (every row of an exploring group, one of a memorizing one, none of a mastered one) and `live` says nothing.
     For "advantages", tokens is the number of rewards. peaked: logits as sure of themselves as a trained model's.
+    row: tokens of a row, a divisor of N; 0 is the largest up to 256 and N / 4.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Case:
     live: float = 1.0
     group: int = 0
     peaked: bool = False
+    row: int = 0
     dtype: str = "bfloat16"
 
     @property
@@ -48,8 +50,8 @@ class Case:
 
     @property
     def length(self) -> int:
-        """Tokens of a row: the largest divisor of N up to 256 and N / 4."""
-        return next(n for n in range(max(1, min(256, self.tokens // 4)), 0, -1) if self.tokens % n == 0)
+        """Tokens of a row."""
+        return self.row or next(n for n in range(max(1, min(256, self.tokens // 4)), 0, -1) if self.tokens % n == 0)
 
     @property
     def is_linear(self) -> bool:

@@ -13,8 +13,6 @@ from benchmarks.kernels.provider import Provider
 from benchmarks.kernels.results import reason
 from benchmarks.kernels.timing import Clock
 
-ROWS = 4
-
 
 def churn(case: Case, lengths: int, provider: Provider, device: torch.device, seconds: float = 20.0) -> dict[str, Any]:
     """Wall time of the first and of the second call at each of `lengths` different row lengths, after a warm-up at
@@ -23,14 +21,15 @@ def churn(case: Case, lengths: int, provider: Provider, device: torch.device, se
     if row["reason"] is not None:
         return row
     clock = Clock(device)
-    longest = case.tokens // ROWS
+    rows, longest = case.tokens // case.length, case.length
+    torch.compiler.reset()
     first: list[float] = []
     again: list[float] = []
     begin = time.monotonic()
     try:
         for i in range(lengths + 1):
-            tokens = ROWS * (longest - i) if longest > lengths else ROWS * (longest + i)
-            inputs = make_inputs(replace(case, tokens=tokens), device)
+            length = longest - i if longest > lengths else longest + i
+            inputs = make_inputs(replace(case, tokens=rows * length, row=length), device)
             calls = provider.make(inputs)
             call = calls.forward_backward or calls.forward
             wall = []

@@ -26,6 +26,10 @@ ULP = 6e-8  # of float32, in which losses and log-probabilities are returned
 class DeviceLost(RuntimeError):
     """A provider broke the GPU's context: nothing more can run in this process."""
 
+    def __init__(self, provider: str, why: str) -> None:
+        super().__init__(f"{provider}: {why}")
+        self.provider, self.why = provider, why
+
 
 @dataclass(frozen=True)
 class Row:
@@ -150,7 +154,7 @@ def _first_calls(provider: Provider, inputs: Inputs, effort: Effort) -> tuple[Ca
 def _raise_if_lost(error: Exception, provider: str) -> None:
     text = str(error)
     if "CUDA error" in text and "out of memory" not in text:
-        raise DeviceLost(f"{provider}: {reason(error)}") from error
+        raise DeviceLost(provider, reason(error)) from error
 
 
 def sweep(
@@ -158,7 +162,8 @@ def sweep(
     providers: Sequence[Provider] = PROVIDERS,
 ) -> bool:  # fmt: skip
     """Measure the cases that `path` does not hold yet and write it after each. True when none is left at `deadline`
-    (of time.monotonic). A provider during whose first call an earlier process died is not tried again at that case."""
+    (of time.monotonic). A provider that broke the GPU's context, or during whose
+    first call an earlier process died, is not tried again at that case."""
     data = load(path)
     data.setdefault("rows", [])
     avoid: dict[str, dict[str, str]] = data.setdefault("avoid", {})
@@ -178,6 +183,11 @@ def sweep(
 
         try:
             rows = measure_case(case, device, ceilings, effort, providers, avoid.get(case.name), starting)
+        except DeviceLost as error:
+            avoid.setdefault(case.name, {})[error.provider] = error.why
+            data["at"] = None
+            save(path, data)
+            raise
         except torch.OutOfMemoryError as error:  # the inputs themselves
             base = Row(case.as_dict(), case.name, int(live_mask(case).sum()), "inputs", "")
             rows = [replace(base, reason=reason(error))]

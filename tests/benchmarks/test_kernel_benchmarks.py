@@ -133,13 +133,20 @@ def test_a_gpu_that_is_lost_ends_the_process_and_is_not_tried_again(tmp_path):
     providers = (OURS, EAGER, broken(RuntimeError("CUDA error: an illegal memory access was encountered")))
     with pytest.raises(DeviceLost, match="broken"):
         sweep(path, [SMALL], CPU, ONE, QUICK, time.monotonic() + 60, providers)
-    assert load(path)["at"] == [SMALL.name, "broken"] and load(path)["rows"] == []
+    assert load(path)["at"] is None and load(path)["rows"] == []
     assert sweep(path, [SMALL], CPU, ONE, QUICK, time.monotonic() + 60, providers)
     rows = load(path)["rows"]
-    assert [r["reason"] for r in rows if r["provider"] == "broken"] == [
-        "did not come back from its first call here in an earlier run"
-    ]
+    (why,) = [r["reason"] for r in rows if r["provider"] == "broken"]
+    assert why == "RuntimeError: CUDA error: an illegal memory access was encountered"
     assert {r["provider"] for r in rows if r["reason"] is None} == {"ours", "torch eager"}
+
+
+def test_a_provider_that_hung_is_not_tried_again(tmp_path):
+    path = tmp_path / "kernels.json"
+    save(path, {"at": [SMALL.name, "torch eager"]})
+    assert sweep(path, [SMALL], CPU, ONE, QUICK, time.monotonic() + 60, (OURS, EAGER))
+    rows = {r["provider"]: r["reason"] for r in load(path)["rows"]}
+    assert rows == {"ours": None, "torch eager": "did not come back from its first call here in an earlier run"}
 
 
 def test_the_floor_by_hand():
