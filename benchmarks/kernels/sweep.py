@@ -117,6 +117,8 @@ def measure_case(
         except Exception as error:  # a provider's, whatever it is
             _raise_if_lost(error, provider.name)
             rows[provider.name] = replace(row, reason=reason(error))
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # what ran out of memory leaves pieces
             continue
         rows[provider.name] = replace(row, errors=errors)
     if YARDSTICK in rows:
@@ -162,8 +164,8 @@ def sweep(
     providers: Sequence[Provider] = PROVIDERS,
 ) -> bool:  # fmt: skip
     """Measure the cases that `path` does not hold yet and write it after each. True when none is left at `deadline`
-    (of time.monotonic). A provider that broke the GPU's context, or during whose
-    first call an earlier process died, is not tried again at that case."""
+    (of time.monotonic). A provider that broke the GPU's context, or during whose first call an earlier process died, is
+    not tried again at that case."""
     data = load(path)
     data.setdefault("rows", [])
     avoid: dict[str, dict[str, str]] = data.setdefault("avoid", {})

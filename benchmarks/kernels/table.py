@@ -11,6 +11,7 @@ HEADER = (
     "provider", "mode", "cache", "median ms", "q1-q3 ms", "MB", "GFLOP", "floor ms", "% of ceiling", "% copy",
     "% matmul", "errors over torch's",
 )  # fmt: skip
+SUSPECT = 10.0
 COLOURS = ("#0072B2", "#999999", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#F0E442", "#000000")
 
 
@@ -66,9 +67,9 @@ def summary(data: dict[str, Any]) -> str:
         if mine is None:
             lines.append(f"{name} | no time of ours")
             continue
-        ratios = {p: r["median_ms"] / mine["median_ms"] for p, r in found.items() if p != "ours"}
+        others = {p: (r["median_ms"] / mine["median_ms"], doubt(r)) for p, r in found.items() if p != "ours"}
         line = f"{name} | {number(mine['median_ms'], 4)} | {number(mine['floor_percent'])} | "
-        line += ", ".join(f"{p} {number(x)}x" for p, x in ratios.items())
+        line += ", ".join(f"{p} {number(x)}x{unsure}" for p, (x, unsure) in others.items())
         whole = rows.get(name_with_all_live(mine["case"]), {}).get("ours")
         if whole is not None and whole is not mine:
             share = mine["live_tokens"] / mine["case"]["tokens"]
@@ -83,6 +84,15 @@ def summary(data: dict[str, Any]) -> str:
             cost = f"{number(row['first_ms'])} ms first, {number(row['again_ms'])} again"
             lines.append(f"{row['lengths']} lengths {row['name']} | {row['provider']} | {cost}")
     return "\n".join(lines)
+
+
+def doubt(row: dict[str, Any]) -> str:
+    """A word on a provider whose errors are far beyond plain PyTorch's: its time is for another result."""
+    ratios = [x for x in row["errors_over_torch"].values() if not isinstance(x, str)]
+    broken = len(ratios) < len(row["errors_over_torch"])
+    if not broken and max(ratios, default=0.0) <= SUSPECT:
+        return ""
+    return " (result not finite)" if broken else f" (error {number(max(ratios), 2)}x torch's)"
 
 
 def name_with_all_live(case: dict[str, Any]) -> str:

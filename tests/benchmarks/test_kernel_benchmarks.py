@@ -238,8 +238,9 @@ def test_summary_compares_providers_and_live_tokens():
     whole = replace(SMALL, live=1.0)
     part = replace(SMALL, live=0.5)
     data = {"rows": [row("ours", whole, 2.0), row("trl", whole, 3.0), row("ours", part, 1.0)]}
+    data["rows"][1]["errors_over_torch"] = {"weight": 12.0}
     lines = summary(data).splitlines()
-    assert lines[1].endswith("| 2 | 50 | trl 1.5x")
+    assert lines[1].endswith("| 2 | 50 | trl 1.5x (error 12x torch's)")
     assert lines[2].endswith("50 % live: 0.5 of all")
 
 
