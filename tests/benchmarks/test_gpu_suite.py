@@ -80,7 +80,7 @@ def test_rehearsal_of_everything(tmp_path):
     said = rehearse(tmp_path)
     assert "training | configs/quickstart_base.yaml | passed | 2 steps" in said
     assert all(f"part {part.name} | done" in said for part in PARTS)
-    assert len(list(tmp_path.iterdir())) == 7  # what a machine lends its files back by: few and flat
+    assert len(list(tmp_path.iterdir())) == 7  # few files, all in one folder
 
 
 def test_a_killed_part_goes_on_where_it_was(tmp_path, monkeypatch):
