@@ -1,0 +1,1 @@
+"""Speed, memory and accuracy of the losses beside those of other libraries: `python -m benchmarks.kernels`."""
