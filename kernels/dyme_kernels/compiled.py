@@ -49,7 +49,7 @@ def _policy_op(
             unpack_spec(texts, numbers), backend,
         )  # fmt: skip
         gradient = torch.autograd.grad(out.loss, leaf)[0] if grad else logits.new_empty(0)
-    return (*_detached(out), gradient)
+    return (*_detached(out), gradient)  # type: ignore[return-value]
 
 
 @_policy_op.register_fake
@@ -72,13 +72,13 @@ def _linear_op(
 ]:  # fmt: skip
     from dyme_kernels.linear import linear_policy_loss
 
-    given = [None if x is None else x.detach() for x in (hidden, weight, bias)]
+    given: list[Any] = [None if x is None else x.detach() for x in (hidden, weight, bias)]
     wanted = [x.requires_grad_() for x, need in zip(given, needs, strict=True) if need and x is not None]
     with torch.set_grad_enabled(bool(wanted)):
         out = linear_policy_loss(
             given[0], given[1], targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance,
             segments, live, given[2], unpack_spec(texts, numbers), budget, backend,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         found = iter(torch.autograd.grad(out.loss, wanted) if wanted else ())
     grads = [next(found) if need and x is not None else hidden.new_empty(0) for x, need in zip(given, needs)]
     return (*_detached(out), *grads)  # type: ignore[return-value]

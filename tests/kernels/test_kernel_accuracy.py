@@ -91,14 +91,14 @@ def test_accuracy_rule(backend, shape, dtype):
 
 @pytest.mark.parametrize("shape", SMALL_SIZES, ids=str)
 def test_sizes_of_models(shape):
-    check_rule(*shape, 1.0, torch.float32, "torch", seeds=1)
+    check_rule(*shape, 1.0, torch.float32, "torch", seeds=4 if shape[0] == 1 else 1)  # few tokens say little
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", LARGE_SIZES, ids=str)
 def test_large_sizes_of_models(shape):
     """Slow for the matrix products in float64."""
-    check_rule(*shape, 1.0, torch.float32, "torch", seeds=1)
+    check_rule(*shape, 1.0, torch.float32, "torch", seeds=4 if shape[0] == 1 else 1)  # few tokens say little
 
 
 @pytest.mark.gpu
