@@ -77,7 +77,7 @@ def sharded_linear_loss(
     kernels = row_kernels(resolve_backend(backend, "linear_policy_loss", hidden.device, hidden.dtype))
     if wrap is not None:
         kernels = wrap(kernels)
-    batch = make_batch(hidden.shape[0], compute_dtype(hidden.dtype), vocabulary, *tokens, spec=spec)  # type: ignore[arg-type]
+    batch = make_batch(hidden.shape[0], compute_dtype(hidden.dtype), vocabulary, *tokens, spec)  # type: ignore
     enabled = torch.is_grad_enabled()
     needs = _Needs(
         hidden=enabled and hidden.requires_grad,
