@@ -45,7 +45,7 @@ def linear_policy_loss(
     It never depends on free memory, and changes results only by the rounding of the float32 sum over chunks.
 
     Gradients of hidden, weight and bias are computed here, in the forward pass (6 N V H FLOPs, no recompute), and
-    scaled in the backward; the weight's is summed in float32. Those that need none are skipped. gspo with segments
+    scaled in the backward; the weight's is summed in float32 over chunks. Those that need none are skipped. gspo with segments
     computes the logits twice, because a row's ratio needs all its log-probs. With no live token the loss is zero and
     still connected to hidden and weight, with zero gradients, which ZeRO-3 needs. Works inside `lm_head.forward`: the
     weight's gradient goes back through autograd. Without gradient mode only the statistics are computed.
@@ -128,23 +128,27 @@ def _chunk_rows(hidden: Tensor, vocabulary: int, budget_mb: float) -> int:
     return max(1, int(budget_mb * 2**20) // max(1, vocabulary * per_logit))
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, unit: Tensor | None) -> None:
-    """total += unit * a @ b. Rounding each chunk's product to bfloat16 first would bias the sum over chunks."""
+def _add_product(total: Tensor, a: Tensor, b: Tensor, unit: Tensor | None, first: bool) -> None:
+    """total += unit * a @ b, or = for the first product, whose total holds anything. Rounding each chunk's product to
+    bfloat16 first would bias the sum over chunks."""
+    beta = 0 if first else 1
     if unit is not None:
         product = torch.mm(a, b, out_dtype=total.dtype) if a.device.type == "cuda" else torch.mm(a.float(), b.float())
-        total.add_(product * unit)
+        product *= unit
+        total.copy_(product) if first else total.add_(product)
     elif a.dtype == total.dtype:
-        total.addmm_(a, b)
+        total.addmm_(a, b, beta=beta)
     elif _sums_in_float32(a):
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+        torch.addmm(total, a, b, beta=beta, out_dtype=total.dtype, out=total)
     else:
-        total.addmm_(a.float(), b.float())
+        total.addmm_(a.float(), b.float(), beta=beta)
 
 
 @dataclass(frozen=True)
 class _Gradients:
     """Buffers of the gradients that are wanted: hidden [N,H], weight [V,H], bias [V], filled chunk by chunk.
 
+    weight is in the inputs' dtype where one chunk holds all tokens (its product is rounded once anyway), else float32.
     half: the inputs are float16. Then every chunk of logit gradients is stored divided by a power of two near its
     largest coefficient, and the buffers stay in float32 until the backward knows the loss scale.
     """
@@ -155,27 +159,33 @@ class _Gradients:
     half: bool
 
 
-def _empty_gradients(hidden: Tensor, weight: Tensor, needs: _Needs, wide_hidden: bool) -> _Gradients:
+def _empty_gradients(hidden: Tensor, weight: Tensor, needs: _Needs, wide_hidden: bool, chunks: int) -> _Gradients:
     wide, half = compute_dtype(hidden.dtype), hidden.dtype == torch.float16
     kind = wide if half or wide_hidden else hidden.dtype  # parts that are still to be summed are not rounded
     return _Gradients(
         hidden=hidden.new_zeros(hidden.shape, dtype=kind) if needs.hidden else None,
-        weight=weight.new_zeros(weight.shape, dtype=wide) if needs.weight else None,
+        weight=_weight_buffer(weight, wide if half or chunks > 1 else weight.dtype, chunks) if needs.weight else None,
         bias=weight.new_zeros(weight.shape[0], dtype=wide) if needs.bias else None,
         half=half,
     )
 
 
+def _weight_buffer(weight: Tensor, dtype: torch.dtype, chunks: int) -> Tensor:
+    """The first chunk overwrites it, so only where there is none it must be zero."""
+    return torch.empty_like(weight, dtype=dtype) if chunks else torch.zeros_like(weight, dtype=dtype)
+
+
 def _add_chunk(
-    total: _Gradients, gradient: Tensor, hidden: Tensor, weight: Tensor, place: Tensor | slice, unit: Tensor | None
-) -> None:
+    total: _Gradients, gradient: Tensor, hidden: Tensor, weight: Tensor, place: Tensor | slice, unit: Tensor | None,
+    first: bool,
+) -> None:  # fmt: skip
     """Add the products of a chunk's logit gradients [r,V], stored divided by `unit`, with hidden [r,H] and weight."""
     if total.hidden is not None:
         product = torch.mm(gradient, weight)
         product = product.to(total.hidden.dtype)
         total.hidden[place] = product if unit is None else product * unit
     if total.weight is not None:
-        _add_product(total.weight, gradient.t(), hidden, unit)
+        _add_product(total.weight, gradient.t(), hidden, unit, first)
     if total.bias is not None:
         column = gradient.sum(0, dtype=total.bias.dtype)
         total.bias.add_(column if unit is None else column * unit)
@@ -206,7 +216,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
             logprobs, entropy = (torch.cat(empty + [getattr(p, f) for p in parts]) for f in ("logprobs", "entropy"))
             whole = coefficients(logprobs, entropy, tokens, spec, needs.any)
 
-        total = _empty_gradients(hidden, weight, needs, wide_hidden=hasattr(kernels, "sum_hidden"))
+        total = _empty_gradients(hidden, weight, needs, hasattr(kernels, "sum_hidden"), len(places))
         losses = torch.empty_like(tokens.weights)
         out = [torch.empty_like(losses) for _ in range(7)]
         for place in places:
@@ -234,7 +244,8 @@ class _LinearPolicyLoss(torch.autograd.Function):
             for full, value in zip(out, (*values, found.argmax_match), strict=True):
                 full[place] = value
             if needs.any:
-                _add_chunk(total, logits, x, weight, place if live is None else live[place], unit)
+                where = place if live is None else live[place]
+                _add_chunk(total, logits, x, weight, where, unit, first=place.start == 0)
 
         if total.hidden is not None and hasattr(kernels, "sum_hidden"):
             kernels.sum_hidden(total.hidden)
