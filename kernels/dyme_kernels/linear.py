@@ -48,7 +48,8 @@ def linear_policy_loss(
     scaled in the backward; the weight's is summed over chunks in float32. Those that need none are skipped. gspo with
     segments computes the logits twice, because a row's ratio needs all its log-probs. With no live token the loss is
     zero and still connected to hidden and weight, with zero gradients, which ZeRO-3 needs. Works inside
-    `lm_head.forward`: the weight's gradient goes back through autograd. Without gradient mode only the statistics are computed.
+    `lm_head.forward`: the weight's gradient goes back through autograd. Without gradient mode only the statistics are
+    computed.
 
     Raises ValueError naming the argument.
     """
