@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from interpreter import interpret_triton
 from tiny import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,25 +22,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def mend_old_interpreter() -> None:
-    """Triton 3.6 interprets the bound of a loop as int(array of one number), an error since NumPy 2.4."""
-    if importlib.util.find_spec("triton") is None or not version("triton").startswith("3.6."):
-        return
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patch_and_mend(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patch_and_mend
-
-
 if not torch.cuda.is_available():
-    # Triton reads it when it is imported; its kernels then run on CPU tensors, slowly.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-    mend_old_interpreter()
+    interpret_triton()
 
 
 @pytest.fixture(autouse=True)

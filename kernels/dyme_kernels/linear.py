@@ -18,6 +18,9 @@ from dyme_kernels.spec import LossSpec
 from dyme_kernels.surrogates import Coefficients, coefficients
 from dyme_kernels.tokens import PolicyLossOutput, TokenBatch, compute_dtype, make_batch, spread
 
+# Asked once, here: torch 2.11 cannot trace the question.
+AUTOCAST_DEVICES = frozenset(kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(kind))
+
 
 def linear_policy_loss(
     hidden: Tensor,
@@ -66,7 +69,7 @@ def sharded_linear_loss(
     """`linear_policy_loss` over `vocabulary` tokens, of which `weight` may hold a part (at most `widest`): then `wrap`
     turns the row functions of the backend into those of the whole. `tokens`: the arguments from targets to live."""
     kind = hidden.device.type
-    autocast = torch.amp.is_autocast_available(kind)
+    autocast = kind in AUTOCAST_DEVICES
     if autocast and torch.is_autocast_enabled(kind):
         target = torch.get_autocast_dtype(kind)
         hidden, weight, bias = hidden.to(target), weight.to(target), None if bias is None else bias.to(target)

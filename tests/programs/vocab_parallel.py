@@ -5,13 +5,9 @@ usage: torchrun --nproc_per_node N vocab_parallel.py torch|triton
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-
-if sys.argv[1] == "triton":
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import torch
 import torch.distributed as dist
@@ -24,7 +20,7 @@ from dyme_kernels import (
     vocabulary_shard,
 )
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "kernels")]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "kernels")]
 
 FULL = LossSpec(beta=0.1, entropy_coef=0.05, temperature=0.7, delta=1.3, token_shaping="p(1-p)", logit_softcap=4.0)
 STATS = ("loss", "logprobs", "entropy", "ratio", "clipped_low", "clipped_high", "kl", "argmax_match")
@@ -61,6 +57,10 @@ def compare(backend: str, dtype: torch.dtype, spec: LossSpec, drop: dict[str, No
 
 def main() -> None:
     backend = sys.argv[1]
+    if backend == "triton":
+        from interpreter import interpret_triton
+
+        interpret_triton()  # before Triton is imported
     dist.init_process_group("gloo")
     interpreted = backend == "triton"  # slow
     dtypes = (torch.float32, torch.float16) if interpreted else (torch.float64, torch.bfloat16)
