@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dyme_kernels import triton_groups, triton_rows
+from dyme_kernels import triton_groups, triton_rows, triton_scale
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 INTEGERS = {"n": "i32", "stride": "i32", "out_stride": "i32"}
@@ -86,6 +86,8 @@ def cases() -> list[Case]:
     groups = {"DIVIDE": True, "BLOCK": triton_groups.BLOCK}
     for dtype in ("fp32", "fp64"):
         out.append(Case(f"groups {dtype}", triton_groups._groups_kernel, dtype, groups, {"num_warps": 1}, OPTIONAL))
+    scale = {"BLOCK": triton_scale.BLOCK}
+    out.append(Case("scale bf16", triton_scale._scale_kernel, "bf16", scale, {"num_warps": triton_scale.WARPS}))
     return out
 
 
@@ -95,7 +97,7 @@ def usage(case: Case, arch: int) -> Usage:
     absent = [name for name in OPTIONAL if name in kernel.arg_names and name not in case.given]
     constants = {**case.constants, **dict.fromkeys(absent)}
     large = {"logits", "out", "rewards", "accuracy", "advantages", "means", "variances", "stds", "accuracy_means",
-             "accuracy_vars"}  # fmt: skip
+             "accuracy_vars", "x"}  # fmt: skip
     is_groups = "offsets" in kernel.arg_names
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -109,7 +111,7 @@ def usage(case: Case, arch: int) -> Usage:
             signature[name] = POINTERS[name]
         else:
             signature[name] = (
-                f"*{case.dtype}" if name in large and (is_groups or name in ("logits", "out")) else "*fp32"
+                f"*{case.dtype}" if name in large and (is_groups or name in ("logits", "out", "x")) else "*fp32"
             )
         pointer, whole = signature[name].startswith("*"), constants.get("V", 1) % 16 == 0
         if (pointer and not kernel.params[i].do_not_specialize_on_alignment) or ("stride" in name and whole):

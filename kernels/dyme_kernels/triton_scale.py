@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 8192
+BLOCK, WARPS = 8192, 8
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -22,5 +22,5 @@ def scale_in_place(x: Tensor, factor: Tensor) -> Tensor:
     """x *= factor, a scalar on x's device. x: contiguous, float32, bfloat16 or float16."""
     n = x.numel()
     if n:
-        _scale_kernel[(triton.cdiv(n, BLOCK),)](x, factor, n, BLOCK=BLOCK, num_warps=8)
+        _scale_kernel[(triton.cdiv(n, BLOCK),)](x, factor, n, BLOCK=BLOCK, num_warps=WARPS)
     return x

@@ -10,7 +10,10 @@ import pytest
 import torch
 from conftest import ROOT, environment
 
-CASES = ("losses, all options V=257", "statistics V=257", "gradient V=257", "groups fp32")
+CASES = (
+    *("losses V=151936 bf16", "losses, all options V=49280", "statistics V=257", "gradient V=257", "groups fp32"),
+    "scale bf16",
+)
 
 
 def run(*program: str) -> str:
