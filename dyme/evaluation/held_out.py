@@ -14,7 +14,7 @@ from dyme.data import Record
 from dyme.engine import Engine
 from dyme.metrics import MetricsLogger, Sample, SilentLogger
 from dyme.prompts import PromptBook
-from dyme.rewards.answer import direct_completion, split_completion
+from dyme.rewards.answer import read_completion
 from dyme.rewards.compose import score
 from dyme.rollout import Rollout, RolloutRow, Sampling, generate
 
@@ -127,8 +127,7 @@ def _write_samples(
     samples = []
     for index, *raw in sorted(item for rank in gathered for item in rank):
         record, text = records[index], bytes(raw).decode(errors="replace")
-        split = split_completion if cfg.prompt.style == "think" else direct_completion
-        parts = split(text, cfg.prompt.answer_flag)
+        parts = read_completion(text, cfg.prompt.answer_flag, cfg.prompt.style)
         samples.append(
             Sample(
                 step=step,

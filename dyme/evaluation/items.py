@@ -9,7 +9,7 @@ from typing import Any
 
 from dyme.data import Record
 from dyme.metrics import plain
-from dyme.rewards.answer import direct_completion, split_completion
+from dyme.rewards.answer import read_completion, split_completion
 from dyme.rewards.compose import RewardConfig, Style, score
 from dyme.supervision.readings import faithfulness
 
@@ -61,8 +61,7 @@ def judge(
     scores = score(texts, records, truncated=truncated, config=without_checker, flag=flag, style=style)
     replies = []
     for i, (text, record) in enumerate(zip(texts, records, strict=True)):
-        split = split_completion(text, flag)
-        parts = split if style == "think" else direct_completion(text, flag)
+        parts = read_completion(text, flag, style)
         faith = faithfulness(parts.thinking, record.facts)
         replies.append(
             Reply(
@@ -80,7 +79,7 @@ def judge(
                 truncated=bool(truncated[i]),
                 faithfulness=faith.share,
                 readings=faith.readings,
-                flagged=split.flag_count > 0,
+                flagged=split_completion(text, flag).flag_count > 0,
             )
         )
     return replies, scores.errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dyme.config import PromptConfig
-from dyme.rewards.answer import Completion, clean_answer, format_score, split_completion
+from dyme.rewards.answer import format_score, read_completion
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class Answer:
 
 def parse_reply(text: str, prompt: PromptConfig, *, truncated: bool) -> Answer:
     """A completion taken apart as training does it; a truncated one has no valid format."""
-    direct = prompt.style == "direct"
-    parts = Completion("", clean_answer(text), 1) if direct else split_completion(text, prompt.answer_flag)
+    parts = read_completion(text, prompt.answer_flag, prompt.style)
     valid = bool(format_score(parts)) and not truncated
     return Answer(parts.thinking, parts.answer or "", valid, parts.guessed, truncated, text)

@@ -59,6 +59,11 @@ def direct_completion(text: str, flag: str = "Answer:") -> Completion:
     return Completion("", answer, 1, guessed)
 
 
+def read_completion(text: str, flag: str, style: str) -> Completion:
+    """A completion taken apart as its prompt asked for it: style "think" or "direct"."""
+    return split_completion(text, flag) if style == "think" else direct_completion(text, flag)
+
+
 def format_score(completion: Completion, min_thinking_chars: int = 0) -> float:
     """1.0 for exactly one flag, an answer plainly after it and enough characters of thinking before it, else 0.0."""
     valid = completion.flag_count == 1 and bool(completion.answer) and not completion.guessed

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dyme.data.record import Record
-from dyme.rewards.answer import clean_answer, direct_completion, format_score, split_completion
+from dyme.rewards.answer import clean_answer, format_score, read_completion
 from dyme.rewards.user import UserReward
 from dyme.rewards.verifiers import Verifier, get_verifier
 from dyme.schema import Schema
@@ -123,7 +123,7 @@ def score(
     errors: Counter[str] = Counter()
     rows = np.zeros((len(texts), 3), dtype=np.float64)
     for row, text, record, cut in zip(rows, texts, records, truncated, strict=True):
-        parts = split_completion(text, flag) if style == "think" else direct_completion(text, flag)
+        parts = read_completion(text, flag, style)
         # a record without a reference scores no thinking; 0 for all rows of its group drops out of the advantages
         row[1] = (thinking_score(parts.thinking, record) or 0.0) if checked else 0.0
         if not cut:
