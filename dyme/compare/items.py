@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dyme.evaluation.files import COLUMNS, ITEMS, SUMMARY
 from dyme.metrics import read_jsonl
-
-ITEMS, SUMMARY, SETTINGS = "items.jsonl", "summary.json", "evaluation.yaml"
-COLUMNS = ("think", "direct")
 
 
 class CompareError(Exception):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from dyme.compare.items import COLUMNS, SETTINGS, CompareError, Evaluation, Item, Reply
+from dyme.compare.items import CompareError, Evaluation, Item, Reply
 from dyme.config import changed_keys
+from dyme.evaluation.files import COLUMNS, SETTINGS
 from dyme.evaluation.statistics import Interval, mcnemar, paired_interval
 from dyme.report.runs import distinct_names
 

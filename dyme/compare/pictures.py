@@ -13,9 +13,10 @@ import yaml
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from dyme.compare.items import SETTINGS, Item
+from dyme.compare.items import Item
 from dyme.data import DataError, ImageError, Record, SourceConfig, read_records
 from dyme.data.images import decode
+from dyme.evaluation.files import SETTINGS
 
 MAX_SIDE = 320
 TINY = 128  # pictures up to this side are enlarged as pixels and stay lossless

@@ -19,9 +19,9 @@ import yaml
 
 from dyme.config import RunConfig, changed_keys
 from dyme.data import Record
+from dyme.evaluation.files import ITEMS, SETTINGS, SUMMARY
 from dyme.metrics import plain, read_jsonl
 
-SETTINGS, ITEMS, SUMMARY = "evaluation.yaml", "items.jsonl", "summary.json"
 _PARTIAL = "items-*.partial.jsonl"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
 _SPEED_ONLY = {"batch_size", "prompts_per_step", "group_size", "truncated"}

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dyme.data import Record
+from dyme.evaluation.files import COLUMNS
 from dyme.metrics import plain
 from dyme.rewards.answer import read_completion, split_completion
 from dyme.rewards.compose import RewardConfig, Style, score
 from dyme.supervision.readings import faithfulness
 
-COLUMNS = ("think", "direct")
 _OF_THINKING = ("thinking", "guessed", "thinking_chars", "thinking_tokens", "faithfulness", "readings")
 _OF_DIRECT = ("flagged",)
 

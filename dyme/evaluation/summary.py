@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dyme.evaluation.items import COLUMNS, scored
+from dyme.evaluation.files import COLUMNS
+from dyme.evaluation.items import scored
 from dyme.evaluation.statistics import bootstrap_interval, mcnemar, paired_interval, pass_at_k
 
 Line = Mapping[str, Any]
