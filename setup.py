@@ -42,7 +42,9 @@ setup(
         "math-verify>=0.9,<0.10",
         "matplotlib",
         "ninja",  # DeepSpeed builds its CPU communication op with it
+        "num2words",  # SmolVLM2's processor asks for it
         "numpy",
+        "peft>=0.19",
         "pillow",
         "pydantic>=2",
         "pyyaml",
@@ -57,7 +59,6 @@ setup(
             "kernels",  # the Hugging Face package: a test imports it beside dyme_kernels
             "liger-kernel",
             "mypy",
-            "peft",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

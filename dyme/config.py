@@ -86,6 +86,14 @@ class ModelConfig(Schema):
     """Parts that are not trained: vision, connector, language, head (as far as the family has them)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    max_pixels: PositiveInt | None = None
+    """Larger pictures are resized to this many pixels (width x height) before the processor sees them; without it the
+    processor's own limits hold."""
+    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    """Of rollouts, evaluation and vision towers; auto: flash_attention_2 where flash-attn is installed, on a GPU in
+    bf16, else sdpa."""
+    packed_attention: Literal["auto", "sdpa", "flex_attention"] = "auto"
+    """Of the language model in training, whose packed groups need a mask; auto: flex_attention on a GPU, else sdpa."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:

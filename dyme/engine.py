@@ -23,6 +23,7 @@ from deepspeed.utils import safe_get_local_grad
 from torch import Tensor, nn
 
 from dyme.config import ConfigError, OptimConfig, RunConfig
+from dyme.families.attention import resolve_attention, set_attention
 from dyme.families.base import Family
 from dyme.objective import LossInputs
 from dyme.packing import PackedBatch
@@ -47,7 +48,12 @@ class Engine:
         self.family, self.rank, self.world_size = family, dist.get_rank(), dist.get_world_size()
         self.device = torch.device(get_accelerator().current_device_name())
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.model.dtype]
+        whole, packed = resolve_attention(
+            cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=self.device.type == "cuda"
+        )
         self.copy = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
+        set_attention(self.copy, whole, whole)
+        set_attention(model, packed, whole)
         frozen = copy.deepcopy(model) if spec.beta else None
         if cfg.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]

@@ -54,7 +54,8 @@ class Policy(nn.Module):
         head.forward = types.MethodType(forward, head)  # type: ignore[method-assign]
 
     def forward(self, batch: PackedBatch, inputs: LossInputs) -> Any:
-        hidden = self.family.hidden(self.model, batch.input_ids, batch.attention_mask, batch.position_ids, batch.pixels)
+        mask = self.family.attention_mask(self.model, batch.layout)
+        hidden = self.family.hidden(self.model, batch.input_ids, mask, batch.position_ids, batch.pixels)
         live = hidden.flatten(0, 1).index_select(0, batch.select)
         return self.family.head(self.model)(live, batch=batch, inputs=inputs)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
+
+from PIL import Image
 
 from dyme.config import PromptConfig
 from dyme.data import ImageError, Record
@@ -34,12 +37,29 @@ def has_reference(record: Record, on_missing_trace: str, style: str) -> bool:
     return on_missing_trace == "answer" or style == "direct" or bool(record.hint and record.hint.strip())
 
 
+def fit_pixels(image: Image.Image, max_pixels: int | None) -> Image.Image:
+    """The picture in its own aspect ratio with at most `max_pixels` pixels; the same object where it fits already."""
+    if max_pixels is None or image.width * image.height <= max_pixels:
+        return image
+    scale = math.sqrt(max_pixels / (image.width * image.height))
+    width = min(max(1, int(image.width * scale)), max_pixels)
+    height = min(max(1, int(image.height * scale)), max_pixels // width)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
 class PromptBook:
     """Encoded prompts of the records in use. A record that fails is reported once and stays None: it costs its rows
     only."""
 
-    def __init__(self, family: Family, config: PromptConfig, report: Callable[[str], None]) -> None:
-        self.family, self.config, self.report = family, config, report
+    def __init__(
+        self,
+        family: Family,
+        config: PromptConfig,
+        report: Callable[[str], None],
+        max_pixels: int | None = None,
+    ) -> None:
+        self.family, self.config, self.report, self.max_pixels = family, config, report, max_pixels
+        self._resized = False
         self._pages: dict[str, Prompt | None] = {}
         self.failed: dict[str, str] = {}
 
@@ -50,14 +70,24 @@ class PromptBook:
 
     def _encode(self, record: Record) -> Prompt | None:
         try:
-            image = record.image.load() if record.image else None
-            return self.family.encode(prompt_text(record, self.config), image)
+            images = [self._fit(record, image.load()) for image in record.images]
+            return self.family.encode(prompt_text(record, self.config), images)
         except Exception as error:  # an edge: whatever a decoder or processor trips over, it costs this record only
             reason = str(error) if isinstance(error, ImageError | PromptError) else f"{type(error).__name__}: {error}"
             if record.id not in self.failed:
                 self.report(f"record {record.id} left out: {reason}")
             self.failed[record.id] = reason
             return None
+
+    def _fit(self, record: Record, image: Image.Image) -> Image.Image:
+        fitted = fit_pixels(image, self.max_pixels)
+        if fitted is not image and not self._resized:
+            self._resized = True
+            self.report(
+                f"pictures are resized to model.max_pixels={self.max_pixels}, first that of record {record.id}: "
+                f"{image.width}x{image.height} to {fitted.width}x{fitted.height} (said once)"
+            )
+        return fitted
 
     def clear(self) -> None:
         """Forgets the encodings (a step's pictures would otherwise pile up)."""

@@ -30,6 +30,8 @@ class Recipe(Schema):
     """Where its completions were cut."""
     family: str = "auto"
     """Model family that trained it."""
+    max_pixels: PositiveInt | None = None
+    """Larger pictures were resized to this many pixels."""
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:

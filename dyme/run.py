@@ -92,7 +92,7 @@ class Run:
         self.metrics.truncate(self.first_step or -1)  # without a checkpoint the first evaluation is made again too
         self.best = checkpoint.best(self.checkpoints, self.first_step)[1]
         self.progress = ProgressLine(self.name, cfg.train.max_steps, self.first_step, self.rank)
-        self.book = PromptBook(self.family, cfg.prompt, self._note_bad)
+        self.book = PromptBook(self.family, cfg.prompt, self._note_bad, cfg.model.max_pixels)
         self.engine.refresh()
         self._announce()
         self.started = time.monotonic()
@@ -304,7 +304,10 @@ class Run:
         """Export, summary and report; the DONE marker last."""
         if self.cfg.run.export:
             recipe = Recipe(
-                prompt=self.cfg.prompt, max_new_tokens=self.cfg.rollout.max_new_tokens, family=self.family.name
+                prompt=self.cfg.prompt,
+                max_new_tokens=self.cfg.rollout.max_new_tokens,
+                family=self.family.name,
+                max_pixels=self.cfg.model.max_pixels,
             )
             checkpoint.export(self.engine, self.folder / "export", recipe)
         self.metrics.close()

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import makers
+from checkpoints.common import write_checkpoint
 from interpreter import interpret_triton
 from tiny import TINY
 
@@ -44,6 +46,28 @@ def data_root() -> Path:
     if "DYME_DATA" not in os.environ:
         pytest.skip("DYME_DATA is not set: point it at the folder of real data sets")
     return Path(os.environ["DYME_DATA"])
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint by its name."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def folder(name: str) -> Path:
+        if not (root / name).exists():
+            write_checkpoint(root / name, makers()[name][1]())
+        return root / name
+
+    return folder
+
+
+@pytest.fixture(scope="module", params=sorted(makers()))
+def opened(request: Any, checkpoint: Callable[[str], Path]) -> tuple[Any, Any]:
+    """Family and model (float32, eval mode) of every tiny checkpoint."""
+    from dyme.families import load_family
+
+    family, model = load_family(checkpoint(request.param))
+    return family, model.eval()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from PIL import Image
 from torch import Tensor, nn
 
@@ -33,43 +34,14 @@ def picture(seed: int) -> Image.Image:
 def groups(family: Family) -> list[tuple[Prompt, list[list[int]]]]:
     """Two groups with different pictures, a text-only one between them; one-token branches and equal branches."""
 
-    def see(seed: int) -> Image.Image | None:
-        return picture(seed) if IMAGE in family.modalities else None
+    def see(seed: int) -> list[Image.Image]:
+        return [picture(seed)] if IMAGE in family.modalities else []
 
     return [
         (family.encode("What is it?", see(1)), [[70, 80, 90, 85], [71], [70, 80, 91]]),
-        (family.encode("Say a number", None), [[60, 61, 62, 63, 64, 65]]),
+        (family.encode("Say a number"), [[60, 61, 62, 63, 64, 65]]),
         (family.encode("What is the value of bar two, then?", see(2)), [[75, 76], [90, 88, 77, 66, 55], [75, 76]]),
     ]
-
-
-def packed_logprobs(family: Family, model: nn.Module, batch) -> Tensor:
-    batch = batch.to(torch.device("cpu"), torch.float64)
-    hidden = family.hidden(model, batch.input_ids, batch.attention_mask, batch.position_ids, batch.pixels)
-    logits = family.head(model)(hidden.flatten(0, 1)[batch.select])
-    return logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
-
-
-def separate_logprobs(family: Family, model: nn.Module, prompt: Prompt, tokens: list[int]) -> Tensor:
-    """The row alone through the stock forward: no mask, no positions of ours."""
-    ids = torch.cat([prompt.input_ids, torch.tensor(tokens)])[None]
-    pixels = {k: v.double() if v.is_floating_point() else v for k, v in prompt.pixels.items()}
-    logits = model(input_ids=ids, **pixels).logits[0, len(prompt) - 1 : -1]
-    return logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
-
-
-def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad(set_to_none=True)
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-6) -> None:
-    assert got.keys() == expected.keys()
-    largest = max(g.abs().max() for g in expected.values())
-    for name, grad in expected.items():
-        error = (got[name] - grad).abs().max() / max(grad.abs().max(), 1e-4 * largest)
-        assert error < tolerance, f"{name}: {error:.1e}"
 
 
 def test_trees_equal_separate_rows(setting):
@@ -181,10 +153,6 @@ class Rope3(CausalLM):
         n = len(prompt)
         return torch.stack([torch.arange(n), torch.arange(n) // 2, torch.zeros(n, dtype=torch.int64)]), n - 2
 
-    def attention_mask(self, allow: Tensor, position_ids: Tensor) -> dict[str, Tensor]:
-        assert position_ids.shape == (3, *allow.shape[:2])
-        return {"full_attention": allow[:, None], "sliding_attention": allow[:, None]}
-
 
 def test_three_rows_of_positions():
     family = Rope3()
@@ -193,12 +161,12 @@ def test_three_rows_of_positions():
     assert batch.position_ids[:, 0].tolist() == [[0, 1, 2, 3, 2, 3, 2], [0, 0, 1, 1, 2, 3, 2], [0, 0, 0, 0, 2, 3, 2]]
     assert batch.position_ids[:, 1].tolist() == [[0, 1, 2, 1, 0, 0, 0], [0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0, 0]]
     moved = batch.to(torch.device("cpu"), torch.float32)
-    assert set(moved.attention_mask) == {"full_attention", "sliding_attention"}
+    assert moved.layout.depth[0].tolist() == [0, 1, 2, 3, 4, 5, 4]
     assert moved.select.tolist() == [3, 4, 3, 9]
 
 
 def test_the_tree_mask():
-    mask = pack(Rope3(), [(Prompt(torch.arange(2)), [[5, 6], [7]]), (Prompt(torch.arange(2)), [[8]])], NONE)
-    allow = mask.attention_mask["full_attention"][:, 0].int().tolist()
+    batch = pack(Rope3(), [(Prompt(torch.arange(2)), [[5, 6], [7]]), (Prompt(torch.arange(2)), [[8]])], NONE)
+    allow = batch.layout.dense()[:, 0].int().tolist()
     assert allow[0] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
     assert allow[1] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]

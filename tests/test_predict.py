@@ -34,7 +34,7 @@ def export(folder: Path, name: str, spec: SimpleNamespace, reply: str = REPLY) -
     ]
     if family.modalities:
         prompts += [
-            family.encode("how many bars? end with Answer:", Image.new("RGB", (32, 32), c)) for c in ("red", "blue")
+            family.encode("how many bars? end with Answer:", [Image.new("RGB", (32, 32), c)]) for c in ("red", "blue")
         ]
     target = torch.tensor(family.encode_reply(reply))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

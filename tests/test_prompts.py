@@ -70,11 +70,11 @@ class Family:
 
     calls = 0
 
-    def encode(self, text: str, image: Image.Image | None) -> Prompt:
+    def encode(self, text: str, images: list[Image.Image]) -> Prompt:
         self.calls += 1
         if "bad" in text:
             raise PromptError("1 placeholder but 0 features")
-        return Prompt(torch.arange(len(text)), {"pixel_values": torch.zeros(1)} if image else {})
+        return Prompt(torch.arange(len(text)), {"pixel_values": torch.zeros(1)} if images else {})
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_record_is_encoded_once_until_cleared(book, said):
 
 
 def test_images_are_loaded(book):
-    record = replace(RECORD, image=LazyImage(draw=lambda: Image.new("RGB", (4, 4))))
+    record = replace(RECORD, images=(LazyImage(draw=lambda: Image.new("RGB", (4, 4))),))
     assert book.encode(record).modalities == {"image"} and book.encode(replace(RECORD, id="r2")).modalities == set()
 
 
@@ -104,7 +104,7 @@ def test_a_bad_image_is_none_and_reported_once(book, said, tmp_path):
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:300])
     broken, gone = (
-        replace(RECORD, id=i, image=LazyImage(path=p)) for i, p in (("cut", path), ("gone", tmp_path / "no.png"))
+        replace(RECORD, id=i, images=(LazyImage(path=p),)) for i, p in (("cut", path), ("gone", tmp_path / "no.png"))
     )
     for _ in range(2):
         assert book.encode(broken) is None and book.encode(gone) is None
@@ -115,7 +115,7 @@ def test_a_bad_image_is_none_and_reported_once(book, said, tmp_path):
 
 
 def test_whatever_a_processor_trips_over_costs_the_record_only(book, said, monkeypatch):
-    def broken(text, image=None):
+    def broken(text, images=()):
         raise ZeroDivisionError("1 x 0 picture")
 
     monkeypatch.setattr(book.family, "encode", broken)

@@ -38,7 +38,7 @@ def llama(tiny_spec) -> tuple[Family, nn.Module]:
 def rows_of(family: Family, completions: int = 3) -> list[RolloutRow]:
     """Prompts of different lengths, with and without pictures, a few completions each."""
     questions = ["What?", "What is the value of bar one?", "Is the red bar, of all the bars, the longest bar of all?"]
-    pictures = [None] + ([Image.new("RGB", (40, 30), c) for c in ("red", "blue")] if family.modalities else [])
+    pictures = [[]] + ([[Image.new("RGB", (40, 30), c)] for c in ("red", "blue")] if family.modalities else [])
     prompts = [family.encode(q, picture) for q in questions for picture in pictures]
     keys = [row_key(0, 5, f"r{i}", k) for i in range(len(prompts)) for k in range(completions)]
     return [RolloutRow(prompts[i // completions], key) for i, key in enumerate(keys)]

@@ -37,7 +37,7 @@ class Record:
     `answers` are accepted gold answers, the first is the one that is memorized; those of several people are repeated
     where people agree. `choices` are the options of a
     multiple-choice question in order (A, B, ...). `hint` is a reference thinking trace, `facts` says in words what is
-    to be seen. `kind` is a category used in reports ("value", "yes_no"). Text-only records have no `image`.
+    to be seen. `kind` is a category used in reports ("value", "yes_no"). Text-only records have no `images`.
     """
 
     id: str
@@ -46,9 +46,14 @@ class Record:
     choices: tuple[str, ...] = ()
     hint: str | None = None
     facts: str | None = None
-    image: LazyImage | None = None
+    images: tuple[LazyImage, ...] = ()
     kind: str = ""
 
     @property
     def answer(self) -> str:
         return self.answers[0]
+
+    @property
+    def image(self) -> LazyImage | None:
+        """The first picture."""
+        return self.images[0] if self.images else None

@@ -150,7 +150,7 @@ def _record(row: Row, name: str, folder: Path, headers: dict[Path, str], raw: Ro
         choices=choices,
         hint=_scalar(row, "hint") or None,
         facts=_scalar(row, "facts") or None,
-        image=_image(row, folder, headers),
+        images=_images(row, folder, headers),
         kind=_scalar(row, "kind"),
     )
 
@@ -173,13 +173,22 @@ def _answers(row: Row, raw: Row) -> tuple[str, ...]:
     return answers
 
 
-def _image(row: Row, folder: Path, headers: dict[Path, str]) -> LazyImage | None:
+def _images(row: Row, folder: Path, headers: dict[Path, str]) -> tuple[LazyImage, ...]:
+    """Pictures of a row: one or a list, under `image`, `images` or `file_name`, whichever has one first."""
+    key = next((key for key in ("image", "images", "file_name") if row.get(key) not in (None, "", [])), "")
+    value = row.get(key)
+    if not isinstance(value, list):
+        return () if value is None else (_image(value, key, folder, headers),)
+    return tuple(_image(entry, f"{key}[{at}]", folder, headers) for at, entry in enumerate(value))
+
+
+def _image(value: object, key: str, folder: Path, headers: dict[Path, str]) -> LazyImage:
     """Headers are looked at once per file: in many sets ten questions share a picture."""
-    if isinstance(row.get("image"), LazyImage):
-        return row["image"]
-    name = _scalar(row, "image") or _scalar(row, "file_name")
+    if isinstance(value, LazyImage):
+        return value
+    name = _scalar({key: value}, key)
     if not name:
-        return None
+        raise RowError(f"{key} names no picture")
     path = folder / name
     if path not in headers:
         try:

@@ -29,6 +29,7 @@ from dyme.evaluation.held_out import majority_rates
 from dyme.evaluation.items import Reply, bad_line, item_line, judge
 from dyme.evaluation.summary import summarize
 from dyme.families import Family, ModelError, load_family
+from dyme.families.attention import resolve_attention, set_attention
 from dyme.prompts import PromptBook
 from dyme.rewards.compose import Style
 from dyme.rollout import RolloutRow, Sampling, generate, row_key
@@ -78,6 +79,8 @@ def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[
     device = torch.device(get_accelerator().current_device_name())
     family, model = load_family(path, cfg.model.family, cfg.model.dtype)
     model = model.eval().requires_grad_(False).to(device)
+    whole, _ = resolve_attention(cfg.model.attention, "auto", cfg.model.dtype, cuda=device.type == "cuda")
+    set_attention(model, whole, whole)
     if not family.modalities and any(r.image for r in records):
         raise ConfigError(
             f"data.eval has images, model family '{family.name}' is text-only: use a vision-language model"
@@ -153,7 +156,7 @@ def _answer(
 ) -> None:
     """Answers this rank's records batch by batch and appends each batch to the rank's partial file."""
     rank = dist.get_rank()
-    books = [PromptBook(family, column.prompt, _say) for column in columns(cfg)]
+    books = [PromptBook(family, column.prompt, _say, cfg.model.max_pixels) for column in columns(cfg)]
     size = max(1, cfg.rollout.batch_size // cfg.evaluate.samples)
     said, tokens, begin = time.monotonic(), 0, time.monotonic()
     known: set[str] = set()

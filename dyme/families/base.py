@@ -1,15 +1,15 @@
 """The contract between the trainer and a model family. Everything a family does differently lives in its own file.
 
-A family knows how to load (or build) its model, how to turn a question and a picture into token ids and pixel tensors
-with the model's real processor and chat template, which tokens end a turn, which may never be sampled, and how to run
-the backbone without the head.
+A family knows how to load (or build) its model, how to turn a question and its pictures into token ids and pixel
+tensors with the model's real processor and chat template, which tokens end a turn, which may never be sampled, and how
+to run the backbone without the head.
 
-Adding one: subclass `Family`, name its `model_types`, register it in `dyme/families/__init__.py`.
+Adding one: docs/families.md.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,10 +17,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor, nn
 
+from dyme.families.attention import Layout
+from dyme.families.processors import copy_processor, load_processor
+
 IMAGE = "image"
+MARKER = "<image>"
+"""In a question, where its next picture goes; without markers all pictures come before the text."""
 
 
 class ModelError(ValueError):
@@ -56,34 +62,80 @@ class Family(ABC):
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     """`model_type` values of config.json that this family loads."""
+    model_class: ClassVar[str]
+    """Class in transformers that holds backbone (`.model`) and head."""
+    processor_class: ClassVar[str | None] = None
+    """Class in transformers; None for text-only models, whose tokenizer is all there is."""
+    image_processor_class: ClassVar[str | None] = None
+    """Image processor of the processor, as its class is called without the suffixes Pil and Fast."""
     modalities: ClassVar[frozenset[str]] = frozenset({IMAGE})
+    placeholder: ClassVar[str] = ""
+    """Token that stands for one image feature; config.json and the tokenizer must agree on its id."""
     packs_trees: ClassVar[bool] = True
     """False for models that cannot take a 4-D mask (linear attention): they train padded rows."""
 
-    def __init__(self, processor: Any, config: Any) -> None:
+    def __init__(self, processor: Any, config: Any, source: Path | None = None) -> None:
+        """`source`: the checkpoint folder that the processor was read from, None for models from scratch."""
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.config = config
+        self.source = source
 
     # --- weights ----------
 
     @classmethod
-    @abstractmethod
     def load(cls, path: Path, dtype: torch.dtype) -> tuple[Family, nn.Module]:
-        """The family and the model of a local checkpoint folder."""
+        """The family and the model of a local checkpoint folder. Raises `ModelError`."""
+        family = cls.open(path)
+        model, info = getattr(transformers, cls.model_class).from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if missing := sorted(info["missing_keys"]):  # transformers would train them from random values
+            raise ModelError(
+                f"model.path: {path} has no weights for {missing[0]} ({len(missing)} parameters are missing): "
+                "copy its safetensors files again"
+            )
+        family.config = model.config
+        return family, model
 
     @classmethod
-    @abstractmethod
+    def open(cls, path: Path) -> Family:
+        """The family of a checkpoint folder without its weights. Raises `ModelError`."""
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        family = cls(load_processor(path, cls.processor_class, cls.image_processor_class), config, path)
+        family.check_tokens()
+        return family
+
+    @classmethod
     def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:
         """A tiny random model (`model.from_scratch`) with a tokenizer trained on `texts`."""
+        raise ModelError(f"model.from_scratch: family '{cls.name}' is loaded from checkpoints only: set model.path")
 
-    @abstractmethod
     def parts(self, model: Any) -> dict[str, nn.Module]:
-        """Named parts that can be frozen or given their own learning rate; together they hold every parameter."""
+        """Named parts that can be frozen or given their own learning rate: disjoint, but for tied embeddings, and
+        together they hold every parameter. Images go through vision and connector."""
+        return {**self.image_parts(model), "language": self.language(model), "head": self.head(model)}
+
+    def image_parts(self, model: Any) -> dict[str, nn.Module]:
+        """The parts `vision` and `connector`; nothing for text-only models."""
+        return {}
+
+    def language(self, model: Any) -> nn.Module:
+        """The decoder without its head."""
+        return model.model.language_model
+
+    def decoder_layers(self, model: Any) -> nn.ModuleList:
+        """The decoder's layers in their order."""
+        return self.language(model).layers  # type: ignore[return-value]
 
     # --- running ----------
 
-    @abstractmethod
     def hidden(
         self,
         model: Any,
@@ -93,14 +145,27 @@ class Family(ABC):
         pixels: Mapping[str, Tensor],
     ) -> Tensor:
         """Last hidden states [B, L, H] of packed sequences, through the stock transformers backbone."""
+        out = model.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **pixels
+        )
+        return out.last_hidden_state
 
     def head(self, model: Any) -> nn.Module:
         """The language-model head (a Linear whose weight is [V, H])."""
         return model.get_output_embeddings()
 
-    def attention_mask(self, allow: Tensor, position_ids: Tensor) -> Any:
-        """What the backbone takes as mask. allow: bool [B, L, L], True where a query (row) sees a key (column)."""
-        return allow[:, None]
+    def attention_mask(self, model: Any, layout: Layout) -> Any:
+        """What the backbone takes as mask; one for each kind of layer where some have a sliding window."""
+        config = model.config.get_text_config()
+        make = layout.block_mask if config._attn_implementation == "flex_attention" else layout.dense
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            return {"full_attention": make(), "sliding_attention": make(config.sliding_window)}
+        return make()
+
+    def image_blocks(self, prompt: Prompt) -> Tensor | None:
+        """For models whose image tokens see each other both ways: the number of the image of every token of the
+        prompt, int64 [P], -1 for text."""
+        return None
 
     def prompt_positions(self, prompt: Prompt) -> tuple[Tensor, int]:
         """Position ids of the prompt's tokens ([P], or [3, P] with M-RoPE) and that of the first reply token."""
@@ -111,45 +176,96 @@ class Family(ABC):
         held = [p.pixels for p in prompts if p.pixels]
         return {key: torch.cat([pixels[key] for pixels in held]) for key in held[0]} if held else {}
 
-    def generate_pixels(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Pixel tensors as `generate` takes them for a batch of prompts that all have images, or all have none."""
+    def generate_inputs(self, prompts: Sequence[Prompt], input_ids: Tensor) -> dict[str, Tensor]:
+        """What `generate` takes besides ids and mask, for a batch of prompts that all have images, or all have none.
+
+        input_ids: int64 [B, L], the prompts padded on the left with `pad_id`."""
         return self.collate_pixels(prompts)
 
     # --- text ----------
 
-    def messages(self, text: str, image: Image.Image | None) -> list[dict[str, Any]]:
-        content: list[dict[str, Any]] = [{"type": "image", "image": image}] if image is not None else []
-        return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+    def messages(self, text: str, images: Sequence[Image.Image] = ()) -> list[dict[str, Any]]:
+        """The chat of one user turn. Raises `PromptError` where markers in the text and images differ in number."""
+        pieces = text.split(MARKER)
+        if len(pieces) == 1:
+            pieces = [*[""] * len(images), text]
+        if len(pieces) - 1 != len(images):
+            raise PromptError(
+                f"{len(pieces) - 1} image placeholders '{MARKER}' in the question but {len(images)} images: "
+                "write one for each image, or none"
+            )
+        content: list[dict[str, Any]] = []
+        for at, piece in enumerate(pieces):
+            if piece:
+                content.append({"type": "text", "text": piece})
+            if at < len(images):
+                content.append({"type": "image", "image": images[at]})
+        return [{"role": "user", "content": content}]
 
-    def encode(self, text: str, image: Image.Image | None = None) -> Prompt:
+    def encode(self, text: str, images: Sequence[Image.Image] = ()) -> Prompt:
         """A user turn through the real processor and chat template.
 
-        Raises `PromptError` where placeholders and features differ."""
+        Raises `PromptError` where placeholders and images or features differ."""
+        for token in (self.placeholder, *self.image_texts):
+            if token and token != MARKER and token in text:
+                raise PromptError(f"the question contains the model's own image token '{token}': take it out")
         out = self.processor.apply_chat_template(
-            self.messages(text, image), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            self.messages(text, images),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         )
-        pixels = {k: v for k, v in out.items() if k not in ("input_ids", "attention_mask", "token_type_ids")}
+        pixels = {key: out[key] for key in self.pixel_keys if key in out}
         prompt = Prompt(out["input_ids"][0], pixels)
         self.check_placeholders(prompt)
         return prompt
 
-    @abstractmethod
+    pixel_keys: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    """What the processor returns besides tokens and the backbone takes."""
+    image_texts: ClassVar[tuple[str, ...]] = ()
+    """More tokens that a question must not contain, because the processor would take them for pictures or videos."""
+
+    def image_features(self, pixels: Mapping[str, Tensor]) -> int:
+        """Number of features that the vision tower and the connector will make of `pixels`."""
+        raise NotImplementedError(f"{type(self).__name__} must count its image features")
+
     def check_placeholders(self, prompt: Prompt) -> None:
-        """Compares placeholder tokens with the features the vision tower will return; raises `PromptError`."""
+        """Compares placeholder tokens with image features; raises `PromptError`."""
+        if IMAGE not in self.modalities:
+            return
+        placeholders = int((prompt.input_ids == self.config.image_token_id).sum())
+        features = self.image_features(prompt.pixels) if prompt.pixels else 0
+        if placeholders != features:
+            raise PromptError(
+                f"{placeholders} image placeholder tokens but {features} image features: the processor's files do not "
+                "fit config.json, copy both from the same checkpoint"
+            )
+
+    def check_tokens(self) -> None:
+        """Raises `ModelError` where config.json and the tokenizer do not mean the same image token."""
+        if IMAGE not in self.modalities:
+            return
+        ours, theirs = self.config.image_token_id, self.tokenizer.convert_tokens_to_ids(self.placeholder)
+        if ours != theirs or theirs == self.tokenizer.unk_token_id:
+            raise ModelError(
+                f"{self.source}: config.json has image_token_id {ours}, the tokenizer has {theirs} for "
+                f"'{self.placeholder}': copy config.json and the tokenizer's files from the same checkpoint"
+            )
 
     @cached_property
     def anchors(self) -> dict[frozenset[str], Prompt]:
         """Prompts that a rank runs when it must run a module set but has no work for it."""
         anchors = {frozenset[str](): self.encode("-")}
         if IMAGE in self.modalities:
-            anchors[frozenset({IMAGE})] = self.encode("-", Image.new("RGB", (32, 32), (200, 60, 30)))
+            anchors[frozenset({IMAGE})] = self.encode("-", [Image.new("RGB", (32, 32), (200, 60, 30))])
         return anchors
 
     @cached_property
     def _reply_frame(self) -> tuple[str, str]:
         """What the chat template puts between the generation prompt and a reply, and after it (end of turn too)."""
         probe = "\u2603reply\u2603"
-        user = self.messages("-", None)
+        user = self.messages("-")
         reply = {
             "role": "assistant",
             "content": [{"type": "text", "text": probe}] if isinstance(user[0]["content"], list) else probe,
@@ -178,7 +294,11 @@ class Family(ABC):
         """Tokens that may never be sampled: specials (image placeholders too) but stops, and padded vocabulary."""
         added = [t for t, info in self.tokenizer.added_tokens_decoder.items() if info.special]
         beyond = range(len(self.tokenizer), self.vocab_size)
-        return tuple(sorted((set(added) | set(self.tokenizer.all_special_ids) | set(beyond)) - set(self.stop_ids)))
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        named = {token for name in names if (token := getattr(self.config, name, None)) is not None}
+        return tuple(
+            sorted((set(added) | set(self.tokenizer.all_special_ids) | set(beyond) | named) - set(self.stop_ids))
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -202,5 +322,21 @@ class Family(ABC):
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def export(self, folder: Path) -> None:
-        """Writes processor, tokenizer and chat template beside exported weights."""
-        self.processor.save_pretrained(folder)
+        """Writes processor, tokenizer and chat template beside exported weights: those of the checkpoint, unchanged."""
+        if self.source is None:
+            self.processor.save_pretrained(folder)
+        else:
+            copy_processor(self.source, folder)
+
+
+def bundle(owner: nn.Module, *leave_out: str) -> nn.Module:
+    """The direct children and parameters of a module as a module of their own, without those named: for parts that lie
+    inside others."""
+    out = nn.Module()
+    for name, child in owner.named_children():
+        if name not in leave_out:
+            out.add_module(name, child)
+    for name, parameter in owner.named_parameters(recurse=False):
+        if name not in leave_out:
+            out.register_parameter(name, parameter)
+    return out

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dyme.families import scratch
-from dyme.families.base import Family, Prompt
+from dyme.families.base import Family, PromptError
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -27,12 +26,7 @@ class CausalLM(Family):
     model_types = ("llama", "qwen2", "qwen3", "smollm3")
     modalities = frozenset()
 
-    @classmethod
-    def load(cls, path: Path, dtype: torch.dtype) -> tuple[Family, nn.Module]:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-        )
-        return cls(AutoTokenizer.from_pretrained(path, local_files_only=True), model.config), model
+    model_class = "AutoModelForCausalLM"
 
     @classmethod
     def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:
@@ -42,29 +36,13 @@ class CausalLM(Family):
         config = LlamaConfig(**llama_fields(spec, tokenizer))
         return cls(tokenizer, config), LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
 
-    def parts(self, model: Any) -> dict[str, nn.Module]:
-        return {"language": model.model, "head": self.head(model)}
+    def language(self, model: Any) -> nn.Module:
+        return model.model
 
-    def messages(self, text: str, image: Any) -> list[dict[str, Any]]:
-        if image is not None:
-            raise ValueError("this model is text-only and the record has an image: use a vision-language checkpoint")
+    def messages(self, text: str, images: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        if images:
+            raise PromptError("this model is text-only and the record has an image: use a vision-language checkpoint")
         return [{"role": "user", "content": text}]
-
-    def check_placeholders(self, prompt: Prompt) -> None:
-        """Text has no placeholders."""
-
-    def hidden(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Any,
-        position_ids: Tensor,
-        pixels: Mapping[str, Tensor],
-    ) -> Tensor:
-        out = model.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        )
-        return out.last_hidden_state
 
 
 def llama_fields(spec: Any, tokenizer: Any) -> dict[str, Any]:

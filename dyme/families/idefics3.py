@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+)
 
 from dyme.families import scratch
-from dyme.families.base import Family, ModelError, Prompt, PromptError
+from dyme.families.base import Family, ModelError, Prompt
 from dyme.families.causal_lm import llama_fields
-
-try:  # without torchvision transformers exposes the PIL image processor under its own name only
-    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil as ImageProcessor
-except ImportError:  # transformers 5.17 and older
-    from transformers import Idefics3ImageProcessor as ImageProcessor  # type: ignore[assignment]
 
 IMAGE_TOKEN, FAKE_TOKEN, GLOBAL_TOKEN = "<image>", "<fake_token_around_image>", "<global-img>"
 
@@ -35,12 +34,11 @@ class Idefics3(Family):
     name = "idefics3"
     model_types = ("idefics3",)
 
-    @classmethod
-    def load(cls, path: Path, dtype: torch.dtype) -> tuple[Family, nn.Module]:
-        model = Idefics3ForConditionalGeneration.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-        )
-        return cls(_load_processor(path), model.config), model
+    model_class = "Idefics3ForConditionalGeneration"
+    processor_class = "Idefics3Processor"
+    image_processor_class = "Idefics3ImageProcessor"
+    placeholder = IMAGE_TOKEN
+    pixel_keys = ("pixel_values", "pixel_attention_mask")
 
     @classmethod
     def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:
@@ -55,7 +53,7 @@ class Idefics3(Family):
         texts = [*texts, *["User: ", "Assistant: "] * scratch.FREQUENT]  # the words of the chat template
         tokenizer = scratch.train_tokenizer(texts, spec.vocab_size, [IMAGE_TOKEN, FAKE_TOKEN, *tags])
         side = {"longest_edge": spec.image_size}
-        image_processor = ImageProcessor(do_image_splitting=False, size=side, max_image_size=side)
+        image_processor = Idefics3ImageProcessorPil(do_image_splitting=False, size=side, max_image_size=side)
         processor = Idefics3Processor(
             image_processor, tokenizer, image_seq_len=(grid // spec.scale_factor) ** 2, chat_template=CHAT_TEMPLATE
         )
@@ -79,70 +77,29 @@ class Idefics3(Family):
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         return cls(processor, config), model
 
-    def parts(self, model: Any) -> dict[str, nn.Module]:
-        return {
-            "vision": model.model.vision_model,
-            "connector": model.model.connector,
-            "language": model.model.text_model,
-            "head": self.head(model),
-        }
+    def image_parts(self, model: Any) -> dict[str, nn.Module]:
+        return {"vision": model.model.vision_model, "connector": model.model.connector}
 
-    def messages(self, text: str, image: Any) -> list[dict[str, Any]]:
-        written, images = text.count(IMAGE_TOKEN), int(image is not None)
-        if written:
-            raise PromptError(
-                f"{written + images} image placeholders but {images} images: the text contains '{IMAGE_TOKEN}' itself, "
-                "take it out"
-            )
-        return super().messages(text, image)
+    def language(self, model: Any) -> nn.Module:
+        return model.model.text_model
 
-    def check_placeholders(self, prompt: Prompt) -> None:
-        placeholders = int((prompt.input_ids == self.config.image_token_id).sum())
-        features = 0
-        if prompt.pixels:
-            _, tiles, _, height, width = prompt.pixels["pixel_values"].shape
-            patch, shuffle = self.config.vision_config.patch_size, self.config.scale_factor
-            features = tiles * ((height // patch) * (width // patch) // shuffle**2)
-        if placeholders != features:
-            raise PromptError(
-                f"{placeholders} image placeholder tokens but {features} image features: image_seq_len in "
-                "processor_config.json does not fit the vision tower"
-            )
+    def image_features(self, pixels: Mapping[str, Tensor]) -> int:
+        _, tiles, _, height, width = pixels["pixel_values"].shape
+        patch, shuffle = self.config.vision_config.patch_size, self.config.scale_factor
+        return tiles * ((height // patch) * (width // patch) // shuffle**2)
 
     def collate_pixels(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """pixel_values [1, tiles, C, H, W] and pixel_attention_mask [1, tiles, H, W] over all prompts."""
         held = [p.pixels for p in prompts if p.pixels]
         return {key: torch.cat([pixels[key] for pixels in held], dim=1) for key in held[0]} if held else {}
 
-    def generate_pixels(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    def generate_inputs(self, prompts: Sequence[Prompt], input_ids: Tensor) -> dict[str, Tensor]:
         """generate splits by its batch dimension: [B, max tiles, ...]; the model drops all-zero padding tiles."""
         held = [p.pixels for p in prompts]
         if not held[0]:
             return {}
         tiles = max(pixels["pixel_values"].shape[1] for pixels in held)
         return {key: torch.cat([_pad_tiles(pixels[key], tiles) for pixels in held]) for key in held[0]}
-
-    def hidden(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Any,
-        position_ids: Tensor,
-        pixels: Mapping[str, Tensor],
-    ) -> Tensor:
-        out = model.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **pixels
-        )
-        return out.last_hidden_state
-
-
-def _load_processor(path: Path) -> Idefics3Processor:
-    """The checkpoint's processor from its parts: transformers 5.17 finds no image processor without torchvision when it
-    looks for one by itself."""
-    image_processor = ImageProcessor.from_pretrained(path, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    settings, _ = Idefics3Processor.get_processor_dict(path, local_files_only=True)
-    return Idefics3Processor.from_args_and_dict([image_processor, tokenizer], settings)
 
 
 def _pad_tiles(tensor: Tensor, tiles: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 
 from dyme.data import Record
 from dyme.families import Family, load_family
+from dyme.families.attention import resolve_attention, set_attention
 from dyme.predict.answer import Answer, parse_reply
 from dyme.predict.errors import PredictError
 from dyme.predict.settings import Settings
@@ -39,7 +40,7 @@ class Predictor:
         The sampling noise goes by seed and record id, so a row's answer does not depend on the rows around it.
         """
         settings = self.settings
-        book = PromptBook(self.family, settings.prompt, lambda _: None)
+        book = PromptBook(self.family, settings.prompt, lambda _: None, settings.max_pixels)
         rows = {
             i: RolloutRow(prompt, row_key(settings.seed, 0, record.id, 0))
             for i, record in enumerate(records)
@@ -60,6 +61,8 @@ def open_predictor(folder: Path, settings: Settings, device: str, dtype: str) ->
     quiet()
     where = _device(device)
     family, model = load_family(folder, settings.family, dtype)
+    whole, _ = resolve_attention("auto", "auto", dtype, cuda=where.type == "cuda")
+    set_attention(model, whole, whole)
     return Predictor(family, model.to(where).eval(), settings)
 
 

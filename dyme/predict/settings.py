@@ -25,6 +25,7 @@ class Settings:
     temperature: float
     seed: int
     family: str
+    max_pixels: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "prompt": self.prompt.model_dump()}
@@ -51,7 +52,12 @@ def resolve_settings(options: argparse.Namespace) -> tuple[Settings, list[str]]:
     if options.config is not None:
         cfg = load_config(options.config)
         family = cfg.model.family if recipe is None else recipe.family
-        recipe = Recipe(prompt=cfg.prompt, max_new_tokens=cfg.rollout.max_new_tokens, family=family)
+        recipe = Recipe(
+            prompt=cfg.prompt,
+            max_new_tokens=cfg.rollout.max_new_tokens,
+            family=family,
+            max_pixels=cfg.model.max_pixels,
+        )
     elif recipe is None:
         recipe = Recipe()
         if options.template is None and not options.direct:
@@ -69,7 +75,7 @@ def resolve_settings(options: argparse.Namespace) -> tuple[Settings, list[str]]:
     except ValidationError as error:
         raise PredictError(f"--template or --flag: {explain(error, PromptConfig)}") from None
     tokens = options.max_new_tokens or recipe.max_new_tokens
-    return Settings(prompt, tokens, options.temperature, options.seed, recipe.family), notes
+    return Settings(prompt, tokens, options.temperature, options.seed, recipe.family, recipe.max_pixels), notes
 
 
 def own_dtype(folder: Path) -> str:

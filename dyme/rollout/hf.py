@@ -68,7 +68,7 @@ def _generate_batch(family: Family, model: nn.Module, rows: Sequence[RolloutRow]
         mask[i, length - len(prompt) :] = 1
     keys = torch.tensor([row.key for row in rows], dtype=torch.int64, device=device)
     banned = torch.tensor(family.forbidden_ids, dtype=torch.int64, device=device)
-    pixels = {k: v.to(device) for k, v in family.generate_pixels(prompts).items()}
+    inputs = {k: v.to(device) for k, v in family.generate_inputs(prompts, ids).items()}
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=False,
@@ -82,7 +82,7 @@ def _generate_batch(family: Family, model: nn.Module, rows: Sequence[RolloutRow]
             attention_mask=mask.to(device),
             generation_config=config,
             logits_processor=LogitsProcessorList([KeyedSampler(keys, length, banned, sampling)]),
-            **pixels,
+            **inputs,
         )
     return [_cut(row, family.stop_ids) for row in tokens[:, length:].tolist()]
 

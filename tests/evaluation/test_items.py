@@ -72,7 +72,7 @@ def test_a_direct_reply_needs_no_flag_and_one_that_has_it_is_flagged():
 
 
 def test_the_keys_of_a_line(tmp_path):
-    record = Record("r1", "q", ("a", "b"), image=LazyImage(path=tmp_path / "x.png"), kind="k")
+    record = Record("r1", "q", ("a", "b"), images=(LazyImage(path=tmp_path / "x.png"),), kind="k")
     think, _ = judged("red 4\nAnswer: red", "no", record=record)
     direct, _ = judged("a", record=record, style="direct")
     line = item_line(record, {"think": think, "direct": direct})

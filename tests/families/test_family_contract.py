@@ -10,11 +10,12 @@ from conftest import open_processor
 from PIL import Image
 from torch import nn
 
-from dyme.families import FAMILIES, IMAGE, Family, build_family, load_family
+from dyme.families import IMAGE, Family, build_family, load_family
+from dyme.packing import pack
 
 TEXTS = ["What is the value of bar one?", "the red bar is 4.\nAnswer: 4", "Ünïcode ☃"]
 REPLIES = ["4", "the bar is 12.5 %\nAnswer: 12.5", "Ünïcode ☃ and <b>more</b>", "trailing space ", "a  b"]
-NAMES = sorted(FAMILIES)
+NAMES = ["causal_lm", "idefics3"]
 
 
 def build(name: str, spec: SimpleNamespace) -> tuple[Family, nn.Module]:
@@ -28,8 +29,8 @@ def built(request, tiny_spec) -> tuple[Family, nn.Module]:
     return build(request.param, tiny_spec)
 
 
-def picture(family: Family, color: str = "red") -> Image.Image | None:
-    return Image.new("RGB", (40, 24), color) if IMAGE in family.modalities else None
+def picture(family: Family, color: str = "red") -> list[Image.Image]:
+    return [Image.new("RGB", (40, 24), color)] if IMAGE in family.modalities else []
 
 
 def conversation(family: Family, question: str, reply: str | None, **options) -> list[int]:
@@ -120,12 +121,12 @@ def test_hidden_and_head_are_the_stock_forward(built):
     family, model = built
     prompt = family.encode("How tall?", picture(family))
     positions, start = family.prompt_positions(prompt)
-    allow = torch.ones(1, len(prompt), len(prompt), dtype=torch.bool).tril()
+    batch = pack(family, [(prompt, ())], prompt.modalities)
     with torch.no_grad():
         hidden = family.hidden(
             model,
             prompt.input_ids[None],
-            family.attention_mask(allow, positions[None]),
+            family.attention_mask(model, batch.layout),
             positions[None],
             family.collate_pixels([prompt]),
         )

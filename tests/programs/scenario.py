@@ -44,7 +44,7 @@ def build(lora_head: bool = False) -> tuple:
 
     def prompt(image: bool, words: int) -> Prompt:
         color = tuple(torch.randint(0, 255, (3,), generator=rng).tolist())
-        return family.encode("red " * words, Image.new("RGB", (32, 32), color) if image else None)
+        return family.encode("red " * words, [Image.new("RGB", (32, 32), color)] if image else [])
 
     def step(prompts: list[Prompt], live: list[tuple[int, int, float]], budget: int) -> Step:
         """live: (group, row or -1, advantage)."""

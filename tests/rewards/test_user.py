@@ -133,7 +133,11 @@ def test_pictures_are_decoded_for_functions_that_name_them(written):
         return Image.new("RGB", (4, 2))
 
     shared = LazyImage(draw=draw)
-    records = [Record("a", "?", ("1",), image=shared), Record("b", "?", ("1",)), Record("c", "?", ("1",), image=shared)]
+    records = [
+        Record("a", "?", ("1",), images=(shared,)),
+        Record("b", "?", ("1",)),
+        Record("c", "?", ("1",), images=(shared,)),
+    ]
     code = """
 def blind(completions, **columns): return [float("image" in columns)] * len(completions)
 def sees(image): return [None if each is None else each.width for each in image]

@@ -40,7 +40,7 @@ def chart_record(config: ChartsSource, index: int) -> Record:
         answers=(question.answer,),
         hint=hint,
         facts=facts(chart),
-        image=LazyImage(draw=draw),
+        images=(LazyImage(draw=draw),),
         kind=question.kind,
     )
 

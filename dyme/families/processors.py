@@ -1,0 +1,71 @@
+"""Processors of checkpoint folders, with and without torchvision.
+
+Without torchvision transformers has no video processors, and most vision-language processors insist on one. Pictures
+never need it, so there they are built without it; in all else they are transformers' own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoTokenizer
+from transformers.utils import is_torchvision_available
+
+FILES = (
+    "*.jinja",
+    "added_tokens.json",
+    "chat_template.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer*",
+    "video_preprocessor_config.json",
+    "vocab.*",
+)
+"""What processors and tokenizers of Hugging Face checkpoints consist of."""
+
+
+def load_processor(path: Path, processor_class: str | None, image_processor_class: str | None) -> Any:
+    """The processor of a checkpoint folder, or its tokenizer for text-only models. Raises OSError or ValueError."""
+    if processor_class is None:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    kind = getattr(transformers, processor_class)
+    if is_torchvision_available():
+        return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    assert image_processor_class is not None, "a processor of pictures has an image processor"
+    image_processor = _pil_class(image_processor_class).from_pretrained(path, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    settings, _ = kind.get_processor_dict(path, local_files_only=True)
+    parts = [image_processor, tokenizer]
+    if "video_processor" in kind.get_attributes():
+        parts, kind = [*parts, None], without_video(kind)
+    return kind.from_args_and_dict(parts, settings)
+
+
+def without_video(kind: type) -> type:
+    """A processor class that takes None for its video processor."""
+
+    def check(self: Any, name: str, value: Any) -> Any:
+        return type(None) if name == "video_processor" and value is None else checked(self, name, value)
+
+    checked = kind.check_argument_for_proper_class  # type: ignore[attr-defined]
+    return type(kind.__name__, (kind,), {"check_argument_for_proper_class": check, "__module__": kind.__module__})
+
+
+def _pil_class(name: str) -> Any:
+    """The image processor that works on PIL and NumPy alone. It got a name of its own after transformers 5.17."""
+    found = getattr(transformers, f"{name}Pil", None)
+    return found or getattr(transformers, name)
+
+
+def copy_processor(source: Path, folder: Path) -> None:
+    """Copies the files of a checkpoint's processor, tokenizer and chat template."""
+    for pattern in FILES:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
