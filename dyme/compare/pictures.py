@@ -39,7 +39,7 @@ class Pictures:
                 return None, self._why_no_record(item)
             if (record.question, record.answers) != (item.question, item.gold):
                 return None, "picture not shown: the data has changed since the evaluation"
-            return (record.image.load(), "") if record.image else (None, "")
+            return (record.shown(), "") if record.images else (None, "")
         except (ImageError, OSError) as error:
             return None, f"picture missing: {error}"
 

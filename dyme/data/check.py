@@ -58,7 +58,7 @@ def check(source: SourceConfig, decode_all: bool = False) -> Report:
             sizes[image.load().size] += 1
         except ImageError as error:
             broken[image] = str(error)
-    good = [r for r in records if r.image not in broken]
+    good = [r for r in records if not broken.keys() & set(r.images)]
     return Report(
         total=len(records) + len(records.bad),
         good=len(good),
@@ -117,7 +117,7 @@ def print_report(console: Console, named: NamedSource, report: Report) -> None:
 
 def _pictures(records: RecordSet) -> list[LazyImage]:
     """Every picture once, however many questions share it."""
-    return list(dict.fromkeys(r.image for r in records if r.image is not None))
+    return list(dict.fromkeys(image for r in records for image in r.images))
 
 
 def _spread(items: list[LazyImage], n: int) -> list[LazyImage]:
@@ -125,7 +125,8 @@ def _spread(items: list[LazyImage], n: int) -> list[LazyImage]:
 
 
 def _undecodable(records: RecordSet, broken: dict[LazyImage, str]) -> list[BadRow]:
-    return [BadRow(*records.origin(i), r.id, broken[r.image]) for i, r in enumerate(records) if r.image in broken]
+    first = [next((broken[image] for image in r.images if image in broken), "") for r in records]
+    return [BadRow(*records.origin(i), records[i].id, reason) for i, reason in enumerate(first) if reason]
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:

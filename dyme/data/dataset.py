@@ -42,17 +42,19 @@ class DatasetSource(Schema):
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """Decodes the picture of one row. Carries names only, so a record pickles without the data set behind it."""
+    """Decodes the picture of one row, or the `at`-th of a list of pictures. Carries names only, so a record pickles without the data set behind it."""
 
     folder: Path
     column: str
     row: int
+    at: int | None = None
 
     def __call__(self) -> Image.Image:
         """The picture in RGB. Raises `ImageError` when it is damaged, or the data set was since it was read."""
         name = f"{self.folder}: row {self.row + 1}, column {self.column!r}"
         try:
             cell = _pictures(self.folder, self.column)[self.row][self.column]
+            cell = cell if self.at is None else cell[self.at]
         except Exception as error:  # a folder that vanished or broke during a run costs its records, as a file does
             raise ImageError(f"{name}: cannot be read ({error}); write the data set again") from error
         return decode_bytes(cell["bytes"], name) if cell["bytes"] else decode(self.folder / cell["path"])
@@ -90,14 +92,20 @@ def _folder_of_split(root: Path, split: str | None) -> Path:
 
 def _items(folder: Path, config: DatasetSource) -> Iterator[Item]:
     """Rows with a lazy picture in each picture column; class labels by name, as a model is to write them."""
-    from datasets import ClassLabel, Image
+    from datasets import ClassLabel, Image, List
+    from pyarrow.compute import list_value_length
 
     dataset = _opened(folder)
     features = dataset.features
     columns = [name for name in features if isinstance(features[name], Image)]
     pictures = {name: dataset.data.column(name).is_null().to_pylist() for name in columns}
+    lists = {
+        name: list_value_length(dataset.data.column(name)).to_pylist()
+        for name, feature in features.items()
+        if isinstance(feature, List) and isinstance(feature.feature, Image)
+    }
     labels = {name: feature for name, feature in features.items() if isinstance(feature, ClassLabel)}
-    words = dataset.select_columns([name for name in features if name not in pictures])
+    words = dataset.select_columns([name for name in features if name not in pictures and name not in lists])
     # datasets counts no rows where it has no columns
     rows: Iterable[Row] = words if words.column_names else ({} for _ in range(len(dataset)))
     for index, row in enumerate(rows):
@@ -106,6 +114,8 @@ def _items(folder: Path, config: DatasetSource) -> Iterator[Item]:
         for name, empty in pictures.items():
             drawn = LazyImage(draw=StoredPicture(folder, name, index))
             row[name] = None if empty[index] else drawn
+        for name, lengths in lists.items():
+            row[name] = [LazyImage(draw=StoredPicture(folder, name, index, at)) for at in range(lengths[index] or 0)]
         yield Item(folder, index + 1, row, f"{config.split or folder.name}-{index + 1}")
 
 
@@ -130,6 +140,8 @@ def _opened(folder: Path) -> Dataset:
 @lru_cache(maxsize=8)
 def _pictures(folder: Path, column: str) -> Dataset:
     """The picture column alone and undecoded: our own decoding rules hold for every source."""
-    from datasets import Image
+    from datasets import Image, List
 
-    return _opened(folder).select_columns([column]).cast_column(column, Image(decode=False))
+    held = _opened(folder).select_columns([column])
+    raw = Image(decode=False)
+    return held.cast_column(column, List(raw) if isinstance(held.features[column], List) else raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -27,6 +28,21 @@ def decode_bytes(data: bytes, name: str) -> Image.Image:
     """As `decode`, for a picture that lies in memory; `name` stands for it in messages."""
     with _open(BytesIO(data), name) as image:
         return _upright(image, name)
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The pictures in a row on white, each as high as the highest; a single one as it is."""
+    if len(pictures) == 1:
+        return pictures[0]
+    height = max(p.height for p in pictures)
+    scaled = [p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]
+    gap = max(2, height // 50)
+    row = Image.new("RGB", (sum(p.width for p in scaled) + gap * (len(scaled) - 1), height), "white")
+    at = 0
+    for picture in scaled:
+        row.paste(picture, (at, 0))
+        at += picture.width + gap
+    return row
 
 
 def check_header(path: Path) -> tuple[int, int]:

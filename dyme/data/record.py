@@ -57,3 +57,9 @@ class Record:
     def image(self) -> LazyImage | None:
         """The first picture."""
         return self.images[0] if self.images else None
+
+    def shown(self) -> Image.Image:
+        """All pictures of a record that has some, side by side for people to look at. Raises `ImageError`."""
+        from dyme.data.images import side_by_side
+
+        return side_by_side([image.load() for image in self.images])

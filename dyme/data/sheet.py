@@ -44,13 +44,13 @@ def _lines(record: Record) -> list[str]:
 def _cell(sheet: Image.Image, record: Record, lines: list[str], left: int, top: int) -> None:
     font = ImageFont.load_default(12)
     pen = ImageDraw.Draw(sheet)
-    if record.image is not None:
+    if record.images:
         try:
-            picture = _fitted(record.image.load())
+            picture = _fitted(record.shown())
             sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + 8))
         except ImageError as error:
             pen.multiline_text((left + 10, top + 12), textwrap.fill(str(error), 58), fill="red", font=font)
-    text_top = top + (_PICTURE + 12 if record.image is not None else 12)
+    text_top = top + (_PICTURE + 12 if record.images else 12)
     pen.multiline_text((left + 10, text_top), "\n".join(lines), fill="black", font=font, spacing=3)
 
 

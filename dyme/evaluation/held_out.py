@@ -141,7 +141,7 @@ def _write_samples(
                 correct=verdict[index][0],
                 format=verdict[index][1],
                 guessed=parts.guessed,
-                image=metrics.save_image(record.id, record.image.load) if record.image else None,
+                image=metrics.save_image(record.id, record.shown) if record.images else None,
             )
         )
     metrics.log_samples(samples)

@@ -87,7 +87,7 @@ def judge(
 
 def item_line(record: Record, replies: Mapping[str, Sequence[Reply]]) -> dict[str, Any]:
     """The line of a record; a column that was not asked for is an empty list."""
-    path = record.image.path if record.image else None
+    path = record.images[0].path if len(record.images) == 1 else None  # several are read again from the data
     line = {
         "id": record.id,
         "kind": record.kind,

@@ -40,9 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _single(options: argparse.Namespace, settings: Settings) -> int:
-    if options.image is not None and not options.image.is_file():
-        raise PredictError(f"--image {options.image}: no such picture; correct the path")
-    question = single_question(options.question, options.image, options.choices or ())
+    images = options.image or []
+    for image in images:
+        if not image.is_file():
+            raise PredictError(f"--image {image}: no such picture; correct the path")
+    question = single_question(options.question, images, options.choices or ())
     assert question.record is not None  # a bad one raised
     predictor = _open(options, settings)
     if question.image and not predictor.sees:
@@ -51,8 +53,9 @@ def _single(options: argparse.Namespace, settings: Settings) -> int:
     if isinstance(answer, str):
         raise PredictError(answer)
     if options.json:
-        image = None if options.image is None else str(options.image)
-        print(json.dumps({"question": question.text, "image": image, **asdict(answer)}))
+        named = [str(image) for image in images]
+        shown = named if len(named) > 1 else next(iter(named), None)
+        print(json.dumps({"question": question.text, "image": shown, **asdict(answer)}))
         return 0
     _print_answer(answer, settings)
     return 0
@@ -157,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("question", nargs="?", help="one question; with --input FOLDER the question for every picture")
     add("--model", type=Path, required=True, help="Hugging Face folder, such as the export/ of a run")
-    add("--image", type=Path, help="picture that the question is about")
+    add("--image", type=Path, action="append", help="picture that the question is about; again for several")
     add("--choices", nargs="+", metavar="CHOICE", help="options of a multiple-choice question")
     add("--json", action="store_true", help="print one JSON object")
     add("--input", type=Path, help="a .jsonl of questions, or a folder of pictures")

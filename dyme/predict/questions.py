@@ -3,7 +3,7 @@ needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from dyme.data.rows import Item, Row, to_records
 from dyme.predict.errors import PredictError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-READ = ("id", "question", "image", "file_name")
+PICTURE_KEYS = ("image", "images", "file_name")
+READ = ("id", "question", *PICTURE_KEYS)
 NO_ANSWER = "-"  # a record has a gold answer; nothing here looks at it
 
 
@@ -21,22 +22,21 @@ NO_ANSWER = "-"  # a record has a gold answer; nothing here looks at it
 class Question:
     """One question. `record` is None where its row cannot be asked, and `error` says why.
 
-    `image` names the picture as the input does. `carried` are the other keys of the row, for the output.
+    `image` names the picture as the input does, or several in a list. `carried` are the other keys of the row, for the output.
     """
 
     id: str
     text: str
-    image: str | None
+    image: str | list[str] | None
     record: Record | None
     error: str = ""
     carried: Row = field(default_factory=dict)
 
 
-def single_question(text: str, image: Path | None, choices: Iterable[str] = ()) -> Question:
+def single_question(text: str, images: Sequence[Path] = (), choices: Iterable[str] = ()) -> Question:
     """A question as it stands on the command line."""
-    row = {"id": "question", "question": text, "choices": list(choices)}
-    if image is not None:
-        row["image"] = str(image.resolve())
+    pictures = [str(image.resolve()) for image in images]
+    row = {"id": "question", "question": text, "choices": list(choices), "images": pictures}
     question = _question(Item(Path("command line"), 1, row, "question"))
     if question.error:
         raise PredictError(question.error)
@@ -77,8 +77,8 @@ def _question(item: Item, pictures: Path | None = None) -> Question:
     record, bad = (rows[0], "") if len(rows) else (None, rows.bad[0].reason)
     name = record.id if record else rows.bad[0].record_id or item.name
     text = record.question if record else _text(seen.get("question"))
-    image = _text(seen.get("image")) or _text(seen.get("file_name")) or None
-    return Question(name, text, image, record, bad, carried)
+    image = next((seen[key] for key in PICTURE_KEYS if seen.get(key)), None)
+    return Question(name, text, image if isinstance(image, (str, list)) else None, record, bad, carried)
 
 
 def _some_choice(choices: Any) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from dyme.rewards.compose import UserScores
-from dyme.rewards.user import IMAGE, LoadedReward, told
+from dyme.rewards.user import IMAGE, IMAGES, PICTURES, LoadedReward, told
 
 MAX_HANGING = 3
 """Calls of a function that were left behind and still run, after which it is not called until one of them ends."""
@@ -30,7 +30,7 @@ MAX_REWARD = 1e9
 """Larger values are refused: their squares spoil the statistics of a group."""
 
 Columns = Mapping[str, Any]
-Pictures = Callable[[], list[Any]]
+Pictures = Callable[[], list[list[Any]]]
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,11 @@ class _Call:
         self._done.set()
 
     def _made(self, loop: asyncio.AbstractEventLoop) -> _Values:
-        given = {name: _copied(self._columns[name]) for name in self.reward.arguments if name != IMAGE}
-        if IMAGE in self.reward.arguments:
-            given[IMAGE] = self._pictures()
+        given = {name: _copied(self._columns[name]) for name in self.reward.arguments if name not in PICTURES}
+        if self.reward.arguments & set(PICTURES):
+            pictures = self._pictures()
+            columns = {IMAGES: pictures, IMAGE: [row[0] if row else None for row in pictures]}
+            given |= {name: column for name, column in columns.items() if name in self.reward.arguments}
         result = self.reward.function(**given)
         if inspect.isawaitable(result):
             result = loop.run_until_complete(self._awaited(result))

@@ -52,13 +52,14 @@ def reward_columns(
     }
 
 
-def pictures(records: Sequence[Record]) -> list[Any]:
-    """The picture of each record in RGB, None without one; a picture that several rows share is decoded once.
+def pictures(records: Sequence[Record]) -> list[list[Any]]:
+    """The pictures of each record in RGB; a picture that several rows share is decoded once.
 
     Raises `ImageError` for one that cannot be decoded.
     """
     decoded: dict[LazyImage, Any] = {}
     for record in records:
-        if record.image is not None and record.image not in decoded:
-            decoded[record.image] = record.image.load()
-    return [decoded[record.image] if record.image else None for record in records]
+        for image in record.images:
+            if image not in decoded:
+                decoded[image] = image.load()
+    return [[decoded[image] for image in record.images] for record in records]

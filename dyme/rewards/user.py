@@ -42,7 +42,7 @@ LISTS = (
 """Keyword arguments that are lists with one entry for each completion."""
 SCALARS = ("step", "trainer_state")
 """Keyword arguments that are one value for the call."""
-IMAGE = "image"
+IMAGE, IMAGES = PICTURES = ("image", "images")
 """A list too, but decoded only for functions that name it."""
 
 _REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)")
@@ -137,7 +137,7 @@ def _module(where: str, path: Path) -> ModuleType:
 
 def _arguments(where: str, function: Callable[..., Any]) -> frozenset[str]:
     """The names of ours that the function takes; all but the picture where it takes any."""
-    ours = (*LISTS, *SCALARS, IMAGE)
+    ours = (*LISTS, *SCALARS, *PICTURES)
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # a function of an extension module that does not say what it takes
@@ -152,7 +152,7 @@ def _arguments(where: str, function: Callable[..., Any]) -> frozenset[str]:
                 f"{where}: takes '{p.name}'{hint}, which is not given by name; allowed: {', '.join(sorted(ours))}"
             )
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return frozenset(name for name in ours if name in named or (takes_any and name != IMAGE))
+    return frozenset(name for name in ours if name in named or (takes_any and name not in PICTURES))
 
 
 def told(error: BaseException, path: Path) -> str:
