@@ -42,7 +42,8 @@ class DatasetSource(Schema):
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """Decodes the picture of one row, or the `at`-th of a list of pictures. Carries names only, so a record pickles without the data set behind it."""
+    """Decodes the picture of one row, or the `at`-th of a list of pictures. Carries names only, so a record pickles
+    without the data set behind it."""
 
     folder: Path
     column: str

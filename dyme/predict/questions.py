@@ -22,7 +22,8 @@ NO_ANSWER = "-"  # a record has a gold answer; nothing here looks at it
 class Question:
     """One question. `record` is None where its row cannot be asked, and `error` says why.
 
-    `image` names the picture as the input does, or several in a list. `carried` are the other keys of the row, for the output.
+    `image` names the picture as the input does, or several in a list. `carried` are the other keys of the row, for the
+    output.
     """
 
     id: str
