@@ -21,7 +21,7 @@ endif
 TRAIN := deepspeed --num_gpus $(NUM_RANKS) launchers/train.py
 PYTEST_ARGS ?=
 
-.PHONY: install quickstart quickstart-grpo test test-oldest test-all lint clean
+.PHONY: install quickstart quickstart-grpo test test-oldest test-all models lint clean
 
 install: $(STAMP)
 
@@ -63,6 +63,11 @@ $(OLDEST_STAMP): setup.py constraints.txt constraints-oldest.txt
 test-all: install lint
 	python -m pytest $(PYTEST_ARGS)
 	$(MAKE) test-oldest
+
+# The table of docs/models.md, from what the tests say; a failing test makes a "no" in it.
+models: install
+	-python -m pytest -m feature --features docs/models.json $(PYTEST_ARGS) tests/families tests/test_lora.py
+	python docs/make_models.py
 
 lint: install
 	ruff check .

@@ -15,6 +15,7 @@ import pytest
 import torch
 from checkpoints import makers
 from checkpoints.common import write_checkpoint
+from features import Features, tell
 from interpreter import interpret_triton
 from tiny import TINY
 
@@ -26,6 +27,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if not torch.cuda.is_available():
     interpret_triton()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--features", type=Path, help="write what the tests say about every family, for docs/models.md")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--features"):
+        config.pluginmanager.register(Features(config.getoption("--features")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        tell(item)
 
 
 @pytest.fixture(autouse=True)

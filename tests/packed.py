@@ -12,7 +12,7 @@ from dyme.families import Family, Prompt
 
 def packed_logprobs(family: Family, model: nn.Module, batch: Any) -> Tensor:
     """Log-probabilities [N] of a packed batch's targets, in the precision of the model."""
-    batch = batch.to(torch.device("cpu"), next(model.parameters()).dtype)
+    batch = batch.to(next(model.parameters()).device, next(model.parameters()).dtype)
     mask = family.attention_mask(model, batch.layout)
     hidden = family.hidden(model, batch.input_ids, mask, batch.position_ids, batch.pixels)
     logits = family.head(model)(hidden.flatten(0, 1)[batch.select])

@@ -38,7 +38,7 @@ def pytest_gpu(options: Options) -> dict[str, Any]:
     if importlib.util.find_spec("pytest") is None:
         raise Skip("pytest is not installed")
     # files without such tests may import what is not installed there
-    files = sorted(str(p) for p in (ROOT / "tests/kernels").glob("test_*.py") if "mark.gpu" in p.read_text())
+    files = sorted(str(p) for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text())
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"])[-1]

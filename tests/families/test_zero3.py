@@ -15,6 +15,7 @@ sys.path.insert(0, str(PROGRAMS))
 
 pytestmark = [pytest.mark.dist, pytest.mark.feature("ZeRO-3, 2 ranks")]
 
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, checkpoint):
     from conftest import run_on_ranks
