@@ -48,15 +48,15 @@ runs/quickstart/DONE:
 test: install lint
 	python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
 
-# The same tests with the oldest versions of torch, transformers and triton that are supported.
+# The same tests with the oldest versions of torch, transformers and triton that are supported, and with torchvision.
 test-oldest: $(OLDEST_STAMP)
 	PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
 
 $(OLDEST_STAMP): setup.py constraints.txt constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	grep -Ev '^(torch|transformers|triton|huggingface_hub)[=<>]' constraints.txt | cat constraints-oldest.txt - > $(OLDEST)/constraints.txt
+	grep -Ev '^(torch|torchvision|transformers|triton|huggingface_hub)[=<>]' constraints.txt | cat constraints-oldest.txt - > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install -q "$$(sed -n 's/^\(torch==.*\)/\1/p' constraints-oldest.txt)" -c $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install -q -e '.[test]' -c $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -q -e '.[test]' torchvision -c $(OLDEST)/constraints.txt
 	touch $@
 
 # Tests marked gpu skip themselves where there is no GPU.

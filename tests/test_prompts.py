@@ -11,7 +11,7 @@ from PIL import Image
 from dyme.config import PromptConfig
 from dyme.data import LazyImage, Record
 from dyme.families import Prompt, PromptError
-from dyme.prompts import PromptBook, has_reference, prompt_text, reply_text
+from dyme.prompts import PromptBook, fit_pixels, has_reference, prompt_text, reply_text
 
 RECORD = Record(id="r1", question="How tall?", answers=("3", "three"), hint=" it is 3. \n")
 THINK = PromptConfig(template="{question} End with '{flag}'.", answer_flag="Answer:")
@@ -127,3 +127,37 @@ def test_placeholder_mismatch_names_the_record(book, said):
     assert book.encode(replace(RECORD, id="p7", question="bad one")) is None
     assert said == ["record p7 left out: 1 placeholder but 0 features"]
     assert book.encode(RECORD) is not None  # the others go on
+
+
+# --- model.max_pixels ----------
+
+
+@pytest.mark.parametrize("size", [(400, 300), (1, 4000), (4000, 1), (101, 99), (50, 50)])
+@pytest.mark.parametrize("limit", [2500, 100, 1, None])
+def test_pictures_are_fitted_in_their_aspect_ratio(size, limit):
+    image = Image.new("RGB", size)
+    fitted = fit_pixels(image, limit)
+    if limit is None or size[0] * size[1] <= limit:
+        assert fitted is image
+        return
+    assert 0 < fitted.width * fitted.height <= limit
+    if limit == 2500 and min(size) > 1:
+        assert fitted.width / fitted.height == pytest.approx(size[0] / size[1], rel=0.03)
+        assert fitted.width * fitted.height > 0.9 * limit
+
+
+def test_resizing_is_said_once():
+    seen, said = [], []
+
+    class Sizes:
+        def encode(self, text: str, images: list[Image.Image]) -> Prompt:
+            seen.append([image.size for image in images])
+            return Prompt(torch.arange(3))
+
+    large = LazyImage(draw=lambda: Image.new("RGB", (40, 30)))
+    small = LazyImage(draw=lambda: Image.new("RGB", (4, 3)))
+    book = PromptBook(Sizes(), PromptConfig(template="{question}"), said.append, max_pixels=300)  # type: ignore[arg-type]
+    for name in ("a", "b"):
+        book.encode(replace(RECORD, id=name, images=(small, large)))
+    assert seen == [[(4, 3), (20, 15)]] * 2
+    assert said == ["pictures are resized to model.max_pixels=300, first that of record a: 40x30 to 20x15 (said once)"]

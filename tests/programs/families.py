@@ -1,7 +1,7 @@
 """Three steps of tiny checkpoints through the engine; rank 0 saves their gradients and weights.
 
-The steps hold what breaks ZeRO-3 in vision-language models: pictures and text in one step, several pictures in a prompt,
-a step of text alone though the vision tower is trained, a rank without a picture in its micro-batch.
+The steps hold what breaks ZeRO-3 in vision-language models: pictures and text in one step, several pictures in a
+prompt, a step of text alone though the vision tower is trained, a rank without a picture in its micro-batch.
 
 usage: torchrun --nproc_per_node N families.py OUT_DIR CHECKPOINT_DIR ...
 """

@@ -1,0 +1,22 @@
+"""Families are named in dyme/families/ only: what goes by a name elsewhere would have to change with every new one."""
+
+from __future__ import annotations
+
+import re
+
+from conftest import ROOT
+
+from dyme.families import FAMILIES
+
+# the kernels' presets and the benchmarks measure shapes of published models, which they call by name
+FOLDERS = ("dyme", "launchers", "kernels")
+WORDS = {"idefics", "smolvlm", "smollm", "qwen", "llava", "internvl", "gemma", "llama", "siglip"}
+
+
+def test_no_family_is_named_outside_its_folder():
+    assert all(any(word in name for word in WORDS) or name == "causal_lm" for name in FAMILIES)
+    pattern = re.compile("|".join([*WORDS, *FAMILIES]), re.IGNORECASE)
+    files = [f for folder in FOLDERS for f in (ROOT / folder).rglob("*.py") if "families" not in f.parts]
+    assert len(files) > 50
+    named = [f"{f.relative_to(ROOT)}: {m[0]}" for f in files if (m := pattern.search(f.read_text(encoding="utf-8")))]
+    assert named == []
