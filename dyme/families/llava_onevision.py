@@ -44,7 +44,9 @@ class LlavaOnevision(Family):
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         tiled = [n == 1 for n in pixels["batch_num_images"].tolist() for _ in range(n)]
         sizes = pixels["image_sizes"].tolist()
-        return sum(side**2 + (self._grid_features(size, side) if t else 1) for size, t in zip(sizes, tiled, strict=True))
+        return sum(
+            side**2 + (self._grid_features(size, side) if t else 1) for size, t in zip(sizes, tiled, strict=True)
+        )
 
     def _grid_features(self, size: list[int], side: int) -> int:
         """Features of a picture's tiles, `side` x `side` each, with the newlines."""

@@ -83,6 +83,32 @@ def processor_files(side: int, seq_length: int, max_patches: int) -> dict[str, A
     }
 
 
+def published_tokenizer_config(tokens: Any) -> dict[str, Any]:
+    """tokenizer_config.json in the form of the published checkpoints, which an older transformers wrote."""
+    special = {
+        str(at): {"content": str(token), "lstrip": False, "normalized": False, "rstrip": False, "special": True}
+        for at, token in tokens.added_tokens_decoder.items()
+    }
+    return {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": special,
+        "additional_special_tokens": [token["content"] for token in special.values()][1:],
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": tokens.eos_token,
+        "errors": "replace",
+        "extra_special_tokens": NAMED,
+        "model_max_length": 8192,
+        "pad_token": tokens.pad_token,
+        "processor_class": "InternVLProcessor",
+        "return_token_type_ids": False,
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+
+
 def tiny(language: str, **fields: Any) -> Tiny:
     """A tiny model over a language model of the given model_type."""
     tokens = tokenizer()
@@ -101,7 +127,8 @@ def tiny(language: str, **fields: Any) -> Tiny:
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4
     )
     model = InternVLForConditionalGeneration(config(tokens, text, vision, 4))
-    return Tiny(randomize(model), tokens, processor_files(16, 4, max_patches=6))
+    files = {**processor_files(16, 4, max_patches=6), "tokenizer_config.json": published_tokenizer_config(tokens)}
+    return Tiny(randomize(model), tokens, files)
 
 
 def shape_1b() -> Tiny:
