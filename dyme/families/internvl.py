@@ -1,8 +1,8 @@
 """InternVL 2.5, 3 and 3.5 in their Hugging Face format: InternViT tower, pixel shuffle and MLP, Qwen or Llama models.
 
-A picture becomes a grid of equal tiles and a thumbnail (none where the grid is one tile); every tile has the same number
-of features. `max_patches` of preprocessor_config.json bounds the tiles: the grid follows the picture's shape, not its
-size, so that `model.max_pixels` does not.
+A picture becomes a grid of equal tiles and a thumbnail (none where the grid is one tile); every tile has the same
+number of features. `max_patches` of preprocessor_config.json bounds the tiles, `model.max_pixels` hardly does: the grid
+follows the picture's shape more than its size.
 """
 
 from __future__ import annotations

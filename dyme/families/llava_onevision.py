@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -42,11 +43,12 @@ class LlavaOnevision(Family):
     def image_features(self, pixels: Mapping[str, Tensor]) -> int:
         """image_sizes [images, 2] (height, width); batch_num_images [prompts], the pictures of each."""
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
-        tiled = [n == 1 for n in pixels["batch_num_images"].tolist() for _ in range(n)]
-        sizes = pixels["image_sizes"].tolist()
-        return sum(
-            side**2 + (self._grid_features(size, side) if t else 1) for size, t in zip(sizes, tiled, strict=True)
-        )
+        total = 0
+        sizes = iter(pixels["image_sizes"].tolist())
+        for images in pixels["batch_num_images"].tolist():
+            for size in islice(sizes, images):
+                total += side**2 + (self._grid_features(size, side) if images == 1 else 1)
+        return total
 
     def _grid_features(self, size: list[int], side: int) -> int:
         """Features of a picture's tiles, `side` x `side` each, with the newlines."""
