@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from checkpoints import makers
 from checkpoints.common import write_checkpoint
 from checkpoints.internvl import published_tokenizer_config, tiny, tokenizer
 from packed import assert_close, gradients, packed_logprobs, separate_logprobs
+from safetensors.torch import load_file, save_file
 from test_every_family import picture
 
 from dyme.families import ModelError, PromptError, load_family
@@ -178,6 +181,17 @@ def test_internvl_without_named_tokens_is_refused(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "extra_special_tokens": named}))
     with pytest.raises(ModelError, match=r"tokenizer_config.json: names no video_token: take the checkpoint"):
         load_family(folder)
+
+
+def test_published_weights_of_llava_onevision(llava, checkpoint, tmp_path):
+    """Checkpoints on the Hub name the tower's weights as transformers did when they were written."""
+    shutil.copytree(checkpoint("llava-onevision"), tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    old = {re.sub(r"^vision_tower\.(?!vision_model)", "vision_tower.vision_model.", k): v for k, v in weights.items()}
+    assert set(old) != set(weights)
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    _, model = load_family(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), llava[1].parameters(), strict=True))
 
 
 def test_the_real_models_sizes():
