@@ -90,7 +90,8 @@ def test_several_pictures(opened):
     assert before.input_ids.tolist() == template_ids(family, family.messages(QUESTION, two), add_generation_prompt=True)
     one = family.encode(QUESTION, two[:1])
     count = lambda prompt: int((prompt.input_ids == family.config.image_token_id).sum())  # noqa: E731
-    assert count(before) > count(one) > 0
+    # not always more than of one: models that tile single pictures only
+    assert count(before) != count(one) and min(count(before), count(one)) > 0
     placed = family.encode("First <image> then <image> done", two)
     at = (placed.input_ids == family.config.image_token_id).nonzero()[:, 0]
     assert count(placed) == count(before) and (at.diff() > 1).any()
