@@ -19,7 +19,9 @@ from dyme.families.qwen3_vl import Qwen3VL
 
 __all__ = ["FAMILIES", "IMAGE", "Family", "ModelError", "Prompt", "PromptError", "build_family", "load_family"]
 
-FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Idefics3, Qwen2VL, Qwen2_5_VL, Qwen3VL, CausalLM)}
+FAMILIES: dict[str, type[Family]] = {
+    family.name: family for family in (Idefics3, Qwen2VL, Qwen2_5_VL, Qwen3VL, CausalLM)
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: a ViT of windows with a few blocks of full attention, a merger of 2 x 2 patches, a Qwen2.5 model, M-RoPE."""
+"""Qwen2.5-VL: a ViT of windows with a few blocks of full attention, a merger, a Qwen2.5 language model, M-RoPE."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from checkpoints.common import Tiny, randomize
-from checkpoints.qwen_vl import CLIP, SYSTEM, TEXT, TURNS, files, text_ids, token_ids, tokenizer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from checkpoints.common import Tiny, randomize
+from checkpoints.qwen_vl import CLIP, SYSTEM, TEXT, TURNS, files, published_config, text_ids, token_ids, tokenizer
 
 
 def tiny() -> Tiny:
@@ -32,11 +33,9 @@ def tiny() -> Tiny:
         ),
     )
     image = {"min_pixels": 256, "max_pixels": 1536, **CLIP}
-    return Tiny(
-        randomize(Qwen2_5_VLForConditionalGeneration(config)),
-        tokens,
-        files(tokens, "Qwen2_5_VL", SYSTEM + TURNS, 4, image, "Qwen2VLImageProcessor"),
-    )
+    model = randomize(Qwen2_5_VLForConditionalGeneration(config))
+    held = files(tokens, "Qwen2_5_VL", SYSTEM + TURNS, 4, image, "Qwen2VLImageProcessor")
+    return Tiny(model, tokens, {**held, "config.json": published_config(model.config, "qwen2_5_vl", flat=True)})
 
 
 def shape_3b() -> Tiny:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from checkpoints.common import Tiny, randomize
-from checkpoints.qwen_vl import CLIP, SYSTEM, TEXT, TURNS, files, text_ids, token_ids, tokenizer
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from checkpoints.common import Tiny, randomize
+from checkpoints.qwen_vl import CLIP, SYSTEM, TEXT, TURNS, files, published_config, text_ids, token_ids, tokenizer
 
 
 def tiny() -> Tiny:
@@ -23,11 +24,9 @@ def tiny() -> Tiny:
         ),
     )
     image = {"min_pixels": 256, "max_pixels": 1536, **CLIP}
-    return Tiny(
-        randomize(Qwen2VLForConditionalGeneration(config)),
-        tokens,
-        files(tokens, "Qwen2VL", SYSTEM + TURNS, 4, image, "Qwen2VLImageProcessor"),
-    )
+    model = randomize(Qwen2VLForConditionalGeneration(config))
+    held = files(tokens, "Qwen2VL", SYSTEM + TURNS, 4, image, "Qwen2VLImageProcessor")
+    return Tiny(model, tokens, {**held, "config.json": published_config(model.config, None, flat=True)})
 
 
 def shape_2b() -> Tiny:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from checkpoints.common import Tiny, randomize
-from checkpoints.qwen_vl import HALF, TEXT, TURNS, files, text_ids, token_ids, tokenizer
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from checkpoints.common import Tiny, randomize
+from checkpoints.qwen_vl import HALF, TEXT, TURNS, files, published_config, text_ids, token_ids, tokenizer
 
 
 def _tokenizer() -> Any:
@@ -38,9 +39,7 @@ def tiny() -> Tiny:
             **text_ids(tokens),
             head_dim=16,
             vocab_size=len(tokens) + 3,
-            rope_parameters=dict(
-                rope_type="default", rope_theta=5e6, mrope_section=[3, 3, 2], mrope_interleaved=True
-            ),
+            rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[3, 3, 2], mrope_interleaved=True),
         ),
         vision_config=dict(
             depth=3,
@@ -54,7 +53,9 @@ def tiny() -> Tiny:
             deepstack_visual_indexes=[0, 1],
         ),
     )
-    return Tiny(randomize(Qwen3VLForConditionalGeneration(config)), tokens, _files(tokens, 4, 256, 1536))
+    model = randomize(Qwen3VLForConditionalGeneration(config))
+    held = _files(tokens, 4, 256, 1536)
+    return Tiny(model, tokens, {**held, "config.json": published_config(model.config, "qwen3_vl", flat=False)})
 
 
 def shape_2b() -> Tiny:

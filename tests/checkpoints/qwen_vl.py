@@ -71,6 +71,32 @@ def text_ids(tokens: Any) -> dict[str, int]:
     return {"bos_token_id": tokens.pad_token_id, "eos_token_id": tokens.eos_token_id}
 
 
+def published_config(config: Any, vision_type: str | None, *, flat: bool) -> dict[str, Any]:
+    """config.json as the Hub has it, older than transformers 5: rope_theta and rope_scaling instead of rope_parameters,
+    and the language model's fields beside those of the whole (`flat`: Qwen2-VL and Qwen2.5-VL)."""
+
+    def fields(part: Any, *leave_out: str) -> dict[str, Any]:
+        return {
+            k: v
+            for k, v in part.to_diff_dict().items()
+            if v is not None and k not in (*leave_out, "transformers_version")
+        }
+
+    architecture = type(config).__name__.replace("Config", "ForConditionalGeneration")
+    text = fields(config.text_config, "model_type", "rope_parameters", "layer_types", "dtype")
+    rope = dict(config.text_config.rope_parameters)
+    text |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    if flat:
+        rope["type"] = "mrope"
+        del rope["rope_type"]
+    vision = fields(config.vision_config, "model_type", "rope_parameters", "dtype")
+    if vision_type is not None:
+        vision["model_type"] = vision_type
+    whole = fields(config, "text_config", "vision_config", "dtype")
+    held = text if flat else {"text_config": {"model_type": f"{config.model_type}_text", **text}}
+    return {**held, **whole, "architectures": [architecture], "torch_dtype": "bfloat16", "vision_config": vision}
+
+
 def files(
     tokens: Any, kind: str, template: str, patch_size: int, image: dict[str, Any], image_processor: str
 ) -> dict[str, Any]:
