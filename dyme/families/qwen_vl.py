@@ -8,6 +8,7 @@ with pictures ends at a smaller position than its length.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +29,14 @@ class QwenVL(Family):
     image_texts = ("<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     mergers: ClassVar[tuple[str, ...]] = ("merger",)
     """Children of the vision tower that make language-model features of its patches."""
+
+    @classmethod
+    def load(cls, path: Path, dtype: torch.dtype) -> tuple[Family, nn.Module]:
+        family, model = super().load(path, dtype)
+        # transformers refuses FlexAttention for these classes as a whole; their decoders call attention through the
+        # same interface as Qwen2 and Qwen3, which have it
+        family.language(model)._supports_flex_attn = True  # type: ignore[assignment]
+        return family, model
 
     def image_parts(self, model: Any) -> dict[str, nn.Module]:
         visual = model.model.visual

@@ -14,6 +14,7 @@ from packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from PIL import Image
 
 from dyme.families import FAMILIES, Family, Prompt, load_family
+from dyme.families.attention import set_attention
 from dyme.packing import pack
 from dyme.rollout import Rollout, RolloutRow, Sampling, generate
 
@@ -227,6 +228,20 @@ def test_deepstack(checkpoint):
             parameter.zero_()
         blind = packed_logprobs(family, model, pack(family, sequences, NONE))
         assert torch.allclose(blind[:5], blind[7:], atol=1e-9)
+
+
+def test_flex_attention(loaded):
+    """What a GPU trains with: the language model alone on FlexAttention, its block mask instead of the dense one."""
+    family, model = loaded
+    sequences = [(p, [[70, 80, 90], [71]]) for p in prompts(family)[:3]]
+    with torch.no_grad():
+        expected = packed_logprobs(family, model, pack(family, sequences, NONE))
+        flexible = set_attention(copy.deepcopy(model), "flex_attention", "sdpa")
+        assert flexible.model.language_model.config._attn_implementation == "flex_attention"
+        assert flexible.model.visual.config._attn_implementation == "sdpa"
+        with torch.compiler.set_stance("force_eager"):  # compiling takes a minute on a CPU
+            got = packed_logprobs(family, flexible, pack(family, sequences, NONE))
+        assert (got - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("frozen", [(), ("vision",), ("vision", "connector")])
