@@ -33,7 +33,7 @@ def loaded(request, checkpoint):
     return family, model.eval()
 
 
-def only(name: str, checkpoint):
+def in_float64(name: str, checkpoint):
     family, model = load_family(checkpoint(name))
     return family, model.double().eval()
 
@@ -168,7 +168,7 @@ def features(model, pixels) -> torch.Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_of_two_prompts_do_not_mix(name, checkpoint):
     """Windows and attention stay within a picture when the pictures of several prompts run together."""
-    family, model = only(name, checkpoint)
+    family, model = in_float64(name, checkpoint)
     sizes = [(40, 24), (9, 60), (24, 24)]
     held = [family.encode("What?", [picture(*size, seed)]) for seed, size in enumerate(sizes)]
     joined = family.collate_pixels([held[0], family.encode("text"), held[1], held[2]])
@@ -181,7 +181,7 @@ def test_pictures_of_two_prompts_do_not_mix(name, checkpoint):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_groups_with_different_pictures(name, checkpoint):
     """Each group keeps its own picture, whatever the order in the batch."""
-    family, model = only(name, checkpoint)
+    family, model = in_float64(name, checkpoint)
     branches = [[70, 80, 90], [71, 72]]
     groups = [(family.encode("What?", [picture(40, 24, seed)]), branches) for seed in (1, 2)]
     with torch.no_grad():
@@ -194,7 +194,7 @@ def test_two_groups_with_different_pictures(name, checkpoint):
 
 def test_windows(checkpoint):
     """The tiny checkpoint has several windows, and only its one block of full attention looks across them."""
-    family, model = only("qwen2.5-vl", checkpoint)
+    family, model = in_float64("qwen2.5-vl", checkpoint)
     pixels = family.encode("What?", [picture(40, 24)]).pixels  # 5 x 3 features in windows of 2 x 2
     visual = model.model.visual
     assert visual.config.fullatt_block_indexes == [1] and visual.config.depth == 3
@@ -212,7 +212,7 @@ def test_windows(checkpoint):
 
 def test_deepstack(checkpoint):
     """Pictures reach the decoder through the first layers too, each row of a packed batch with its own features."""
-    family, model = only("qwen3-vl", checkpoint)
+    family, model = in_float64("qwen3-vl", checkpoint)
     see = lambda seed: family.encode("What?", [picture(40, 24, seed)])  # noqa: E731
     branches = [[70, 80, 90], [71, 72]]
     sequences = [(see(1), branches), (family.encode("Say a number"), [[60, 61]]), (see(2), branches)]
