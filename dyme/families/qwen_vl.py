@@ -71,7 +71,7 @@ class QwenVL(Family):
         return torch.cat(rows, dim=1), start
 
     def generate_inputs(self, prompts: Sequence[Prompt], input_ids: Tensor) -> dict[str, Tensor]:
-        """mm_token_type_ids [B, L] is 1 at pictures: without it transformers has one-dimensional positions."""
+        """mm_token_type_ids [B, L], 1 at pictures: without it transformers refuses, or counts in one dimension."""
         pixels = self.collate_pixels(prompts)
         types = (input_ids == self.config.image_token_id).to(torch.int64)
         return {**pixels, "mm_token_type_ids": types} if pixels else {}
