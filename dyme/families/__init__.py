@@ -12,11 +12,13 @@ from torch import nn
 
 from dyme.families.base import IMAGE, Family, ModelError, Prompt, PromptError
 from dyme.families.causal_lm import CausalLM
+from dyme.families.gemma3 import Gemma3
 from dyme.families.idefics3 import Idefics3
+from dyme.families.smolvlm import SmolVLM
 
 __all__ = ["FAMILIES", "IMAGE", "Family", "ModelError", "Prompt", "PromptError", "build_family", "load_family"]
 
-FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Idefics3, CausalLM)}
+FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Idefics3, SmolVLM, Gemma3, CausalLM)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
