@@ -47,7 +47,7 @@ def tokenizer(named: dict[str, str] | None = None) -> Any:
     return held
 
 
-def files(side: int, image_seq_length: int, **options: Any) -> dict[str, Any]:
+def files(side: int, image_seq_length: int) -> dict[str, Any]:
     return {
         "preprocessor_config.json": {
             "image_processor_type": "Gemma3ImageProcessor",
@@ -66,7 +66,6 @@ def files(side: int, image_seq_length: int, **options: Any) -> dict[str, Any]:
             "resample": 2,
             "rescale_factor": 1 / 255,
             "size": {"height": side, "width": side},
-            **options,
         },
         "processor_config.json": {"image_seq_length": image_seq_length, "processor_class": "Gemma3Processor"},
     }
@@ -105,10 +104,10 @@ VISION = dict(
 )
 
 
-def tiny(features: int, **options: Any) -> Tiny:
+def tiny(features: int) -> Tiny:
     tokens = tokenizer(NAMED)
     made = config(tokens, dict(**TEXT, vocab_size=len(tokens) + 3), VISION, features)
-    return Tiny(randomize(Gemma3ForConditionalGeneration(made)), tokens, files(16, features, **options))
+    return Tiny(randomize(Gemma3ForConditionalGeneration(made)), tokens, files(16, features))
 
 
 def published() -> Tiny:
@@ -147,15 +146,8 @@ def text_only() -> Tiny:
     return Tiny(randomize(Gemma3ForCausalLM(made)), tokens)
 
 
-PAN_AND_SCAN = dict(
-    do_pan_and_scan=True,
-    pan_and_scan_max_num_crops=4,
-    pan_and_scan_min_crop_size=8,
-    pan_and_scan_min_ratio_to_activate=1.2,
-)
 CHECKPOINTS = {
     "gemma3": lambda: tiny(4),
-    "gemma3-crops": lambda: tiny(4, **PAN_AND_SCAN),
     "gemma3-large-pictures": lambda: tiny(16),  # a picture does not fit into the window
 }
 SHAPES = {"gemma3-4b": published}

@@ -12,7 +12,7 @@ from packed import packed_logprobs, separate_logprobs
 from PIL import Image
 from torch import Tensor
 
-from dyme.families import ModelError, PromptError, load_family
+from dyme.families import ModelError, Prompt, PromptError, load_family
 from dyme.packing import pack
 
 NONE: frozenset[str] = frozenset()
@@ -24,7 +24,7 @@ def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
 
 
-@pytest.fixture(scope="module", params=["gemma3", "gemma3-crops", "gemma3-large-pictures"])
+@pytest.fixture(scope="module", params=["gemma3", "gemma3-large-pictures"])
 def gemma(request, checkpoint):
     family, model = load_family(checkpoint(request.param))
     return family, model.double().eval()
@@ -101,17 +101,32 @@ def test_branches_count_the_window_from_the_prompt(gemma):
     assert (wrong - apart).abs().max() > 1e-3
 
 
-def test_crops_count_as_pictures(checkpoint):
-    family, model = load_family(checkpoint("gemma3-crops"))
+def test_crops_count_as_pictures(plain):
+    """The processor cuts crops only when a call asks for them, whatever preprocessor_config.json says; `encode` does
+    not. Where they come, each is a picture of its own."""
+    family, model = plain
     flat, square = pictures((70, 20), (16, 16))
-    prompt = family.encode("What is it?", [flat])
-    assert prompt.pixels["pixel_values"].shape == (5, 3, 16, 16)
-    assert family.image_blocks(prompt).max() + 1 == 5
+    assert family.encode("What is it?", [flat]).pixels["pixel_values"].shape == (1, 3, 16, 16)
+    text = family.processor.apply_chat_template(
+        family.messages("<image>, then <image>?", [square, flat]), add_generation_prompt=True, tokenize=False
+    )
+    out = family.processor(
+        text=text,
+        images=[[square, flat]],
+        do_pan_and_scan=True,
+        pan_and_scan_min_crop_size=8,
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    prompt = Prompt(out["input_ids"][0], {"pixel_values": out["pixel_values"]})
     assert "crops to help you see better" in family.tokenizer.decode(prompt.input_ids)
-    both = family.encode("<image>, then <image>?", [square, flat])
-    assert both.pixels["pixel_values"].shape[0] == family.image_blocks(both).max() + 1 == 6
-    off, _ = load_family(checkpoint("gemma3"))
-    assert off.encode("What is it?", [flat]).pixels["pixel_values"].shape == (1, 3, 16, 16)
+    assert len(prompt.pixels["pixel_values"]) == 6, "both pictures, and four crops of the flat one"
+    family.check_placeholders(prompt)
+    assert family.image_blocks(prompt).max() + 1 == 6
+    assert torch.equal((family.image_blocks(prompt) >= 0).long(), out["token_type_ids"][0])
+    branches = [[300, 301, 302], [303]]
+    apart = torch.cat([separate_logprobs(family, model, prompt, branch) for branch in branches])
+    assert (packed_logprobs(family, model, pack(family, [(prompt, branches)], NONE)) - apart).abs().max() < 1e-4
 
 
 def test_one_bos(plain):
@@ -154,7 +169,7 @@ def test_another_tokenizers_files(plain):
     family, _ = plain
     config = copy.copy(family.config)
     config.image_token_index = family.config.boi_token_index
-    with pytest.raises(ModelError, match="config.json has image_token_id .* for '<image_soft_token>'"):
+    with pytest.raises(ModelError, match=r"config\.json has image_token_id .* for '<image_soft_token>'"):
         type(family)(family.processor, config).check_tokens()
 
 
