@@ -14,3 +14,4 @@ class SmolVLM(Idefics3):
     model_class = "SmolVLMForConditionalGeneration"
     processor_class = "SmolVLMProcessor"
     image_processor_class = "SmolVLMImageProcessor"
+    image_texts = ("<video>",)  # the processor looks for a video wherever a text says so

@@ -19,8 +19,7 @@ CHAT_TEMPLATE = (
 TAGS = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
 
 
-def tokenizer(*more: str) -> Any:
-    """more: special tokens behind the others."""
+def tokenizer() -> Any:
     return train_tokenizer(
         [
             "<|endoftext|>",
@@ -31,7 +30,6 @@ def tokenizer(*more: str) -> Any:
             "<end_of_utterance>",
             "<global-img>",
             *TAGS,
-            *more,
         ],
         eos="<end_of_utterance>",
         pad="<|im_end|>",

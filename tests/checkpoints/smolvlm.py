@@ -18,7 +18,7 @@ def files(side: int, longest: int, image_seq_len: int) -> dict[str, Any]:
 
 
 def tiny() -> Tiny:
-    tokens = tokenizer("<video>")
+    tokens = tokenizer()
     config = SmolVLMConfig(  # type: ignore[call-arg]
         **fields(tokens, dict(**TEXT, vocab_size=len(tokens) + 3), VISION, scale_factor=2), tie_word_embeddings=False
     )
@@ -27,7 +27,7 @@ def tiny() -> Tiny:
 
 def published() -> Tiny:
     """SmolVLM2-500M-Video-Instruct."""
-    tokens = tokenizer("<video>")
+    tokens = tokenizer()
     config = SmolVLMConfig(  # type: ignore[call-arg]
         **fields(tokens, PUBLISHED_TEXT, PUBLISHED_VISION, scale_factor=4), tie_word_embeddings=False
     )
