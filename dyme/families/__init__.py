@@ -12,17 +12,20 @@ from torch import nn
 
 from dyme.families.base import IMAGE, Family, ModelError, Prompt, PromptError
 from dyme.families.causal_lm import CausalLM
+from dyme.families.gemma3 import Gemma3
 from dyme.families.idefics3 import Idefics3
 from dyme.families.internvl import InternVL
 from dyme.families.llava_onevision import LlavaOnevision
 from dyme.families.qwen2_5_vl import Qwen2_5_VL
 from dyme.families.qwen2_vl import Qwen2VL
 from dyme.families.qwen3_vl import Qwen3VL
+from dyme.families.smolvlm import SmolVLM
 
 __all__ = ["FAMILIES", "IMAGE", "Family", "ModelError", "Prompt", "PromptError", "build_family", "load_family"]
 
 FAMILIES: dict[str, type[Family]] = {
-    family.name: family for family in (Idefics3, LlavaOnevision, InternVL, Qwen2VL, Qwen2_5_VL, Qwen3VL, CausalLM)
+    family.name: family
+    for family in (Idefics3, SmolVLM, LlavaOnevision, InternVL, Qwen2VL, Qwen2_5_VL, Qwen3VL, Gemma3, CausalLM)
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -33,14 +33,15 @@ class Layout:
         return replace(self, branch=self.branch.to(device), depth=self.depth.to(device), block=block)
 
     def sees(self, b: Tensor, q: Tensor, k: Tensor, window: int | None = None) -> Tensor:
-        """Whether in row b the token q (query) attends to the token k: causal, to the prompt and the own branch, at
-        most `window` tokens of its path back; padding sees only itself."""
+        """Whether in row b the token q (query) attends to the token k: causal or in the same picture, to the prompt and
+        the own branch, less than `window` tokens of its path back; padding sees only itself."""
         mine, other = self.branch[b, q], self.branch[b, k]
-        allow = (k <= q) & ((other == mine) | (other == PROMPT)) & (mine != PADDING)
-        if window is not None:
-            allow = allow & (self.depth[b, q] - self.depth[b, k] < window)
+        allow = k <= q
         if self.block is not None:
             allow = allow | ((self.block[b, q] == self.block[b, k]) & (self.block[b, q] >= 0))
+        allow = allow & ((other == mine) | (other == PROMPT)) & (mine != PADDING)
+        if window is not None:  # also inside a picture: a window shorter than the picture cuts it
+            allow = allow & (self.depth[b, q] - self.depth[b, k] < window)
         return allow | (q == k)  # a fully masked row would be NaN
 
     def dense(self, window: int | None = None) -> Tensor:

@@ -281,8 +281,14 @@ class Family(ABC):
     def end_of_turn(self) -> int:
         """The token that ends a reply: the first token the chat template puts after it, else the tokenizer's EOS."""
         after = self.tokenizer(self._reply_frame[1], add_special_tokens=False)["input_ids"]
-        special = [t for t in after if t in set(self.tokenizer.all_special_ids)]
+        special = [t for t in after if t in self._special_ids]
         return special[0] if special else self.tokenizer.eos_token_id
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        """Special tokens, also those that the tokenizer has no name for."""
+        added = [t for t, info in self.tokenizer.added_tokens_decoder.items() if info.special]
+        return frozenset([*added, *self.tokenizer.all_special_ids])
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -292,13 +298,10 @@ class Family(ABC):
     @cached_property
     def forbidden_ids(self) -> tuple[int, ...]:
         """Tokens that may never be sampled: specials (image placeholders too) but stops, and padded vocabulary."""
-        added = [t for t, info in self.tokenizer.added_tokens_decoder.items() if info.special]
         beyond = range(len(self.tokenizer), self.vocab_size)
         names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         named = {token for name in names if (token := getattr(self.config, name, None)) is not None}
-        return tuple(
-            sorted((set(added) | set(self.tokenizer.all_special_ids) | set(beyond) | named) - set(self.stop_ids))
-        )
+        return tuple(sorted((self._special_ids | set(beyond) | named) - set(self.stop_ids)))
 
     @property
     def vocab_size(self) -> int:

@@ -20,10 +20,10 @@ CHAT_TEMPLATE = (
 
 
 class CausalLM(Family):
-    """Models of transformers' `AutoModelForCausalLM` with full attention."""
+    """Models of transformers' `AutoModelForCausalLM` with full or sliding-window attention."""
 
     name = "causal_lm"
-    model_types = ("llama", "qwen2", "qwen3", "smollm3")
+    model_types = ("llama", "qwen2", "qwen3", "smollm3", "gemma3_text")
     modalities = frozenset()
 
     model_class = "AutoModelForCausalLM"

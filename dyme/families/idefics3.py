@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
-    Idefics3ImageProcessorPil,
     Idefics3Processor,
 )
 
 from dyme.families import scratch
 from dyme.families.base import Family, ModelError, Prompt
 from dyme.families.causal_lm import llama_fields
+from dyme.families.processors import pil_class
 
 IMAGE_TOKEN, FAKE_TOKEN, GLOBAL_TOKEN = "<image>", "<fake_token_around_image>", "<global-img>"
 
@@ -53,7 +53,7 @@ class Idefics3(Family):
         texts = [*texts, *["User: ", "Assistant: "] * scratch.FREQUENT]  # the words of the chat template
         tokenizer = scratch.train_tokenizer(texts, spec.vocab_size, [IMAGE_TOKEN, FAKE_TOKEN, *tags])
         side = {"longest_edge": spec.image_size}
-        image_processor = Idefics3ImageProcessorPil(do_image_splitting=False, size=side, max_image_size=side)
+        image_processor = pil_class("Idefics3ImageProcessor")(do_image_splitting=False, size=side, max_image_size=side)
         processor = Idefics3Processor(
             image_processor, tokenizer, image_seq_len=(grid // spec.scale_factor) ** 2, chat_template=CHAT_TEMPLATE
         )

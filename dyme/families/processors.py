@@ -6,12 +6,13 @@ never need it, so there they are built without it; in all else they are transfor
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 FILES = (
@@ -38,7 +39,7 @@ def load_processor(path: Path, processor_class: str | None, image_processor_clas
     if is_torchvision_available():
         return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     assert image_processor_class is not None, "a processor of pictures has an image processor"
-    image_processor = _pil_class(image_processor_class).from_pretrained(path, local_files_only=True)
+    image_processor = pil_class(image_processor_class).from_pretrained(path, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     settings, _ = kind.get_processor_dict(path, local_files_only=True)
     parts = [image_processor, tokenizer]
@@ -48,19 +49,26 @@ def load_processor(path: Path, processor_class: str | None, image_processor_clas
 
 
 def without_video(kind: type) -> type:
-    """A processor class that takes None for its video processor."""
+    """A processor class that takes None for its video processor, also where it would ask it for the frames to sample
+    while it applies a chat template."""
 
     def check(self: Any, name: str, value: Any) -> Any:
         return type(None) if name == "video_processor" and value is None else checked(self, name, value)
 
     checked = kind.check_argument_for_proper_class  # type: ignore[attr-defined]
-    return type(kind.__name__, (kind,), {"check_argument_for_proper_class": check, "__module__": kind.__module__})
+    changed = {
+        "check_argument_for_proper_class": check,
+        "apply_chat_template": ProcessorMixin.apply_chat_template,
+        "__module__": kind.__module__,
+    }
+    return type(kind.__name__, (kind,), changed)
 
 
-def _pil_class(name: str) -> Any:
-    """The image processor that works on PIL and NumPy alone. It got a name of its own after transformers 5.17."""
-    found = getattr(transformers, f"{name}Pil", None)
-    return found or getattr(transformers, name)
+def pil_class(name: str) -> Any:
+    """The image processor that works on PIL and NumPy alone, taken from its own module: without torchvision,
+    transformers 5.17 exports a placeholder in its stead, though it does not need torchvision."""
+    found = getattr(transformers, f"{name}Pil")
+    return getattr(importlib.import_module(found.__module__), f"{name}Pil")
 
 
 def copy_processor(source: Path, folder: Path) -> None:

@@ -76,8 +76,34 @@ VISION = dict(
 )
 
 
-def processor_files(kind: str) -> dict[str, Any]:
-    """kind: Idefics3 or SmolVLM. Pictures of up to 32 pixels a side, in tiles of 16 and one of the whole."""
+PUBLISHED_TEXT = dict(
+    vocab_size=49280,
+    hidden_size=960,
+    intermediate_size=2560,
+    num_hidden_layers=32,
+    num_attention_heads=15,
+    num_key_value_heads=5,
+    head_dim=64,
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-5,
+    rope_theta=100000.0,
+    tie_word_embeddings=False,
+)
+"""SmolLM2-360M as the 500M models hold it: 128 tokens more than alone, and a head of its own."""
+PUBLISHED_VISION = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    image_size=512,
+    patch_size=16,
+)
+"""SigLIP-B/16."""
+
+
+def processor_files(kind: str, side: int = 16, longest: int = 32, image_seq_len: int = 4) -> dict[str, Any]:
+    """kind: Idefics3 or SmolVLM. Pictures of up to `longest` pixels a side, in tiles of `side` and one of the whole;
+    the defaults are those of the tiny models."""
     return {
         "preprocessor_config.json": {
             "image_processor_type": f"{kind}ImageProcessor",
@@ -90,12 +116,12 @@ def processor_files(kind: str) -> dict[str, Any]:
             "do_resize": True,
             "image_mean": [0.5, 0.5, 0.5],
             "image_std": [0.5, 0.5, 0.5],
-            "max_image_size": {"longest_edge": 16},
-            "size": {"longest_edge": 32},
+            "max_image_size": {"longest_edge": side},
+            "size": {"longest_edge": longest},
             "resample": 1,
             "rescale_factor": 1 / 255,
         },
-        "processor_config.json": {"image_seq_len": 4, "processor_class": f"{kind}Processor"},
+        "processor_config.json": {"image_seq_len": image_seq_len, "processor_class": f"{kind}Processor"},
     }
 
 
@@ -107,5 +133,14 @@ def tiny() -> Tiny:
     return Tiny(randomize(Idefics3ForConditionalGeneration(config)), tokens, processor_files("Idefics3"))
 
 
+def published() -> Tiny:
+    """SmolVLM-500M-Instruct (v1)."""
+    tokens = tokenizer()
+    config = Idefics3Config(  # type: ignore[call-arg]
+        **fields(tokens, PUBLISHED_TEXT, PUBLISHED_VISION, scale_factor=4), tie_word_embeddings=False
+    )
+    return Tiny(config, tokens, processor_files("Idefics3", 512, 2048, 64))
+
+
 CHECKPOINTS = {"smolvlm-v1": tiny}
-SHAPES: dict[str, Any] = {}
+SHAPES = {"smolvlm-500m": published}
