@@ -7,6 +7,7 @@ graph of the first micro-batch of a step (ZeRO-3 keeps the last step's gradient 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -66,6 +67,7 @@ class Engine:
         groups = parameter_groups(family.parts(model), cfg.optim)
         if not groups:
             raise ConfigError("model.freeze freezes every part: leave at least one to train")
+        self.trained = trained_digest(model)
         self.peaks = [group["lr"] for group in groups]
         ds = deepspeed_config(cfg)
         self.module = Policy(family, model, spec, cfg.train.logits_budget_mb).train()
@@ -283,6 +285,13 @@ def parameter_groups(parts: dict[str, nn.Module], optim: OptimConfig) -> list[di
                     }
                 )
     return groups
+
+
+def trained_digest(model: nn.Module) -> str:
+    """Tells apart models that do not train the same parameters: a hash of their names and shapes, before ZeRO-3 parts
+    them."""
+    lines = [f"{name} {tuple(p.shape)}\n" for name, p in model.named_parameters() if p.requires_grad]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def lr_factor(step: int, max_steps: int, optim: OptimConfig) -> float:

@@ -62,8 +62,8 @@ def matching_linears(family: Family, model: nn.Module, config: LoraConfig) -> li
     if config.vision and chosen.isdisjoint(vision):
         ends = list(dict.fromkeys(name.rpartition(".")[2] for name in vision))
         raise ConfigError(
-            f"model.lora.vision: no target matches a Linear of vision tower or connector, which have {', '.join(ends)}: "
-            "add one of them to model.lora.targets, or set model.lora.vision=false"
+            "model.lora.vision: no target matches a Linear of vision tower or connector, which have "
+            f"{', '.join(ends)}: add one of them to model.lora.targets, or set model.lora.vision=false"
         )
     return [name for name, _ in model.named_modules() if name in chosen]
 
@@ -89,8 +89,8 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """In here `model` computes what it did before `add_lora`, bit for bit.
 
-    The adapters still run and count zero times. Leaving them out would cost less and change the order of modules that
-    ZeRO-3 fetches parameters by: it would throw its trace away in every step.
+    The adapters still run and count zero times. Leaving them out would change the order of modules, which ZeRO-3
+    records and prefetches parameters by: it would record it anew before and after.
     """
     scalings = [layer.scaling for layer in lora_layers(model).values()]
     before = [dict(scaling) for scaling in scalings]
@@ -115,7 +115,7 @@ def merged(model: nn.Module) -> nn.Module:
         wide = torch.promote_types(base.weight.dtype, torch.float32)
         weight = base.weight.to(wide)
         for adapter, scaling in layer.scaling.items():  # type: ignore[union-attr, operator]
-            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight  # type: ignore[index]
+            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight  # type: ignore[index, union-attr]
             weight = weight + scaling * (up.to(wide) @ down.to(wide))
         base.weight.copy_(weight)
         parent, _, leaf = name.rpartition(".")

@@ -26,7 +26,9 @@ class LoraConfig(Schema):
     @model_validator(mode="after")
     def _named(self) -> LoraConfig:
         if not all(target.strip(". ") for target in self.targets):
-            raise ValueError("model.lora.targets holds an empty name: write ends of module names, e.g. [q_proj, v_proj]")
+            raise ValueError(
+                "model.lora.targets holds an empty name: write ends of module names, e.g. [q_proj, v_proj]"
+            )
         return self
 
     def check_freeze(self, freeze: Sequence[str]) -> None:
@@ -35,6 +37,6 @@ class LoraConfig(Schema):
         if clash := [part for part in freeze if part in held]:
             mend = "model.lora.vision=false" if clash[0] != "language" else "no model.lora"
             raise ValueError(
-                f"model.freeze names '{clash[0]}', to which model.lora adds adapters: take it out of model.freeze (LoRA "
-                f"freezes the model's own weights anyway), or set {mend}"
+                f"model.freeze names '{clash[0]}', to which model.lora adds adapters: take it out of model.freeze "
+                f"(LoRA freezes the model's own weights anyway), or set {mend}"
             )
