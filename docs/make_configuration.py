@@ -38,6 +38,7 @@ by hand.
 Nothing is loaded before the configuration is whole. Besides single values these combinations are refused:
 
 - `model.path` and `model.from_scratch` together, or neither;
+- `model.freeze` of a part that `model.lora` adds adapters to;
 - `prompt.style: direct` with another method than `sft`, or with `memorize.on_missing_trace: skip`;
 - sizes of `model.from_scratch` that do not divide each other (heads, patches, pixel shuffle);
 - a template without its placeholder, or a blank answer flag;

@@ -19,9 +19,11 @@ import torch
 import torch.distributed as dist
 
 from dyme.engine import Engine
+from dyme.lora import lora_layers, merged
 from dyme.recipe import Recipe, write_recipe
 
 STATE, BEST, PARTIAL = "state.json", "best.json", ".partial-"
+TRAINED = "trained"
 _NAME = re.compile(r"step-(\d{8})$")
 
 
@@ -58,7 +60,7 @@ def save(engine: Engine, folder: Path, state: TrainState, keep_last: int) -> Pat
     engine.ds.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
     engine.barrier()
     if engine.rank == 0:
-        _write_json(partial / STATE, asdict(state))
+        _write_json(partial / STATE, {**asdict(state), TRAINED: engine.trained})
         if target.exists():  # the step was saved before, e.g. as the best one: same weights
             shutil.rmtree(partial)
         else:
@@ -107,8 +109,10 @@ def load_newest(engine: Engine, folder: Path) -> TrainState | None:
         return None
     path = checkpoint_dir(folder, step)
     try:
-        state = TrainState(**json.loads((path / STATE).read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, TypeError) as error:
+        fields = json.loads((path / STATE).read_text(encoding="utf-8"))
+        trained = fields.pop(TRAINED, engine.trained)  # older checkpoints do not say
+        state = TrainState(**fields)
+    except (OSError, json.JSONDecodeError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path / STATE} cannot be read ({error}): delete the folder {path.name} to use the one before"
         ) from error
@@ -116,6 +120,11 @@ def load_newest(engine: Engine, folder: Path) -> TrainState | None:
         raise CheckpointError(
             f"{path} was written by {state.world_size} ranks, this run has {engine.world_size}: "
             "start as many ranks again"
+        )
+    if trained != engine.trained:  # DeepSpeed would give the states of some parameters to others of the same size
+        raise CheckpointError(
+            f"{path} was written by a run that trained other parameters: set model.lora and model.freeze as in its "
+            "config.yaml, or start in a new run.dir"
         )
     loaded, _ = engine.ds.load_checkpoint(str(folder), tag=path.name)
     if loaded is None:
@@ -125,9 +134,12 @@ def load_newest(engine: Engine, folder: Path) -> TrainState | None:
 
 
 def export(engine: Engine, folder: Path, recipe: Recipe) -> None:
-    """Writes the current weights as a Hugging Face folder with processor, tokenizer, chat template and dyme.json."""
+    """Writes the current weights as a Hugging Face folder with processor, tokenizer, chat template and dyme.json;
+    adapters are merged into them."""
     model = engine.refresh()
     if engine.rank == 0:
+        if lora_layers(model):
+            model = merged(model)
         partial = folder.with_name(f"{PARTIAL}{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)  # type: ignore[operator]

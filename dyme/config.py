@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from dyme.config_errors import ConfigError, explain
 from dyme.data import SourceConfig
 from dyme.evaluation.settings import EvaluateConfig
+from dyme.lora_config import LoraConfig
 from dyme.rewards.compose import RewardConfig
 from dyme.schema import Schema
 
@@ -84,6 +85,8 @@ class ModelConfig(Schema):
     """Compute precision; bf16 keeps fp32 master weights in the optimizer."""
     freeze: tuple[Part, ...] = ()
     """Parts that are not trained: vision, connector, language, head (as far as the family has them)."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of the weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     max_pixels: PositiveInt | None = None
@@ -96,9 +99,11 @@ class ModelConfig(Schema):
     """Of the language model in training, whose packed groups need a mask; auto: flex_attention on a GPU, else sdpa."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> ModelConfig:
+    def _consistent(self) -> ModelConfig:
         if (self.path is None) == (self.from_scratch is None):
             raise ValueError("set exactly one of model.path (a local checkpoint) and model.from_scratch")
+        if self.lora:
+            self.lora.check_freeze(self.freeze)
         return self
 
 

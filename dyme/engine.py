@@ -7,10 +7,12 @@ graph of the first micro-batch of a step (ZeRO-3 keeps the last step's gradient 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from dyme.config import ConfigError, OptimConfig, RunConfig
 from dyme.families.attention import resolve_attention, set_attention
 from dyme.families.base import Family
+from dyme.lora import add_lora
 from dyme.objective import LossInputs
 from dyme.packing import PackedBatch
 from dyme.policy import Policy
@@ -51,17 +54,20 @@ class Engine:
         whole, packed = resolve_attention(
             cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=self.device.type == "cuda"
         )
+        freeze_parts(family.parts(model), cfg.model.freeze)
+        if cfg.model.lora:
+            add_lora(family, model, cfg.model.lora, cfg.run.seed)
         self.copy = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
         set_attention(self.copy, whole, whole)
         set_attention(model, packed, whole)
-        frozen = copy.deepcopy(model) if spec.beta else None
+        self.has_reference = spec.beta > 0
+        frozen = copy.deepcopy(model) if self.has_reference and not cfg.model.lora else None
         if cfg.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-        parts = family.parts(model)
-        freeze_parts(parts, cfg.model.freeze)
-        groups = parameter_groups(parts, cfg.optim)
+        groups = parameter_groups(family.parts(model), cfg.optim)
         if not groups:
             raise ConfigError("model.freeze freezes every part: leave at least one to train")
+        self.trained = trained_digest(model)
         self.peaks = [group["lr"] for group in groups]
         ds = deepspeed_config(cfg)
         self.module = Policy(family, model, spec, cfg.train.logits_budget_mb).train()
@@ -100,10 +106,13 @@ class Engine:
 
     def reference_logprobs(self, batch: PackedBatch, inputs: LossInputs) -> Tensor:
         """Log-probabilities of the targets under the reference policy, float32 [N] on the host. All ranks call it
-        together."""
-        assert self.reference is not None, "only with beta > 0"
-        with torch.no_grad():
-            out = PolicyLossOutput(*self.reference(batch.to(self.device, self.dtype), inputs.to(self.device)))
+        together.
+
+        With LoRA that is the model without its adapters, so this engine runs it; else it is a frozen copy."""
+        assert self.has_reference, "only with beta > 0"
+        with torch.no_grad(), self.module.as_reference() if self.reference is None else nullcontext():
+            run = self.ds if self.reference is None else self.reference
+            out = PolicyLossOutput(*run(batch.to(self.device, self.dtype), inputs.to(self.device)))
         return out.logprobs.float().cpu()
 
     def step(self, factor: float) -> UpdateResult:
@@ -276,6 +285,13 @@ def parameter_groups(parts: dict[str, nn.Module], optim: OptimConfig) -> list[di
                     }
                 )
     return groups
+
+
+def trained_digest(model: nn.Module) -> str:
+    """Tells apart models that do not train the same parameters: a hash of their names and shapes, before ZeRO-3 parts
+    them."""
+    lines = [f"{name} {tuple(p.shape)}\n" for name, p in model.named_parameters() if p.requires_grad]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def lr_factor(step: int, max_steps: int, optim: OptimConfig) -> float:

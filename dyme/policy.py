@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,6 +12,7 @@ from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
 from torch import Tensor, nn
 
 from dyme.families.base import Family, ModelError
+from dyme.lora import adapters_off
 from dyme.objective import LossInputs
 from dyme.packing import PackedBatch
 from dyme_kernels import LossSpec, linear_policy_loss
@@ -21,7 +24,8 @@ class Policy(nn.Module):
 
     def __init__(self, family: Family, model: nn.Module, spec: LossSpec, logits_budget_mb: int) -> None:
         super().__init__()
-        self.family, self.model = family, model
+        self.family, self.model, self.spec = family, model, spec
+        policy = self
         head = family.head(model)
         if hasattr(
             head, "lora_A"
@@ -46,12 +50,26 @@ class Policy(nn.Module):
                 memorize=inputs.memorize,
                 segments=inputs.segments,
                 bias=bias,
-                spec=replace(spec, token_shaping=inputs.token_shaping),
+                spec=replace(policy.spec, token_shaping=inputs.token_shaping),
                 logits_budget_mb=logits_budget_mb,
             )
             return tuple(getattr(out, f.name) for f in fields(out))  # ZeRO-3's hooks see tensors in tuples only
 
         head.forward = types.MethodType(forward, head)  # type: ignore[method-assign]
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """In here a forward is that of the model before training, for models that train adapters only: without them,
+        without dropout, without the KL term."""
+        spec, training = self.spec, self.training
+        self.spec = replace(spec, beta=0.0)
+        self.eval()
+        try:
+            with adapters_off(self.model):
+                yield
+        finally:
+            self.spec = spec
+            self.train(training)
 
     def forward(self, batch: PackedBatch, inputs: LossInputs) -> Any:
         mask = self.family.attention_mask(self.model, batch.layout)

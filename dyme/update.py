@@ -74,7 +74,7 @@ class ComponentNorms:
 def with_reference(engine: Engine, work: Work) -> Work:
     """The same work with the log-probabilities of the reference policy, for all epochs; as it is where there is
     none."""
-    if engine.reference is None:
+    if not engine.has_reference:
         return work
     micro = [engine.reference_logprobs(m.batch, m.inputs) for m in _micro_batches(engine, work, work.weights)]
     return replace(work, ref_logprobs=micro)

@@ -2,7 +2,7 @@
 collectives.
 
 usage: torchrun --nproc_per_node N equality.py OUT_DIR [key=value of the DeepSpeed ZeRO section ...]
-environment: CHECKPOINTING=1; LORA_HEAD=1; LOSS=name of one of scenario.LOSSES
+environment: LORA_HEAD=1; LOSS=name of one of scenario.LOSSES; MODEL=JSON of more settings of the section `model`
 """
 
 from __future__ import annotations
@@ -77,17 +77,17 @@ def main() -> None:
         ds.write_text(json.dumps({"zero_optimization": zero}))
     dist.barrier()
     family, model, steps = scenario.build(lora_head=os.environ.get("LORA_HEAD") == "1")
-    checkpointing = os.environ.get("CHECKPOINTING") == "1"
-    cfg = scenario.config(deepspeed=str(ds), model={"path": "unused", "gradient_checkpointing": checkpointing})
+    settings = json.loads(os.environ.get("MODEL", "{}"))
+    cfg = scenario.config(deepspeed=str(ds), model={"path": "unused", **settings})
     loss = scenario.LOSSES[os.environ.get("LOSS", "plain")]
     engine = Engine(cfg, family, model, loss.spec)
-    names = {id(p): n for n, p in model.named_parameters()}
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     gradients, norms, micro, clipped = [], [], [], 0.0
     gathers, gathered = record_gathers(model, family.head(model).weight), []
     step_engine = engine.step
 
     def spy(factor: float):
-        gradients.append({names[id(p)]: safe_get_full_grad(p).clone() for p in model.parameters()})
+        gradients.append({n: safe_get_full_grad(p).clone() for n, p in trained.items()})
         result = step_engine(factor)
         norms.append(result.grad_norm)
         return result
@@ -110,7 +110,7 @@ def main() -> None:
         gathered.append(len(gathers) - before)
         if not math.isnan(stats.clipped_low):
             clipped += stats.clipped_low + stats.clipped_high
-    weights = {names[id(p)]: safe_get_full_fp32_param(p).clone() for p in model.parameters()}
+    weights = {n: safe_get_full_fp32_param(p).clone() for n, p in trained.items()}
     copied = {n: p.clone() for n, p in engine.refresh().named_parameters()}
     (out / f"trace{rank}.json").write_text(json.dumps(TRACE))
     if rank == 0:

@@ -118,6 +118,7 @@ LOSSES = {
     "clip": Loss(2, LossSpec(beta=0.3)),
     "gspo": Loss(2, LossSpec(surrogate="gspo", epsilon_low=0.02, epsilon_high=0.02, beta=0.05)),
 }
+LORA = {"r": 4, "alpha": 64, "vision": True}
 
 
 def row_loss(loss: Loss, row: LiveRow, logp: torch.Tensor, old: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
@@ -133,14 +134,19 @@ def row_loss(loss: Loss, row: LiveRow, logp: torch.Tensor, old: torch.Tensor, re
 def reference(
     loss: Loss = LOSSES["plain"],
     lora_head: bool = False,
+    model_settings: dict[str, object] | None = None,
 ) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor], list[float]]:
     """Gradients of every step before clipping, the final weights, and the gradient norms: one process, one row at a
-    time."""
+    time. `model_settings`: of the run configuration; with `lora` the adapters alone have gradients."""
     from dyme.engine import parameter_groups
+    from dyme.lora import add_lora
 
     family, model, steps = build(lora_head)
     initial = copy.deepcopy(model)
-    cfg = config()
+    cfg = config(model={"path": "unused", **(model_settings or {})})
+    if cfg.model.lora:
+        add_lora(family, model, cfg.model.lora, cfg.run.seed)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         parameter_groups(family.parts(model), cfg.optim), betas=cfg.optim.betas, eps=cfg.optim.eps
     )
@@ -154,9 +160,9 @@ def reference(
                 ref = row_logprobs(initial, step.prompts[row.group], tokens).detach()
                 old.setdefault(i, logp.detach())
                 (weight * row_loss(loss, row, logp, old[i], ref)).sum().backward()
-            zero = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-            gradients.append(zero | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-            for p in model.parameters():  # the vision tower of a text-only step has a zero gradient, not none
+            zero = {n: torch.zeros_like(p) for n, p in trained.items()}
+            gradients.append(zero | {n: p.grad.clone() for n, p in trained.items() if p.grad is not None})
+            for p in trained.values():  # the vision tower of a text-only step has a zero gradient, not none
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip)))
             optimizer.step()
