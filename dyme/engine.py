@@ -80,6 +80,7 @@ class Engine:
         )
         self._pairs = list(zip(model.parameters(), self.copy.parameters(), strict=True))
         self._fresh = False
+        self._whole = False
         self._finite = True
 
     # --- update -----------------------------------------------------------------------------------
@@ -144,8 +145,13 @@ class Engine:
         self._finite = True
 
     def weights_changed(self) -> None:
-        """Says that the rollout copy is out of date (after a checkpoint was loaded)."""
-        self._fresh = False
+        """Says that the rollout copy is out of date, in its frozen weights too (after a checkpoint was loaded)."""
+        self._fresh, self._whole = False, True
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many values are trained, over all ranks."""
+        return sum(copied.numel() for own, copied in self._pairs if own.requires_grad)
 
     # --- rollout copy -----------------------------------------------------------------------------
 
@@ -155,14 +161,14 @@ class Engine:
             bucket: list[tuple[Tensor, Tensor]] = []
             size = 0
             for source, target in self._pairs:
-                if source.requires_grad:
+                if source.requires_grad or self._whole:
                     bucket.append((source, target))
                     size += target.numel() * target.element_size()
                 if size >= REFRESH_BYTES:
                     self._copy(bucket)
                     bucket, size = [], 0
             self._copy(bucket)
-            self._fresh = True
+            self._fresh, self._whole = True, False
         return self.copy
 
     def _copy(self, bucket: list[tuple[Tensor, Tensor]]) -> None:

@@ -141,9 +141,11 @@ class Run:
         start = f"resuming at step {self.first_step}" if self.first_step else "starting"
         if self.changed:
             self.progress.say(f"settings changed since this run started: {', '.join(self.changed)}")
+        trained = self.engine.trained_parameters
+        part = f" ({trained / 1e6:.2f}M of them trained)" if trained < self.parameters else ""
         self.progress.say(
-            f"{start}: method {self.cfg.method}, {self.family.name} with {self.parameters / 1e6:.2f}M parameters, "
-            f"{len(self.records)} records ({bad} bad rows left out), {self.engine.world_size} ranks, "
+            f"{start}: method {self.cfg.method}, {self.family.name} with {self.parameters / 1e6:.2f}M parameters"
+            f"{part}, {len(self.records)} records ({bad} bad rows left out), {self.engine.world_size} ranks, "
             f"ZeRO stage {self.engine.stage}"
         )
 

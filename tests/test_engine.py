@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dyme.config import ConfigError, OptimConfig
-from dyme.engine import _unflatten, deepspeed_config, freeze_parts, lr_factor, parameter_groups
+from dyme.engine import Engine, _unflatten, deepspeed_config, freeze_parts, lr_factor, parameter_groups
 from dyme.families import ModelError
 from dyme.objective import LossInputs
 from dyme.packing import pack
@@ -126,3 +126,21 @@ def test_deepspeed_json(tmp_path):
 def test_ragged_lists_survive_flattening():
     lists = [[1, 2, 3], [], [7]]
     assert _unflatten([x for tokens in lists for x in (len(tokens), *tokens)]) == lists
+
+
+def test_frozen_weights_are_copied_again_after_a_checkpoint_only():
+    """They may have changed at model.path since the run started, and the checkpoint's are the ones that train."""
+    engine = object.__new__(Engine)
+    own = [torch.nn.Parameter(torch.ones(2), requires_grad=trains) for trains in (True, False)]
+    copied = [torch.zeros(2), torch.zeros(2)]
+    engine.stage, engine.copy = 2, torch.nn.Module()
+    engine._pairs, engine._fresh, engine._whole = list(zip(own, copied)), False, False
+    engine.refresh()
+    assert [t.tolist() for t in copied] == [[1, 1], [0, 0]] and engine.trained_parameters == 2
+    engine.weights_changed()
+    engine.refresh()
+    assert [t.tolist() for t in copied] == [[1, 1], [1, 1]]
+    copied[1].zero_()
+    engine._fresh = False  # as after a step
+    engine.refresh()
+    assert copied[1].tolist() == [0, 0]
