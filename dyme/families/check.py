@@ -161,18 +161,26 @@ def _counts(parts: dict[str, nn.Module]) -> dict[str, int]:
 def decoder_sizes(family: Family, model: Any) -> mem.Decoder:
     """Of a model, which may lie on the meta device."""
     config = family.config.get_text_config()
+    layers = family.decoder_layers(model)
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return mem.Decoder(
-        layers=len(family.decoder_layers(model)),
+        layers=len(layers),
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
         query=heads * width,
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
         vocab=family.vocab_size,
+        norms=_norms(layers[0], config.hidden_size),
         sliding=list(getattr(config, "layer_types", None) or ()).count("sliding_attention"),
         window=getattr(config, "sliding_window", None) or 0,
     )
+
+
+def _norms(layer: nn.Module, hidden: int) -> int:
+    """Modules whose weight is a vector of the hidden size."""
+    weights = (getattr(module, "weight", None) for module in layer.modules())
+    return sum(weight is not None and weight.shape == (hidden,) for weight in weights)
 
 
 def _tower(

@@ -31,7 +31,8 @@ class Zero:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Sizes of the language model. query, key_value: heads times their width. window: of the `sliding` layers."""
+    """Sizes of the language model. query, key_value: heads times their width. norms: of the hidden size, in a layer.
+    window: of the `sliding` layers."""
 
     layers: int
     hidden: int
@@ -39,6 +40,7 @@ class Decoder:
     query: int
     key_value: int
     vocab: int
+    norms: int = 2
     sliding: int = 0
     window: int = 0
 
@@ -176,10 +178,11 @@ def gathered(parameters: int, value_bytes: int, zero: Zero, ranks: int) -> int:
 
 def activations(decoder: Decoder, tokens: int, value_bytes: int, *, checkpointing: bool) -> int:
     """What the backward pass needs, for a micro-batch of `tokens`. Of one layer and token, with hidden size H, q (heads
-    times their width) and MLP width F: b (4 H + 4 q + 4 F) for the inputs of the Linears, queries, repeated keys and
-    values, and the gated MLP, and 8 H for the inputs of the norms in float32. Attention is a fused kernel: no scores.
-    With gradient checkpointing: b H for each layer, and one layer whole."""
-    layer = value_bytes * 4 * (decoder.hidden + decoder.query + decoder.intermediate) + 8 * decoder.hidden
+    times their width), MLP width F and m norms: b (4 q + 4 F) for queries, repeated keys and values, their output, and
+    the gated MLP, and (2 b + 4) m H for what goes into the norms, in float32, and comes out of them. Attention is a
+    fused kernel: no scores. With gradient checkpointing: b H for each layer, and one layer whole."""
+    layer = 4 * value_bytes * (decoder.query + decoder.intermediate)
+    layer += (2 * value_bytes + 4) * decoder.norms * decoder.hidden
     if checkpointing:
         return tokens * (decoder.layers * value_bytes * decoder.hidden + layer)
     return tokens * decoder.layers * layer
@@ -216,7 +219,7 @@ def loss_head(decoder: Decoder, logits_budget_mb: int, value_bytes: int, *, trai
 
 
 def kv_cache(decoder: Decoder, rows: int, tokens: int, value_bytes: int) -> int:
-    """2 b k for each layer, row and token of prompt and reply; layers with a sliding window keep the window only."""
+    """2 b k for each layer, row and token of prompt and reply; layers with a sliding window keep no more than that."""
     full, short = decoder.layers - decoder.sliding, min(tokens, decoder.window) if decoder.sliding else 0
     return 2 * value_bytes * decoder.key_value * rows * (full * tokens + decoder.sliding * short)
 

@@ -91,8 +91,8 @@ def test_a_missing_tokenizer(folder, monkeypatch):
 
 
 def test_a_missing_chat_template(folder, monkeypatch):
-    assert chat_template_file(folder) == "chat_template.jinja"
-    (folder / "chat_template.jinja").unlink()
+    assert chat_template_file(folder) is not None
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
     for name in ("tokenizer_config.json", "processor_config.json", "chat_template.json"):
         if (folder / name).exists():
             edit(folder / name, lambda fields: fields.pop("chat_template", None))
