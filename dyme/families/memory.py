@@ -104,15 +104,16 @@ def estimate(load: Load, zero: Zero, decoder: Decoder, tower: Tower | None = Non
     stays = {name: size for name, (size, away) in shards.items() if not away}
     stays["gradient buckets"] = buckets(zero, b) if zero.stage == 3 else 0
     stays["rollout copy"] = rollout_copy(load.parameters, b)
+    tokens = max(load.token_budget, load.prompt + load.reply)  # a single row is never split
     pictures = max(1, load.token_budget // max(1, load.prompt))
     update = {
         "gathered weights": gathered(load.parameters, b, zero, n),
         "gradient buckets": buckets(zero, b) if zero.stage < 3 else 0,
-        "activations": activations(decoder, load.token_budget, b, checkpointing=load.checkpointing),
+        "activations": activations(decoder, tokens, b, checkpointing=load.checkpointing),
         "vision activations": tower_activations(
             tower, pictures, b, trained=load.trains_tower, checkpointing=load.checkpointing
         ),
-        "attention mask": attention_mask(load.token_budget, 1 if load.checkpointing else decoder.layers, b)
+        "attention mask": attention_mask(tokens, 1 if load.checkpointing else decoder.layers, b)
         if load.dense_mask
         else 0,
         "loss head": loss_head(decoder, load.logits_budget_mb, b, trained=load.trains_head),

@@ -286,6 +286,9 @@ def test_settings_of_the_run_count(checkpoint, yaml_of):
         "rollout copy",
     }
     assert plain.peak == sum(plain.stays.values()) + sum(plain.update.values()) > sum(plain.rollout.values())
+    longest = check(folder).pictures[0].prompt + 256
+    short = of(train={"token_budget": 8})  # a single row is never split
+    assert short.update["activations"] * 8192 == plain.update["activations"] * longest
     assert of(train={"logits_budget_mb": 300}).peak - plain.peak == 44 * 2**20
 
 
