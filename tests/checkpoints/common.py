@@ -76,12 +76,29 @@ def randomize(model: nn.Module, std: float = 0.15) -> nn.Module:
     return model
 
 
-def write_checkpoint(folder: Path, tiny: Tiny) -> Path:
-    """Writes a checkpoint as it lies on the Hub."""
+def write_checkpoint(folder: Path, tiny: Tiny, random_weights: bool = False) -> Path:
+    """Writes a checkpoint as it lies on the Hub.
+
+    Where `tiny.model` is a configuration there are no weights, or with `random_weights` those of a fresh model in
+    bfloat16.
+    """
+    from transformers import PretrainedConfig
+
     folder.mkdir(parents=True, exist_ok=True)
-    tiny.model.save_pretrained(folder)
+    model = tiny.model
+    if random_weights and isinstance(model, PretrainedConfig):
+        model = _fresh(model)
+    model.save_pretrained(folder)
     tiny.tokenizer.save_pretrained(folder)
     for name, content in tiny.files.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=2)
         (folder / name).write_text(text, encoding="utf-8")
     return folder
+
+
+def _fresh(config: Any) -> nn.Module:
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    torch.manual_seed(5)
+    return (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_config(config, dtype=torch.bfloat16)

@@ -47,6 +47,13 @@ def test_broken_json(tmp_path, text):
         ({"model_type": "xyz"}, "model_type 'xyz' is not supported; supported: "),
         ({}, "model_type '' is not supported"),
         ([1, 2], "model_type '' is not supported"),
+        (
+            {"model_type": "lama", "auto_map": {}},
+            "give the converted Hugging Face checkpoint (often named ",
+        ),
+        ({"model_type": "internvl_chat"}, "'internvl_chat' is not supported: it runs code of its own, give the conver"),
+        ({"model_type": "llava", "architectures": ["LlavaQwenForCausalLM"]}, ": it runs code of its own, give the con"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, "the weights are quantized (awq)"),
     ],
 )
 def test_unsupported_models(tmp_path, fields, text):
@@ -59,14 +66,8 @@ def test_another_familys_checkpoint(tmp_path):
     assert "model_type 'llama' is of family 'causal_lm', not model.family=idefics3" in message
 
 
-def test_missing_weights(tmp_path):
-    assert f"model.path: {tmp_path} cannot be loaded: " in refused(config(tmp_path, {"model_type": "llama"}))
-
-
-def test_a_missing_tokenizer(tmp_path, tiny_spec):
-    _, model = build_family("causal_lm", tiny_spec, TEXTS)
-    model.save_pretrained(tmp_path)
-    assert "cannot be loaded: " in refused(tmp_path)
+def test_an_empty_folder(tmp_path):
+    assert f"{tmp_path}/tokenizer.json does not exist" in refused(config(tmp_path, {"model_type": "llama"}))
 
 
 # --- tokenizers ----------

@@ -1,0 +1,76 @@
+"""python -m dyme.families check PATH [--config RUN.yaml] [--image FILE | --size WxH] [--gpus N] [--json]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from dyme.config import ConfigError, load_config
+from dyme.families import ModelError
+from dyme.families.check import check
+from dyme.families.lines import lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 where the checkpoint can be trained, else 1 with one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        cfg = load_config(options.config) if options.config else None
+        report = check(options.path, cfg, _pictures(options), options.gpus)
+    except (ConfigError, ModelError) as error:
+        print(f"not usable: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(asdict(report) | {"peak": report.estimate.peak}, indent=1))
+    else:
+        print("\n".join(lines(report)))
+    if report.missing:
+        print(f"not usable: {report.missing}", file=sys.stderr)
+    return int(report.missing is not None)
+
+
+def _pictures(options: argparse.Namespace) -> list[Image.Image]:
+    if options.size:
+        return [Image.new("RGB", options.size, "white")]
+    if options.image is None:
+        return []
+    try:
+        return [Image.open(options.image).convert("RGB")]
+    except (OSError, UnidentifiedImageError) as error:
+        raise ConfigError(f"--image {options.image}: cannot be read as a picture ({error})") from error
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"'{text}': write width and height in pixels, such as 600x400")
+    return int(width), int(height)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}': write a number of GPUs, such as 8")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dyme.families", description="Look at a model before training it.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    looks = commands.add_parser("check", help="is a checkpoint supported and whole, and what would training it take")
+    looks.add_argument("path", type=Path, help="local Hugging Face checkpoint folder")
+    looks.add_argument("--config", type=Path, help="run YAML, for the estimate of memory and for model.max_pixels")
+    shown = looks.add_mutually_exclusive_group()
+    shown.add_argument("--image", type=Path, help="a picture like those of the data")
+    shown.add_argument("--size", type=_size, metavar="WxH", help="its size alone")
+    looks.add_argument("--gpus", type=_count, default=1, metavar="N", help="GPUs of the run (default 1)")
+    looks.add_argument("--json", action="store_true", help="everything as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""Check: what a checkpoint is and what training it would take, from its text files and the headers of its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import nn
+
+from dyme.config import ConfigError, RunConfig
+from dyme.families import DTYPES, Family, ModelError, PromptError, find_family, open_family
+from dyme.families import memory as mem
+from dyme.families.attention import resolve_attention
+from dyme.families.base import IMAGE
+from dyme.families.files import chat_template_file, check_fit, has_weights, read_weights, skeleton
+from dyme.prompts import fit_pixels
+
+SIZES = ((600, 400), (1200, 800))
+QUESTION = "What is shown in this picture?"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of `size` becomes `tokens` image tokens in a prompt of `prompt` tokens. resized: its size after
+    model.max_pixels, None where that changes nothing."""
+
+    size: tuple[int, int]
+    resized: tuple[int, int] | None
+    tokens: int
+    prompt: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the check found. parts: parameters by part, shared ones counted once. files, dtypes: None without weights.
+    special: role -> tokens. missing: why the checkpoint cannot be used although the rest of this is right."""
+
+    path: str
+    family: str
+    model_type: str
+    parts: dict[str, int]
+    parameters: int
+    tied: bool
+    files: dict[str, int] | None
+    dtypes: dict[str, int] | None
+    unused: tuple[str, ...]
+    layers: int
+    context: int | None
+    chat_template: str
+    text_prompt: int
+    pictures: tuple[Picture, ...]
+    special: dict[str, str]
+    packs: bool
+    run: str
+    trained: int
+    estimate: mem.Estimate
+    missing: str | None
+
+
+def check(
+    path: str | Path, cfg: RunConfig | None = None, pictures: Sequence[Image.Image] = (), ranks: int = 1
+) -> Report:
+    """Looks at a checkpoint folder and at what a run of `cfg` (without one: `defaults`) takes on `ranks` GPUs.
+
+    `pictures` stand for those of the records. No weights are read. Raises `ModelError` and `ConfigError`.
+    """
+    folder = Path(path)
+    cfg, zero, source = (cfg, read_zero(cfg), cfg.deepspeed) if cfg else (defaults(folder), mem.Zero(), "")
+    if cfg.model.family != "auto":
+        find_family(folder, cfg.model.family)
+    family = open_family(folder, cfg.model.family)
+    model = skeleton(type(family), family.config, DTYPES[cfg.model.dtype])
+    weights = read_weights(folder) if has_weights(folder) else None
+    unused = check_fit(folder, model, weights) if weights else ()
+    pictures = pictures or [Image.new("RGB", size, "white") for size in SIZES]
+    prompt_text = cfg.prompt.template.replace("{flag}", cfg.prompt.answer_flag).replace("{question}", QUESTION)
+    seen = [_picture(family, cfg, prompt_text, image) for image in pictures] if IMAGE in family.modalities else []
+    text_prompt = len(family.encode(prompt_text))
+    parts = family.parts(model)
+    trained, load = _load(family, model, cfg, ranks, max([text_prompt, *(p.prompt for p in seen)]))
+    return Report(
+        path=str(folder),
+        family=family.name,
+        model_type=family.config.model_type,
+        parts=_counts(parts),
+        parameters=_count(model.parameters()),
+        tied=any(p is family.head(model).weight for p in parts["language"].parameters()),
+        files=dict(weights.files) if weights else None,
+        dtypes=dict(weights.values) if weights else None,
+        unused=unused,
+        layers=len(family.decoder_layers(model)),
+        context=getattr(family.config.get_text_config(), "max_position_embeddings", None),
+        chat_template=chat_template_file(folder) or "",
+        text_prompt=text_prompt,
+        pictures=tuple(seen),
+        special=_special(family),
+        packs=family.packs_trees,
+        run=_run_line(cfg, zero, source, ranks),
+        trained=trained,
+        estimate=mem.estimate(load, zero, decoder_sizes(family, model), _tower(family, model, seen, pictures)),
+        missing=None if weights else f"{folder} has no weights: copy its safetensors files",
+    )
+
+
+def defaults(folder: Path) -> RunConfig:
+    """The run that is assumed without --config: all defaults, in bf16."""
+    tree = {"model": {"path": str(folder), "dtype": "bf16"}, "data": {"train": {"source": "charts", "count": 1}}}
+    return RunConfig.model_validate(tree)
+
+
+def read_zero(cfg: RunConfig) -> mem.Zero:
+    """What of the DeepSpeed JSON decides about memory. Raises `ConfigError`."""
+    path = Path(cfg.deepspeed)
+    try:
+        ds = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"deepspeed: {path} cannot be read ({error.strerror}); see ds_configs/") from error
+    except ValueError as error:
+        raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from error
+    zero = {k: v for k, v in ds.get("zero_optimization", {}).items() if v != "auto"}
+    if zero.get("stage") not in (1, 2, 3):
+        raise ConfigError(f"deepspeed: {path} needs zero_optimization.stage 1, 2 or 3, it has {zero.get('stage')}")
+    adds_up_in = ds.get("data_types", {"grad_accum_dtype": "fp32"}).get("grad_accum_dtype")
+    return mem.Zero(
+        stage=zero["stage"],
+        offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
+        offload_param=zero.get("offload_param", {}).get("device", "none") != "none",
+        gradient_bytes=4 if adds_up_in == "fp32" else None,
+        bucket=int(zero.get("reduce_bucket_size", 5e8)) if zero.get("contiguous_gradients", True) else 0,
+        buckets=2 if zero["stage"] < 3 and zero.get("overlap_comm") else 1,
+        max_live=int(zero.get("stage3_max_live_parameters", 1e9)),
+    )
+
+
+def _run_line(cfg: RunConfig, zero: mem.Zero, source: str, ranks: int) -> str:
+    named = f"ZeRO-{zero.stage}{f' of {source}' if source else ''}"
+    return f"method {cfg.method}, {cfg.model.dtype}, {named}, {ranks} GPU{'s' if ranks > 1 else ''}"
+
+
+# --- the model ----------
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum({id(p): p.numel() for p in parameters}.values())
+
+
+def _counts(parts: dict[str, nn.Module]) -> dict[str, int]:
+    """Parameters by part; a shared tensor belongs to the first part that holds it."""
+    counts, seen = {}, set[int]()
+    for name, part in parts.items():
+        own = [p for p in part.parameters() if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        counts[name] = _count(own)
+    return counts
+
+
+def decoder_sizes(family: Family, model: Any) -> mem.Decoder:
+    """Of a model, which may lie on the meta device."""
+    config = family.config.get_text_config()
+    layers = family.decoder_layers(model)
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return mem.Decoder(
+        layers=len(layers),
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        query=heads * width,
+        key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
+        vocab=family.vocab_size,
+        norms=_norms(layers[0], config.hidden_size),
+        sliding=list(getattr(config, "layer_types", None) or ()).count("sliding_attention"),
+        window=getattr(config, "sliding_window", None) or 0,
+    )
+
+
+def _norms(layer: nn.Module, hidden: int) -> int:
+    """Modules whose weight is a vector of the hidden size."""
+    weights = (getattr(module, "weight", None) for module in layer.modules())
+    return sum(weight is not None and weight.shape == (hidden,) for weight in weights)
+
+
+def _tower(
+    family: Family, model: nn.Module, seen: Sequence[Picture], pictures: Sequence[Image.Image]
+) -> mem.Tower | None:
+    """The vision tower, with the patches of the picture that brings most tokens."""
+    vision = family.image_parts(model).get("vision")
+    if vision is None:
+        return None
+    layers = max((m for m in vision.modules() if isinstance(m, nn.ModuleList)), key=len)
+    linears = [m for m in layers[0].modules() if isinstance(m, nn.Linear)]
+    most = max(range(len(seen)), key=lambda i: seen[i].tokens)
+    picture = pictures[most].resize(seen[most].resized or seen[most].size)
+    return mem.Tower(
+        layers=len(layers),
+        hidden=linears[0].in_features,
+        width=sum(linear.in_features + linear.out_features for linear in linears),
+        patches=_patches(family, vision, picture, seen[most].tokens),
+    )
+
+
+def _patches(family: Family, vision: nn.Module, picture: Image.Image, tokens: int) -> int:
+    """Values of the picture's tensor over those that the first convolution takes at a time."""
+    convolutions = [m for m in vision.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
+    if not convolutions:
+        return tokens
+    values = family.encode(QUESTION, [picture]).pixels[family.pixel_keys[0]].numel()
+    return values // convolutions[0].weight[0].numel()
+
+
+# --- prompts ----------
+
+
+def _picture(family: Family, cfg: RunConfig, text: str, image: Image.Image) -> Picture:
+    fitted = fit_pixels(image, cfg.model.max_pixels)
+    try:
+        prompt = family.encode(text, [fitted])
+    except PromptError as error:
+        raise ModelError(f"{family.source}: a picture of {fitted.width}x{fitted.height}: {error}") from error
+    return Picture(
+        size=image.size,
+        resized=fitted.size if fitted is not image else None,
+        tokens=int((prompt.input_ids == family.config.image_token_id).sum()),
+        prompt=len(prompt),
+    )
+
+
+def _special(family: Family) -> dict[str, str]:
+    def named(*ids: int) -> str:
+        return ", ".join(f"{family.tokenizer.convert_ids_to_tokens(i)} ({i})" for i in ids)
+
+    image = {"image": named(family.config.image_token_id)} if IMAGE in family.modalities else {}
+    return {
+        **image,
+        "end of turn": named(family.end_of_turn),
+        "stops": named(*family.stop_ids),
+        "padding": named(family.pad_id),
+        "never sampled": f"{len(family.forbidden_ids)} tokens",
+    }
+
+
+# --- the run ----------
+
+
+def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: int) -> tuple[int, mem.Load]:
+    """Trained parameters, and the numbers of the estimate."""
+    parts = family.parts(model)
+    lora = getattr(cfg.model, "lora", None)
+    # a tensor shared with a trained part is trained
+    trains = {id(p): p for name, part in parts.items() if name not in cfg.model.freeze for p in part.parameters()}
+    added = mem.adapters(adapted_linears(family, model, lora), lora.r) if lora else 0
+    trained = added if lora else _count(trains.values())
+    sees = bool({id(p) for part in family.image_parts(model).values() for p in part.parameters()} & trains.keys())
+    # the estimate is for a GPU, wherever it is made
+    _, packed = resolve_attention(cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=True)
+    rolls = cfg.method != "sft"
+    rows = -(-cfg.rollout.prompts_per_step // ranks) * cfg.rollout.group_size
+    return trained, mem.Load(
+        ranks=ranks,
+        value_bytes=DTYPES[cfg.model.dtype].itemsize,
+        parameters=_count(model.parameters()) + added,
+        trained=trained,
+        token_budget=cfg.train.token_budget,
+        logits_budget_mb=cfg.train.logits_budget_mb,
+        rows=min(rows, cfg.rollout.batch_size) if rolls else 0,
+        prompt=prompt,
+        reply=cfg.rollout.max_new_tokens,
+        checkpointing=cfg.model.gradient_checkpointing,
+        dense_mask=packed == "sdpa",
+        trains_head=not lora and id(family.head(model).weight) in trains,
+        trains_tower=lora.vision if lora else sees,
+        reference=cfg.objective.beta > 0 and not lora,
+    )
+
+
+def adapted_linears(family: Family, model: nn.Module, lora: Any) -> list[tuple[int, int]]:
+    """Shapes [out, in] of the Linears that `model.lora` gives an adapter: of the decoder layers, with `vision` those
+    of the image parts too, whose names end in one of `targets`, if there are any."""
+    parts = [family.decoder_layers(model), *(family.image_parts(model).values() if lora.vision else ())]
+    found = {id(m): (name, m) for part in parts for name, m in part.named_modules() if isinstance(m, nn.Linear)}
+    return [
+        (linear.out_features, linear.in_features)
+        for name, linear in found.values()
+        if not lora.targets or any(f".{name}".endswith(f".{target}") for target in lora.targets)
+    ]
