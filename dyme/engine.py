@@ -134,7 +134,10 @@ class Engine:
         if self.stage == 3:
             grads = (safe_get_local_grad(p) for p in self.module.parameters() if p.requires_grad)
             return [g for g in grads if g is not None]
-        return [g for group in self.ds.optimizer.averaged_gradients.values() for g in group or ()]
+        optimizer = self.ds.optimizer
+        if hasattr(optimizer, "fp32_groups_gradient_flat_partition"):  # DeepSpeed's own for ZeRO-1 in bf16
+            return optimizer.fp32_groups_gradient_flat_partition
+        return [g for group in optimizer.averaged_gradients.values() for g in group or ()]
 
     def _gradients_finite(self) -> bool:
         return all(bool(torch.isfinite(g).all()) for g in self.local_gradients())

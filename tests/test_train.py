@@ -243,7 +243,8 @@ def test_the_other_methods_run(tmp_path, method):
     assert ["accuracy" in line for line in steps] == [share == 1 for share in explores]
 
 
-def test_text_only_model_and_bf16(tmp_path):
+def test_text_only_model_and_bf16_under_every_stage(tmp_path):
+    """In bf16 DeepSpeed has another optimizer for each stage."""
     text = {"source": "jsonl", "path": str(tmp_path / "t.jsonl")}
     rows = [
         {"question": f"what is {i} plus 1?", "answer": str(i + 1), "hint": f"{i} and 1 is {i + 1}"} for i in range(12)
@@ -254,10 +255,17 @@ def test_text_only_model_and_bf16(tmp_path):
         data={"train": text, "eval": text},
         model={"from_scratch": TINY, "family": "causal_lm", "dtype": "bf16"},
     )
-    launch("--config", config, f"run.dir={tmp_path / 'run'}")
-    assert [line["step"] for line in lines(tmp_path / "run") if not line.get("eval")] == [1, 2, 3]
-    weights = load_file(tmp_path / "run" / "export" / "model.safetensors")
-    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    norms = {}
+    for stage in (1, 2, 3):
+        ds, run = tmp_path / f"zero{stage}.json", tmp_path / f"run{stage}"
+        ds.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        launch("--config", config, f"run.dir={run}", f"deepspeed={ds}")
+        steps = [line for line in lines(run) if not line.get("eval")]
+        assert [line["step"] for line in steps] == [1, 2, 3]
+        norms[stage] = steps[0]["grad_norm"]
+        weights = load_file(run / "export" / "model.safetensors")
+        assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    assert norms[1] == pytest.approx(norms[2], rel=1e-2) and norms[3] == pytest.approx(norms[2], rel=1e-2)
 
 
 def test_bad_input_is_one_line(tmp_path):

@@ -17,6 +17,8 @@ from dyme.families import memory as mem
 from dyme.families.attention import resolve_attention
 from dyme.families.base import IMAGE
 from dyme.families.files import chat_template_file, check_fit, has_weights, read_weights, skeleton
+from dyme.lora import matching_linears
+from dyme.lora_config import LoraConfig
 from dyme.prompts import fit_pixels
 
 SIZES = ((600, 400), (1200, 800))
@@ -248,7 +250,7 @@ def _special(family: Family) -> dict[str, str]:
 def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: int) -> tuple[int, mem.Load]:
     """Trained parameters, and the numbers of the estimate."""
     parts = family.parts(model)
-    lora = getattr(cfg.model, "lora", None)
+    lora = cfg.model.lora
     # a tensor shared with a trained part is trained
     trains = {id(p): p for name, part in parts.items() if name not in cfg.model.freeze for p in part.parameters()}
     added = mem.adapters(adapted_linears(family, model, lora), lora.r) if lora else 0
@@ -276,13 +278,7 @@ def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: 
     )
 
 
-def adapted_linears(family: Family, model: nn.Module, lora: Any) -> list[tuple[int, int]]:
-    """Shapes [out, in] of the Linears that `model.lora` gives an adapter: of the decoder layers, with `vision` those
-    of the image parts too, whose names end in one of `targets`, if there are any."""
-    parts = [family.decoder_layers(model), *(family.image_parts(model).values() if lora.vision else ())]
-    found = {id(m): (name, m) for part in parts for name, m in part.named_modules() if isinstance(m, nn.Linear)}
-    return [
-        (linear.out_features, linear.in_features)
-        for name, linear in found.values()
-        if not lora.targets or any(f".{name}".endswith(f".{target}") for target in lora.targets)
-    ]
+def adapted_linears(family: Family, model: nn.Module, lora: LoraConfig) -> list[tuple[int, int]]:
+    """Shapes [out, in] of the Linears that `model.lora` gives an adapter. Raises `ConfigError`."""
+    linears = [model.get_submodule(name) for name in matching_linears(family, model, lora)]
+    return [(linear.out_features, linear.in_features) for linear in linears]  # type: ignore[misc]

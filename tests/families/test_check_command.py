@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +21,8 @@ from dyme.families import FAMILIES, load_family
 from dyme.families import memory as mem
 from dyme.families.__main__ import main
 from dyme.families.check import adapted_linears, check, decoder_sizes
+from dyme.lora import add_lora
+from dyme.lora_config import LoraConfig
 from dyme.packing import pack
 
 VISION = [name for name, (family, _) in sorted(makers().items()) if FAMILIES[family].modalities]
@@ -295,13 +296,12 @@ def test_settings_of_the_run_count(checkpoint, yaml_of):
 def test_adapters(checkpoint):
     """model.lora: their parameters alone are trained, and the model without them is the reference."""
     family, model = load_family(checkpoint("smolvlm-v1"))
-    every = adapted_linears(family, model, SimpleNamespace(targets=(), vision=False))
+    every = adapted_linears(family, model, LoraConfig())
     assert len(every) == 3 * 7
-    two = adapted_linears(family, model, SimpleNamespace(targets=("q_proj", "v_proj"), vision=False))
+    two = adapted_linears(family, model, LoraConfig(targets=("q_proj", "v_proj")))
     assert two == [(48, 48), (24, 48)] * 3
-    with_vision = adapted_linears(family, model, SimpleNamespace(targets=("q_proj",), vision=True))
+    with_vision = adapted_linears(family, model, LoraConfig(targets=("q_proj",), vision=True))
     assert len(with_vision) == 3 + 2
     assert mem.adapters(two, 4) == 3 * 4 * (96 + 72)
-    peft = pytest.importorskip("peft")
-    peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=r".*text_model.*\.(q_proj|v_proj)"), model)
+    add_lora(family, model, LoraConfig(r=4, targets=("q_proj", "v_proj")), seed=0)
     assert sum(p.numel() for n, p in model.named_parameters() if "lora_" in n) == mem.adapters(two, 4)
