@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
+from checkpoints import makers
 from pydantic import TypeAdapter
 
 from dyme.config import RunConfig
@@ -21,8 +23,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_configuration", ROOT / "docs" / "make_configuration.py")
+def generator(name: str = "make_configuration") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -99,3 +101,15 @@ def test_the_readme_has_a_complete_example() -> None:
 def test_configuration_page_is_current() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert page == generator().render(), "docs/configuration.md is out of date: python docs/make_configuration.py"
+
+
+def test_models_page_is_current() -> None:
+    """The table is what the tests said; every family and every tiny checkpoint is in it, and nothing failed."""
+    make = generator("make_models")
+    runs = json.loads(make.RESULTS.read_text(encoding="utf-8"))
+    text = make.PAGE.read_text(encoding="utf-8")
+    assert text == make.page(text, runs), "docs/models.md is out of date: python docs/make_models.py"
+    for run in runs:
+        held = {(family, checkpoint) for family, results in run["results"].items() for checkpoint in results}
+        assert held == {(family, name) for name, (family, _) in makers().items()}, "run make models again"
+    assert "no**" not in text and "not tested" not in text
