@@ -321,8 +321,10 @@ class Family(ABC):
         return [*body, self.end_of_turn]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a reply without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        """Text of a reply without special tokens, nor what the chat template puts before every reply (an empty thinking
+        block)."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        return text.removeprefix(self._reply_frame[0].strip()).strip()
 
     def export(self, folder: Path) -> None:
         """Writes processor, tokenizer and chat template beside exported weights: those of the checkpoint, unchanged."""

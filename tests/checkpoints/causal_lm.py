@@ -13,17 +13,26 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+THINKING_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""Qwen3 and SmolLM3: the last reply has a thinking block, an empty one where the message brings none."""
 SIZES = dict(
     hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=12
 )
 
 
-def _tokenizer() -> Any:
+def _tokenizer(thinks: bool = False) -> Any:
     return train_tokenizer(
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         eos="<|im_end|>",
         pad="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
+        plain=("<think>", "</think>") if thinks else (),
+        chat_template=THINKING_TEMPLATE if thinks else CHAT_TEMPLATE,
     )
 
 
@@ -34,7 +43,7 @@ def _config(kind: str, tokenizer: Any, **fields: Any) -> Any:
 
 
 def _tiny(kind: str, **fields: Any) -> Tiny:
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(thinks=kind in ("Qwen3", "SmolLM3"))
     vocab_size = len(tokenizer) + 5  # published vocabularies are padded
     config = _config(kind, tokenizer, vocab_size=vocab_size, max_position_embeddings=4096, **SIZES, **fields)
     return Tiny(randomize(getattr(transformers, f"{kind}ForCausalLM")(config)), tokenizer)
