@@ -24,15 +24,16 @@ class RowCache(Cache):
 
     `at`: int64 [1] on the device, the column that the next token takes; `filled`: the same number on the host. The
     views of a (rows, columns) bucket have the same addresses whenever the cache has that shape, so that a captured
-    graph of the bucket stays valid.
+    graph of the bucket stays valid. Without graphs a step need not look at columns that are still empty (`whole`).
     """
 
     layers: list[RowLayer]  # type: ignore[assignment]
 
-    def __init__(self, like: Sequence[tuple[Tensor, Tensor]], largest: BucketShape) -> None:
+    def __init__(self, like: Sequence[tuple[Tensor, Tensor]], largest: BucketShape, *, whole: bool) -> None:
         """like: keys and values [.., kv heads, .., D] of each layer, for heads, sizes, dtype and device; largest: the
-        most rows and columns it will ever have."""
+        most rows and columns it will ever have; whole: attention gets all columns of the bucket."""
         self.at = torch.zeros(1, dtype=torch.int64, device=like[0][0].device)
+        self.whole = whole
         self.filled = 0
         super().__init__(layers=[RowLayer(self.at, k, v, largest) for k, v in like])
         self.reshape(largest, None, 0)
@@ -42,10 +43,21 @@ class RowCache(Cache):
         keys = self.layers[0].keys
         return keys.shape[0], keys.shape[2]
 
+    @property
+    def visible(self) -> int:
+        """How many columns attention gets."""
+        return self.shape[1] if self.whole else self.filled + 1
+
     def place(self, filled: int) -> None:
         """Makes `filled` the column of the next token."""
-        self.filled = filled
         self.at.fill_(filled)
+        self.note(filled)
+
+    def note(self, filled: int) -> None:
+        """Tells the host's side that `at` has come to `filled`."""
+        self.filled = filled
+        for layer in self.layers:
+            layer.visible = self.visible
 
     def reshape(self, shape: BucketShape, keep: Tensor | None, shift: int) -> None:
         """Takes on the shape of another bucket. keep: int64, rows that move to the front, or None for those that have
@@ -77,6 +89,7 @@ class RowLayer(CacheLayerMixin):
         self.sizes = [(t.shape[-3], t.shape[-1]) for t in (keys, values)]
         rows, columns = largest
         # zeros, and never NaN: what is masked is still multiplied by zero
+        self.visible = columns
         self.flat = [t.new_zeros(rows * heads * columns * size) for t, (heads, size) in zip((keys, values), self.sizes)]
         self.is_initialized = True
         self._view(largest)
@@ -99,10 +112,10 @@ class RowLayer(CacheLayerMixin):
             new[: old.shape[0], :, : old.shape[2]] = old
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes one token a row [rows, kv heads, 1, D] at the current column; returns all columns."""
+        """Writes one token a row [rows, kv heads, 1, D] at the current column; returns the visible columns."""
         self.keys.index_copy_(2, self.at, key_states)
         self.values.index_copy_(2, self.at, value_states)
-        return self.keys, self.values
+        return self.keys[:, :, : self.visible], self.values[:, :, : self.visible]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
 
@@ -111,7 +124,7 @@ class RowLayer(CacheLayerMixin):
         return self.keys.shape[2]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.shape[2], 0
+        return self.visible, 0
 
     def get_max_length(self) -> int:
         return self.keys.shape[2]

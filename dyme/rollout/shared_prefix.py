@@ -210,7 +210,7 @@ class DecodeBatch:
     def _shape_anew(self, filled: int) -> None:
         if self.cache is None:
             like = next(iter(self.ready.values())).layers
-            self.cache = RowCache(like, (self.most, len(self.columns)))
+            self.cache = RowCache(like, (self.most, len(self.columns)), whole=self.graphs.on)
         self.cache.place(0)
         self.cache.reshape((len(self.slots), column_bucket(filled + ROOM)), None, 0)
         self.cache.place(filled)
@@ -288,15 +288,15 @@ class DecodeBatch:
             if self.cache.filled == self.cache.shape[1]:
                 self._reshape(None)
             self.graphs.run(self.cache.shape)
-            self.cache.filled += 1
+            self.cache.note(self.cache.filled + 1)
             self.steps += 1
 
     def step(self) -> None:
         """One token more for each row. Reads and writes the tensors of this object and of the cache, nothing else."""
         cache = self.cache
         assert cache is not None
-        rows, columns = cache.shape
-        layout = RowLayout(self.start[:rows], cache.at, self.columns[:columns])
+        rows = cache.shape[0]
+        layout = RowLayout(self.start[:rows], cache.at, self.columns[: cache.visible])
         mask = self.family.attention_mask(self.model, layout)  # type: ignore[arg-type]
         position = self.position[:rows, None].expand(*self.axes, rows, 1)
         hidden = self.family.hidden(self.model, self.token[:rows, None], mask, position, {}, cache)
