@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import math
+import weakref
 from collections import Counter, defaultdict
 from dataclasses import replace
 
@@ -253,9 +255,9 @@ def test_the_same_tokens_from_whole_buckets(vlm, monkeypatch):
     shapes = set()
 
     class Whole(StepGraphs):
-        def run(self, shape):
+        def run(self, shape, step):
             shapes.add(shape)
-            self.step()
+            step()
 
         on = property(lambda self: True, lambda self, value: None)
 
@@ -279,27 +281,27 @@ def test_shapes_are_captured_once(monkeypatch):
     ran = []
     made, pools = [], []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(FakeGraph()) or made[-1])
-    monkeypatch.setattr(torch.cuda, "graph", lambda g, pool=None: pools.append(pool) or contextlib.nullcontext())
-    graphs = StepGraphs(lambda: ran.append(1), torch.device("cuda"), 64)
+    monkeypatch.setattr(torch.cuda, "graph", lambda g, pool, **_: pools.append(pool) or contextlib.nullcontext())
+    graphs = StepGraphs(torch.device("cuda"), 64)
     for shape, times in (("a", 5), ("b", 4), ("a", 2)):
         for _ in range(times):
-            graphs.run(shape)
+            graphs.run(shape, lambda: ran.append(1))
     assert [g.replays for g in made] == [5, 2] and pools == [None, "pool"]
     assert len(ran) == 6  # two steps and one capture for each shape
-    assert not StepGraphs(lambda: None, torch.device("cuda"), 4).on
-    assert not StepGraphs(lambda: None, torch.device("cpu"), 64).on
+    assert not StepGraphs(torch.device("cuda"), 4).on
+    assert not StepGraphs(torch.device("cpu"), 64).on
 
 
 def test_a_capture_that_fails_is_said_once(monkeypatch, capsys):
-    def fail(graph, pool=None):
+    def fail(graph, **_):
         raise RuntimeError("operation not permitted\nmore")
 
     ran = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", fail)
-    graphs = StepGraphs(lambda: ran.append(1), torch.device("cuda"), 64)
+    graphs = StepGraphs(torch.device("cuda"), 64)
     for _ in range(9):
-        graphs.run("a")
+        graphs.run("a", lambda: ran.append(1))
     assert len(ran) == 9
     assert capsys.readouterr().err.splitlines() == [
         "[rollout] decoding goes on without CUDA graphs: operation not permitted"
@@ -313,6 +315,26 @@ def test_buckets():
     assert [column_bucket(n) for n in (1, 64, 65, 512, 513, 1000)] == [64, 64, 128, 512, 768, 1024]
 
 
+def test_the_storage_goes_with_the_call(vlm, monkeypatch):
+    """A cycle of references would keep it through the update."""
+    family, model = vlm
+    held = []
+    plain = shared_prefix.RowCache.__init__
+
+    def init(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+        held.append(weakref.ref(self))
+
+    monkeypatch.setattr(shared_prefix.RowCache, "__init__", init)
+    gc.collect()
+    gc.disable()
+    try:
+        generate(family, model, rows_of(prompts_of(family)), Sampling(5, engine="shared_prefix"))
+        assert [ref() for ref in held] == [None]
+    finally:
+        gc.enable()
+
+
 # --- engines ----------
 
 
@@ -323,17 +345,18 @@ def test_bf16(vlm):
     assert all(math.isfinite(x) and x < 0 for r in out for x in r.logprobs)
 
 
-def test_the_attention_of_the_copy_is_given_back(vlm):
-    """flash-attn takes no masks."""
+@pytest.mark.parametrize("attention", ["flash_attention_2", "eager"])
+def test_the_attention_of_the_copy_is_given_back(vlm, attention):
+    """These take no masks of ours."""
     family, model = vlm
     rows, sampling = rows_of(prompts_of(family)), Sampling(5, engine="shared_prefix")
     expected = generate(family, model, rows, sampling)
     config = model.config.get_text_config()
     own = config._attn_implementation
     try:
-        config._attn_implementation = "flash_attention_2"
+        config._attn_implementation = attention
         assert generate(family, model, rows, sampling) == expected
-        assert config._attn_implementation == "flash_attention_2"
+        assert config._attn_implementation == attention
     finally:
         config._attn_implementation = own
 

@@ -16,30 +16,30 @@ class StepGraphs:
     """Runs a step that reads and writes tensors with fixed addresses (for each shape) and nothing else: on CUDA through
     a captured graph of the shape, elsewhere as it is."""
 
-    def __init__(self, step: Callable[[], None], device: torch.device, steps: int) -> None:
-        self.step = step
+    def __init__(self, device: torch.device, steps: int) -> None:
+        """steps: how many a row takes at most."""
         self.on = device.type == "cuda" and steps >= WORTH
         self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self.eager: dict[Hashable, int] = {}
         self.pool: Any = None
 
-    def run(self, shape: Hashable) -> None:
+    def run(self, shape: Hashable, step: Callable[[], None]) -> None:
         if self.on and shape not in self.graphs:
-            self._prepare(shape)
+            self._prepare(shape, step)
         if shape in self.graphs:
             self.graphs[shape].replay()
         else:
-            self.step()
+            step()
 
-    def _prepare(self, shape: Hashable) -> None:
+    def _prepare(self, shape: Hashable, step: Callable[[], None]) -> None:
         """Captures the shape when it has run often enough. Capturing runs nothing."""
         self.eager[shape] = self.eager.get(shape, 0) + 1
         if self.eager[shape] <= EAGER:
             return
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self.pool):
-                self.step()
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # others may allocate
+                step()
         except RuntimeError as error:  # an edge: a model may do in its forward what a graph cannot hold
             self.on = False
             reason = str(error).strip().splitlines()[0]

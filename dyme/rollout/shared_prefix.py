@@ -59,11 +59,11 @@ def generate(family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampl
 
 @contextmanager
 def _masked_attention(model: Any) -> Iterator[None]:
-    """flash-attn takes no masks and FlexAttention compiles for each: in here the decoder's attention is sdpa."""
+    """flash-attn takes no masks, eager attention no bool ones, and FlexAttention compiles for each: in here the
+    decoder's attention is sdpa."""
     config = model.config.get_text_config()
     own = config._attn_implementation
-    if own not in ("sdpa", "eager"):
-        config._attn_implementation = "sdpa"
+    config._attn_implementation = "sdpa"
     try:
         yield
     finally:
@@ -145,7 +145,7 @@ class DecodeBatch:
         whole, most, tokens = torch.int64, self.most, sampling.max_new_tokens
         self.device = device
         self.cache: RowCache | None = None
-        self.graphs = StepGraphs(self.step, device, tokens)
+        self.graphs = StepGraphs(device, tokens)
         self.token = torch.zeros(most, dtype=whole, device=device)
         self.position = torch.zeros(most, dtype=whole, device=device)
         self.start = torch.zeros(most, dtype=whole, device=device)
@@ -287,7 +287,7 @@ class DecodeBatch:
             assert self.cache is not None
             if self.cache.filled == self.cache.shape[1]:
                 self._reshape(None)
-            self.graphs.run(self.cache.shape)
+            self.graphs.run(self.cache.shape, self.step)
             self.cache.note(self.cache.filled + 1)
             self.steps += 1
 
