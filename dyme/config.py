@@ -19,6 +19,7 @@ from dyme.data import SourceConfig
 from dyme.evaluation.settings import EvaluateConfig
 from dyme.lora_config import LoraConfig
 from dyme.rewards.compose import RewardConfig
+from dyme.rollout_config import RolloutConfig
 from dyme.schema import Schema
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -141,29 +142,6 @@ class PromptConfig(Schema):
         if not self.answer_flag.strip():
             raise ValueError("prompt.answer_flag must not be blank")
         return self
-
-
-class RolloutConfig(Schema):
-    """How completions are sampled."""
-
-    engine: Literal["hf"] = "hf"
-    """hf: transformers' generate on a rollout copy of the weights."""
-    prompts_per_step: PositiveInt = 32
-    """Groups G per optimization step, over all ranks."""
-    group_size: Annotated[int, Field(ge=2)] = 8
-    """Completions K per prompt."""
-    max_new_tokens: PositiveInt = 256
-    """Completions are cut here."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature T; the policy's log-probabilities are taken at the same T."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling; 1 is off."""
-    top_k: NonNegativeInt = 0
-    """Keep the k likeliest tokens; 0 is off."""
-    batch_size: PositiveInt = 256
-    """Rows decoded at once on a rank (bounds memory)."""
-    truncated: Literal["wrong", "mask"] = "wrong"
-    """A completion cut at max_new_tokens counts as wrong and trains, or is left out of the loss."""
 
 
 class SelectorConfig(Schema):

@@ -31,7 +31,7 @@ from dyme.prompts import PromptBook, prompt_text, reply_text
 from dyme.recipe import Recipe
 from dyme.rewards.calls import UserRewards
 from dyme.rewards.user import load_rewards
-from dyme.rollout import Sampling
+from dyme.rollout import sampling_of
 from dyme.selection import GroupStats, ModeDecision, ModeSelector, make_selector
 from dyme.signals import MemorizeLog, mode_signals, rollout_signals
 from dyme.update import UpdateStats
@@ -66,13 +66,7 @@ class Run:
         self._check_modalities()
         self.engine = Engine(cfg, self.family, model, self.spec)
         self.parameters = sum(p.numel() for p in self.engine.copy.parameters())
-        self.sampling = Sampling(
-            cfg.rollout.max_new_tokens,
-            cfg.rollout.temperature,
-            cfg.rollout.top_p,
-            cfg.rollout.top_k,
-            cfg.rollout.batch_size,
-        )
+        self.sampling = sampling_of(cfg.rollout)
         self._selector = make_selector(cfg.selector)
         self._grpo = make_selector(SelectorConfig(name="always_explore"))
         self.memorize_log = MemorizeLog()

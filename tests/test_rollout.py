@@ -35,6 +35,11 @@ def llama(tiny_spec) -> tuple[Family, nn.Module]:
     return build("causal_lm", tiny_spec)
 
 
+@pytest.fixture(params=["hf", "shared_prefix"])
+def engine(request) -> str:
+    return request.param
+
+
 def rows_of(family: Family, completions: int = 3) -> list[RolloutRow]:
     """Prompts of different lengths, with and without pictures, a few completions each."""
     questions = ["What?", "What is the value of bar one?", "Is the red bar, of all the bars, the longest bar of all?"]
@@ -48,16 +53,16 @@ def rows_of(family: Family, completions: int = 3) -> list[RolloutRow]:
 
 
 @pytest.mark.parametrize("name", ["vlm", "llama"])
-def test_tokens_do_not_depend_on_the_batch(name, request):
+def test_tokens_do_not_depend_on_the_batch(name, request, engine):
     family, model = request.getfixturevalue(name)
     rows = rows_of(family)
-    whole = generate(family, model, rows, Sampling(12))
+    whole = generate(family, model, rows, Sampling(12, engine=engine))
     assert len({r.tokens for r in whole}) > len(rows) // 2  # they are samples, not one answer
     for size in (1, 4, 7):
-        assert generate(family, model, rows, Sampling(12, batch_size=size)) == whole
+        assert generate(family, model, rows, Sampling(12, batch_size=size, engine=engine)) == whole
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1)).tolist()
-    assert generate(family, model, [rows[i] for i in order], Sampling(12)) == [whole[i] for i in order]
-    assert generate(family, model, rows[3:5], Sampling(12)) == whole[3:5]  # another rank's share
+    assert generate(family, model, [rows[i] for i in order], Sampling(12, engine=engine)) == [whole[i] for i in order]
+    assert generate(family, model, rows[3:5], Sampling(12, engine=engine)) == whole[3:5]  # another rank's share
 
 
 def test_batches_hold_at_most_batch_size_rows(llama, monkeypatch):
@@ -67,16 +72,18 @@ def test_batches_hold_at_most_batch_size_rows(llama, monkeypatch):
     monkeypatch.setattr(
         type(model), "generate", lambda self, **kw: sizes.append(len(kw["input_ids"])) or plain(self, **kw)
     )
-    out = generate(family, model, rows_of(family), Sampling(2, batch_size=4))
+    out = generate(family, model, rows_of(family), Sampling(2, batch_size=4, engine="hf"))
     assert len(out) == 9 and sizes == [4, 4, 1]
-    assert generate(family, model, [], Sampling(2)) == []
+    assert generate(family, model, [], Sampling(2, engine="hf")) == []
 
 
 @pytest.mark.parametrize("name", ["vlm", "llama"])
-def test_greedy_is_transformers_greedy(name, request):
+def test_greedy_is_transformers_greedy(name, request, engine):
     family, model = request.getfixturevalue(name)
     rows = rows_of(family, completions=1)
-    for row, rollout in zip(rows, generate(family, model, rows, Sampling(10, temperature=0.0)), strict=True):
+    for row, rollout in zip(
+        rows, generate(family, model, rows, Sampling(10, temperature=0.0, engine=engine)), strict=True
+    ):
         plain = model.generate(
             input_ids=row.prompt.input_ids[None],
             attention_mask=torch.ones(1, len(row.prompt), dtype=torch.int64),
@@ -90,12 +97,14 @@ def test_greedy_is_transformers_greedy(name, request):
 
 
 @pytest.mark.parametrize("name", ["vlm", "llama"])
-def test_samples_come_from_the_policy(name, request):
+def test_samples_come_from_the_policy(name, request, engine):
     """Token by token: the arg-max of the plain forward's log-probabilities plus the noise of that place."""
     family, model = request.getfixturevalue(name)
     rows = rows_of(family, completions=1)
     banned = list(family.forbidden_ids)
-    for row, rollout in zip(rows, generate(family, model, rows, Sampling(8, temperature=1.7)), strict=True):
+    for row, rollout in zip(
+        rows, generate(family, model, rows, Sampling(8, temperature=1.7, engine=engine)), strict=True
+    ):
         ids = torch.cat([row.prompt.input_ids, torch.tensor(rollout.tokens)])[None]
         with torch.no_grad():
             logits = model(input_ids=ids, **row.prompt.pixels).logits[0, len(row.prompt) - 1 : -1]
@@ -104,18 +113,18 @@ def test_samples_come_from_the_policy(name, request):
         assert tuple((logits / 1.7 + noise).argmax(-1).tolist()) == rollout.tokens
 
 
-def test_settings_of_the_checkpoint_do_not_change_the_samples(llama):
+def test_settings_of_the_checkpoint_do_not_change_the_samples(llama, engine):
     """Many checkpoints ship a generation_config with penalties and cut-offs, unknown to the log-probs of training."""
     family, model = llama
     rows = rows_of(family)
-    before = generate(family, model, rows, Sampling(10))
+    before = generate(family, model, rows, Sampling(10, engine=engine))
     own = model.generation_config
     model.generation_config = type(own)(
         repetition_penalty=5.0, temperature=0.1, top_k=2, top_p=0.1, no_repeat_ngram_size=1, min_new_tokens=9,
         suppress_tokens=[70, 71, 72, 73], max_length=20, do_sample=True, num_beams=1,
     )  # fmt: skip
     try:
-        assert generate(family, model, rows, Sampling(10)) == before
+        assert generate(family, model, rows, Sampling(10, engine=engine)) == before
         assert model.generation_config.repetition_penalty == 5.0  # it is exported with the weights
     finally:
         model.generation_config = own
@@ -139,38 +148,42 @@ def force(model: nn.Module, monkeypatch, wants: dict[int, float]) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_forbidden_tokens_are_never_sampled(vlm, monkeypatch, temperature):
+def test_forbidden_tokens_are_never_sampled(vlm, monkeypatch, temperature, engine):
     family, model = vlm
     image = family.config.image_token_id
     assert image in family.forbidden_ids and family.pad_id in family.forbidden_ids
     force(model, monkeypatch, dict.fromkeys(family.forbidden_ids, 1e4))
-    out = generate(family, model, rows_of(family), Sampling(6, temperature=temperature, top_k=3, top_p=0.9))
+    out = generate(
+        family, model, rows_of(family), Sampling(6, temperature=temperature, top_k=3, top_p=0.9, engine=engine)
+    )
     assert not {t for r in out for t in r.tokens} & set(family.forbidden_ids)
 
 
-def test_the_stop_token_is_kept_and_ends_the_row(llama, monkeypatch):
+def test_the_stop_token_is_kept_and_ends_the_row(llama, monkeypatch, engine):
     family, model = llama
     rows = rows_of(family)
-    free = generate(family, model, rows, Sampling(6))
+    free = generate(family, model, rows, Sampling(6, engine=engine))
     assert all(r.truncated == (r.tokens[-1] != family.end_of_turn) for r in free)
     force(model, monkeypatch, {family.end_of_turn: 1e4})
-    assert set(generate(family, model, rows, Sampling(6))) == {Rollout((family.end_of_turn,), truncated=False)}
+    assert set(generate(family, model, rows, Sampling(6, engine=engine))) == {
+        Rollout((family.end_of_turn,), truncated=False)
+    }
 
 
-def test_rows_that_end_early_are_not_padded(llama, monkeypatch):
+def test_rows_that_end_early_are_not_padded(llama, monkeypatch, engine):
     family, model = llama
     force(model, monkeypatch, {family.end_of_turn: 3.0})
-    out = generate(family, model, rows_of(family, 6), Sampling(20))
+    out = generate(family, model, rows_of(family, 6), Sampling(20, engine=engine))
     assert len({len(r.tokens) for r in out}) > 3
     for r in out:
         assert family.end_of_turn not in r.tokens[:-1] and family.pad_id not in r.tokens
         assert r.truncated == (r.tokens[-1] != family.end_of_turn) and (len(r.tokens) == 20 or not r.truncated)
 
 
-def test_truncated(llama, monkeypatch):
+def test_truncated(llama, monkeypatch, engine):
     family, model = llama
     force(model, monkeypatch, {family.end_of_turn: -1e4})
-    out = generate(family, model, rows_of(family), Sampling(5))
+    out = generate(family, model, rows_of(family), Sampling(5, engine=engine))
     assert all(r.truncated and len(r.tokens) == 5 for r in out)
 
 

@@ -32,7 +32,7 @@ from dyme.families import Family, ModelError, load_family
 from dyme.families.attention import resolve_attention, set_attention
 from dyme.prompts import PromptBook
 from dyme.rewards.compose import Style
-from dyme.rollout import RolloutRow, Sampling, generate, row_key
+from dyme.rollout import RolloutRow, Sampling, generate, row_key, sampling_of
 
 SAY_EVERY = 10.0  # seconds between two lines of progress
 
@@ -177,10 +177,7 @@ def _answer(
 
 
 def _sampling(cfg: RunConfig, column: Column) -> Sampling:
-    rollout = cfg.rollout
-    if cfg.evaluate.samples == 1:
-        return Sampling(column.max_new_tokens, temperature=0.0, batch_size=rollout.batch_size)
-    return Sampling(column.max_new_tokens, rollout.temperature, rollout.top_p, rollout.top_k, rollout.batch_size)
+    return sampling_of(cfg.rollout, column.max_new_tokens, greedy=cfg.evaluate.samples == 1)
 
 
 def _check_folder(out: Path, settings: str) -> None:

@@ -16,7 +16,7 @@ from dyme.metrics import MetricsLogger, Sample, SilentLogger
 from dyme.prompts import PromptBook
 from dyme.rewards.answer import read_completion
 from dyme.rewards.compose import score
-from dyme.rollout import Rollout, RolloutRow, Sampling, generate
+from dyme.rollout import Rollout, RolloutRow, generate, sampling_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _answers(
 ) -> dict[int, Rollout]:
     """Greedy completions of this rank's readable records; pictures are held for one batch at a time."""
     batch = cfg.rollout.batch_size
-    sampling = Sampling(cfg.rollout.max_new_tokens, temperature=0.0, batch_size=batch)
+    sampling = sampling_of(cfg.rollout, greedy=True)
     model = engine.refresh()
     answers: dict[int, Rollout] = {}
     for at in range(0, len(mine), batch):

@@ -143,10 +143,17 @@ class Family(ABC):
         attention_mask: Any,
         position_ids: Tensor,
         pixels: Mapping[str, Tensor],
+        cache: Any = None,
     ) -> Tensor:
-        """Last hidden states [B, L, H] of packed sequences, through the stock transformers backbone."""
+        """Last hidden states [B, L, H] of packed sequences, through the stock transformers backbone. cache: a
+        transformers `Cache` that takes the keys and values in, for rollouts."""
+        more = dict(pixels) if cache is None else {**pixels, "past_key_values": cache}
         out = model.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **pixels
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=cache is not None,
+            **more,
         )
         return out.last_hidden_state
 

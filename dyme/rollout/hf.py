@@ -11,36 +11,33 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from dyme.families.base import Family
 from dyme.rollout.noise import gumbel
+from dyme.rollout.sampler import restrict, seen_tokens
 from dyme.rollout.types import Rollout, RolloutRow, Sampling
 
 
 class KeyedSampler(LogitsProcessor):
-    """Bans tokens, applies temperature, top-k and top-p, and adds the keyed noise, so that the arg-max is a sample."""
+    """Restricts the logits as `sampler.restrict` does and adds the keyed noise, so that the arg-max is a sample.
 
-    def __init__(self, keys: Tensor, prompt_length: int, banned: Tensor, sampling: Sampling) -> None:
+    mask: bool [B, prompt_length], False at the padding of the prompts; None where there is none."""
+
+    def __init__(
+        self, keys: Tensor, prompt_length: int, banned: Tensor, sampling: Sampling, mask: Tensor | None = None
+    ) -> None:
         self.keys, self.prompt_length, self.banned, self.sampling = keys, prompt_length, banned, sampling
+        self.mask = mask
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.float().index_fill(1, self.banned, -torch.inf)
+        seen = self._seen(input_ids, scores.shape[1]) if self.sampling.repetition_penalty != 1.0 else None
+        scores = restrict(scores, seen, self.banned, self.sampling)
         if self.sampling.greedy:
             return scores
-        scores = _top_p(_top_k(scores / self.sampling.temperature, self.sampling.top_k), self.sampling.top_p)
         return scores + gumbel(self.keys, input_ids.shape[1] - self.prompt_length, scores.shape[1])
 
-
-def _top_k(scores: Tensor, k: int) -> Tensor:
-    if not 0 < k < scores.shape[1]:
-        return scores
-    return scores.masked_fill(scores < scores.topk(k).values[:, -1:], -torch.inf)
-
-
-def _top_p(scores: Tensor, p: float) -> Tensor:
-    if p >= 1.0:
-        return scores
-    ordered, index = scores.sort(descending=True)
-    probability = ordered.softmax(-1)
-    outside = probability.cumsum(-1) - probability >= p  # the token that crosses p stays in
-    return scores.masked_fill(torch.zeros_like(outside).scatter(1, index, outside), -torch.inf)
+    def _seen(self, ids: Tensor, vocab_size: int) -> Tensor:
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        if self.mask is not None:
+            valid[:, : self.prompt_length] = self.mask
+        return seen_tokens(ids, valid, vocab_size)
 
 
 @torch.no_grad()
@@ -66,6 +63,7 @@ def _generate_batch(family: Family, model: nn.Module, rows: Sequence[RolloutRow]
     for i, prompt in enumerate(prompts):
         ids[i, length - len(prompt) :] = prompt.input_ids
         mask[i, length - len(prompt) :] = 1
+    where = mask.to(device).bool()
     keys = torch.tensor([row.key for row in rows], dtype=torch.int64, device=device)
     banned = torch.tensor(family.forbidden_ids, dtype=torch.int64, device=device)
     inputs = {k: v.to(device) for k, v in family.generate_inputs(prompts, ids).items()}
@@ -81,7 +79,7 @@ def _generate_batch(family: Family, model: nn.Module, rows: Sequence[RolloutRow]
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=config,
-            logits_processor=LogitsProcessorList([KeyedSampler(keys, length, banned, sampling)]),
+            logits_processor=LogitsProcessorList([KeyedSampler(keys, length, banned, sampling, where)]),
             **inputs,
         )
     return [_cut(row, family.stop_ids) for row in tokens[:, length:].tolist()]

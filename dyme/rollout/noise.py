@@ -23,9 +23,11 @@ def row_key(seed: int, step: int, record_id: str, k: int) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def gumbel(keys: Tensor, position: int, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise, float32 [B, V]. keys: int64 [B], one per row; position: of the token in the completion."""
-    row = _mix(keys + _wrap((position + 1) * _GOLDEN))
+def gumbel(keys: Tensor, position: int | Tensor, vocab_size: int) -> Tensor:
+    """Standard Gumbel noise, float32 [B, V]. keys: int64 [B], one per row; position: of the token in the completion,
+    int64 [B] where rows are at different ones."""
+    offset = (position + 1) * _GOLDEN
+    row = _mix(keys + (offset if isinstance(offset, Tensor) else _wrap(offset)))
     entries = torch.arange(vocab_size, device=keys.device, dtype=torch.int64)
     bits = _shift(_mix(row[:, None] + entries * _GOLDEN), 12)
     uniform = (bits.double() + 0.5) * 2.0**-52  # exact in float64, so never 0 nor 1

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dyme.families.base import Prompt
+from dyme.rollout_config import EngineName, RolloutConfig
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. temperature 0 is greedy; top_p 1 and top_k 0 are off; `max_new_tokens` cuts it off."""
+    """How tokens are drawn. temperature 0 is greedy; top_p 1, top_k 0, min_p 0 and repetition_penalty 1 are off;
+    `max_new_tokens` cuts it off. engine: see `dyme.rollout.generate`."""
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     batch_size: int = 256
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    engine: EngineName = "auto"
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+
+def sampling_of(rollout: RolloutConfig, max_new_tokens: int | None = None, *, greedy: bool = False) -> Sampling:
+    """What the configuration says, or its greedy counterpart: the policy's arg-max, without penalty and cuts."""
+    tokens = rollout.max_new_tokens if max_new_tokens is None else max_new_tokens
+    if greedy:
+        return Sampling(tokens, temperature=0.0, batch_size=rollout.batch_size, engine=rollout.engine)
+    return Sampling(
+        tokens,
+        rollout.temperature,
+        rollout.top_p,
+        rollout.top_k,
+        rollout.batch_size,
+        rollout.min_p,
+        rollout.repetition_penalty,
+        rollout.engine,
+    )
 
 
 @dataclass(frozen=True)
@@ -32,7 +54,9 @@ class RolloutRow:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion. `tokens` holds the end of turn when the model produced it; `truncated` when it did not."""
+    """One completion. `tokens` holds the end of turn when the model produced it; `truncated` when it did not.
+    logprobs: of each token, as training would take it at the sampling temperature; () from engine hf."""
 
     tokens: tuple[int, ...]
     truncated: bool
+    logprobs: tuple[float, ...] = field(default=(), compare=False)  # rounding depends on the batch, tokens do not
