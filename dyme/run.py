@@ -65,7 +65,7 @@ class Run:
         self.family, model = _open_model(cfg, self.records)
         self._check_modalities()
         self.engine = Engine(cfg, self.family, model, self.spec)
-        self.parameters = sum(p.numel() for p in self.engine.copy.parameters())
+        self.parameters = self.engine.parameters
         self.sampling = Sampling(
             cfg.rollout.max_new_tokens,
             cfg.rollout.temperature,
