@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 
 from dyme.engine import Engine
-from dyme.lora import lora_layers, merged
 from dyme.recipe import Recipe, write_recipe
 
 STATE, BEST, PARTIAL = "state.json", "best.json", ".partial-"
@@ -134,12 +133,10 @@ def load_newest(engine: Engine, folder: Path) -> TrainState | None:
 
 
 def export(engine: Engine, folder: Path, recipe: Recipe) -> None:
-    """Writes the current weights as a Hugging Face folder with processor, tokenizer, chat template and dyme.json;
-    adapters are merged into them."""
+    """Writes the current weights as a Hugging Face folder with processor, tokenizer, chat template and dyme.json. They
+    are those of the rollout copy, into which adapters are merged."""
     model = engine.refresh()
     if engine.rank == 0:
-        if lora_layers(model):
-            model = merged(model)
         partial = folder.with_name(f"{PARTIAL}{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)  # type: ignore[operator]

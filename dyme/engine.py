@@ -31,9 +31,8 @@ from dyme.lora import add_lora
 from dyme.objective import LossInputs
 from dyme.packing import PackedBatch
 from dyme.policy import Policy
+from dyme.rollout_copy import RolloutCopy
 from dyme_kernels import LossSpec, PolicyLossOutput
-
-REFRESH_BYTES = 64 << 20  # parameters gathered at once while the rollout copy is refreshed
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ class Engine:
         freeze_parts(family.parts(model), cfg.model.freeze)
         if cfg.model.lora:
             add_lora(family, model, cfg.model.lora, cfg.run.seed)
-        self.copy = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
+        offload = cfg.rollout.offload and self.device.type == "cuda"  # on a CPU the copy lies there anyway
+        self.rollout_copy = RolloutCopy(family, model, self.device, offload=offload)
         set_attention(self.copy, whole, whole)
         set_attention(model, packed, whole)
         self.has_reference = spec.beta > 0
@@ -68,6 +68,8 @@ class Engine:
         if not groups:
             raise ConfigError("model.freeze freezes every part: leave at least one to train")
         self.trained = trained_digest(model)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.peaks = [group["lr"] for group in groups]
         ds = deepspeed_config(cfg)
         self.module = Policy(family, model, spec, cfg.train.logits_budget_mb).train()
@@ -78,9 +80,6 @@ class Engine:
             if frozen is None
             else _reference(Policy(family, frozen, replace(spec, beta=0.0), cfg.train.logits_budget_mb), ds)
         )
-        self._pairs = list(zip(model.parameters(), self.copy.parameters(), strict=True))
-        self._fresh = False
-        self._whole = False
         self._finite = True
 
     # --- update -----------------------------------------------------------------------------------
@@ -98,6 +97,7 @@ class Engine:
 
     def forward_backward(self, batch: PackedBatch, inputs: LossInputs, *, last: bool) -> PolicyLossOutput:
         """One micro-batch; gradients add up until `step` or `discard`. `last` marks the gradient boundary."""
+        self.rollout_copy.park()
         self.ds.set_gradient_accumulation_boundary(last)
         out = PolicyLossOutput(*self.ds(batch.to(self.device, self.dtype), inputs.to(self.device)))
         self._finite &= bool(torch.isfinite(out.loss))
@@ -111,6 +111,7 @@ class Engine:
 
         With LoRA that is the model without its adapters, so this engine runs it; else it is a frozen copy."""
         assert self.has_reference, "only with beta > 0"
+        self.rollout_copy.park()
         with torch.no_grad(), self.module.as_reference() if self.reference is None else nullcontext():
             run = self.ds if self.reference is None else self.reference
             out = PolicyLossOutput(*run(batch.to(self.device, self.dtype), inputs.to(self.device)))
@@ -124,8 +125,9 @@ class Engine:
             return UpdateResult(False, math.nan)
         for group, peak in zip(self.ds.optimizer.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
+        self.rollout_copy.wait()  # a refresh that is still under way reads the weights
         self.ds.step()
-        self._fresh = False
+        self.rollout_copy.outdated()
         return UpdateResult(True, float(self.ds.get_global_grad_norm()))
 
     def local_gradients(self) -> list[Tensor]:
@@ -147,42 +149,27 @@ class Engine:
         self.ds.optimizer.zero_grad()
         self._finite = True
 
-    def weights_changed(self) -> None:
-        """Says that the rollout copy is out of date, in its frozen weights too (after a checkpoint was loaded)."""
-        self._fresh, self._whole = False, True
-
-    @property
-    def trained_parameters(self) -> int:
-        """How many values are trained, over all ranks."""
-        return sum(copied.numel() for own, copied in self._pairs if own.requires_grad)
-
     # --- rollout copy -----------------------------------------------------------------------------
 
-    def refresh(self) -> nn.Module:
-        """The rollout copy with the current weights. Only trainable parameters are copied again after an update."""
-        if not self._fresh:
-            bucket: list[tuple[Tensor, Tensor]] = []
-            size = 0
-            for source, target in self._pairs:
-                if source.requires_grad or self._whole:
-                    bucket.append((source, target))
-                    size += target.numel() * target.element_size()
-                if size >= REFRESH_BYTES:
-                    self._copy(bucket)
-                    bucket, size = [], 0
-            self._copy(bucket)
-            self._fresh, self._whole = True, False
-        return self.copy
+    @property
+    def copy(self) -> nn.Module:
+        """The model that rollouts run on, wherever it lies and however old its weights: see `refresh`."""
+        return self.rollout_copy.model
 
-    def _copy(self, bucket: list[tuple[Tensor, Tensor]]) -> None:
-        if not bucket:
-            return
-        with (
-            deepspeed.zero.GatheredParameters([source for source, _ in bucket], enabled=self.stage == 3),
-            torch.no_grad(),
-        ):
-            for source, target in bucket:
-                target.copy_(source)
+    def begin_refresh(self) -> None:
+        """Starts to bring the rollout copy up to date; all ranks together. On a GPU the host and the default stream go
+        on meanwhile."""
+        self.rollout_copy.begin(partitioned=self.stage == 3)
+
+    def refresh(self) -> nn.Module:
+        """The rollout copy with the current weights, on the device; all ranks together. It may be used until the next
+        update: with `rollout.offload` it leaves the device then."""
+        self.begin_refresh()
+        return self.rollout_copy.place()
+
+    def weights_changed(self) -> None:
+        """Says that the rollout copy is out of date, in its frozen weights too (after a checkpoint was loaded)."""
+        self.rollout_copy.outdated(whole=True)
 
     # --- collectives ------------------------------------------------------------------------------
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -103,32 +105,67 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             scaling.update(values)
 
 
-@torch.no_grad()
-def merged(model: nn.Module) -> nn.Module:
-    """A plain copy of `model` in host memory, without adapters: weights W + alpha / r B A, added in float32 (float64
-    where W is) and rounded once. `model`, not partitioned, stays as it is."""
+@dataclass(frozen=True)
+class Source:
+    """What a parameter of the plain model is computed from: W + the sum of scaling B A.
+
+    weight: W. adapters: scaling, A [r, in] and B [out, r] of each."""
+
+    weight: Tensor
+    adapters: tuple[tuple[float, Tensor, Tensor], ...] = ()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.weight, *(tensor for _, down, up in self.adapters for tensor in (down, up))]
+
+    @torch.no_grad()
+    def write(self, target: Tensor) -> None:
+        """The value into `target`, which may lie elsewhere: added in float32 (float64 where W is), rounded once."""
+        value = self.weight
+        if self.adapters:
+            wide = torch.promote_types(value.dtype, torch.float32)
+            value = value.to(wide, copy=True)
+            for scaling, down, up in self.adapters:
+                value += (up.to(wide) @ down.to(wide)).mul_(scaling)
+        target.copy_(value.to(target.dtype), non_blocking=True)
+
+
+def sources(model: nn.Module, plain: nn.Module) -> list[tuple[Source, nn.Parameter]]:
+    """Each parameter of `plain`, a `merged` copy of `model`, with what it is computed from."""
     layers = lora_layers(model)
-    plain = copy.deepcopy(model, _on_host(chain(model.parameters(), model.buffers())))
+    found = []
+    for name, target in plain.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        layer = layers.get(owner)
+        if layer is None:
+            source = Source(model.get_parameter(name))
+        elif leaf == "weight":
+            adapters = (
+                (float(scaling), layer.lora_A[adapter].weight, layer.lora_B[adapter].weight)
+                for adapter, scaling in layer.scaling.items()
+            )
+            source = Source(layer.base_layer.weight, tuple(adapters))
+        else:
+            source = Source(layer.base_layer.get_parameter(leaf))
+        found.append((source, target))
+    return found
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A plain copy of `model`, without adapters: see `Source.write` for its weights. `model`, not partitioned, stays as
+    it is. A weight that adapters change is no longer shared with other modules."""
+    layers = lora_layers(model)
+    plain = copy.deepcopy(model)
+    uses = Counter(id(p) for _, p in plain.named_parameters(remove_duplicate=False))
     for name in layers:
-        layer = plain.get_submodule(name)
-        base: Any = layer.base_layer
-        wide = torch.promote_types(base.weight.dtype, torch.float32)
-        weight = base.weight.to(wide)
-        for adapter, scaling in layer.scaling.items():  # type: ignore[union-attr, operator]
-            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight  # type: ignore[index, union-attr]
-            weight = weight + scaling * (up.to(wide) @ down.to(wide))
-        base.weight.copy_(weight)
+        base: Any = plain.get_submodule(name).base_layer
+        if uses[id(base.weight)] > 1:
+            base.weight = nn.Parameter(base.weight.detach().clone())
         parent, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(parent), leaf, base)
     if layers:
         del plain.peft_config  # peft leaves it on the model
+        for source, target in sources(model, plain):
+            if source.adapters:
+                source.write(target)
     return plain
-
-
-def _on_host(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
-    """For deepcopy: copies of the tensors that never lie on the device, where there is no room for a second model."""
-    memo: dict[int, Tensor] = {}
-    for tensor in tensors:
-        value = tensor.detach().to("cpu", copy=True)
-        memo[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
-    return memo

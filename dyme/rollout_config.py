@@ -39,5 +39,7 @@ class RolloutConfig(Schema):
     the log-probabilities of the policy without it."""
     batch_size: PositiveInt = 256
     """Rows decoded at once on a rank (bounds memory)."""
+    offload: bool = False
+    """Keep the rollout copy of the weights in pinned host memory while the model trains; no effect on a CPU."""
     truncated: Literal["wrong", "mask"] = "wrong"
     """A completion cut at max_new_tokens counts as wrong and trains, or is left out of the loss."""

@@ -65,7 +65,7 @@ class Run:
         self.family, model = _open_model(cfg, self.records)
         self._check_modalities()
         self.engine = Engine(cfg, self.family, model, self.spec)
-        self.parameters = sum(p.numel() for p in self.engine.copy.parameters())
+        self.parameters = self.engine.parameters
         self.sampling = sampling_of(cfg.rollout)
         self._selector = make_selector(cfg.selector)
         self._grpo = make_selector(SelectorConfig(name="always_explore"))

@@ -59,7 +59,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
             signals |= run.update_signals(stats, live)
     with run.clock("refresh"):
         if explores:
-            run.engine.refresh()
+            run.engine.begin_refresh()
     run.book.clear()
     return signals
 

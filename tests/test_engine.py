@@ -16,6 +16,7 @@ from dyme.families import ModelError
 from dyme.objective import LossInputs
 from dyme.packing import pack
 from dyme.policy import Policy, head_tensors
+from dyme.rollout_copy import RolloutCopy
 from dyme_kernels import LossSpec, PolicyLossOutput
 
 sys.path.insert(0, str(Path(__file__).parent / "programs"))
@@ -130,17 +131,23 @@ def test_ragged_lists_survive_flattening():
 
 def test_frozen_weights_are_copied_again_after_a_checkpoint_only():
     """They may have changed at model.path since the run started, and the checkpoint's are the ones that train."""
+    family, model, _ = scenario.build()
+    freeze_parts(family.parts(model), ("vision",))
+    rollout = RolloutCopy(family, model, torch.device("cpu"), offload=False)
     engine = object.__new__(Engine)
-    own = [torch.nn.Parameter(torch.ones(2), requires_grad=trains) for trains in (True, False)]
-    copied = [torch.zeros(2), torch.zeros(2)]
-    engine.stage, engine.copy = 2, torch.nn.Module()
-    engine._pairs, engine._fresh, engine._whole = list(zip(own, copied)), False, False
-    engine.refresh()
-    assert [t.tolist() for t in copied] == [[1, 1], [0, 0]] and engine.trained_parameters == 2
+    engine.rollout_copy, engine.stage = rollout, 2
+    assert engine.refresh() is engine.copy is rollout.model
+
+    def stale() -> set[bool]:
+        """Whether they train, of the parameters whose copy differs."""
+        copied = dict(engine.refresh().named_parameters())
+        return {p.requires_grad for n, p in model.named_parameters() if not torch.equal(p, copied[n])}
+
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1
+    assert stale() == {True, False}  # nobody said that a step was taken
+    rollout.outdated()  # as a step does
+    assert stale() == {False}
     engine.weights_changed()
-    engine.refresh()
-    assert [t.tolist() for t in copied] == [[1, 1], [1, 1]]
-    copied[1].zero_()
-    engine._fresh = False  # as after a step
-    engine.refresh()
-    assert copied[1].tolist() == [0, 0]
+    assert stale() == set()

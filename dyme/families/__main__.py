@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         cfg = load_config(options.config) if options.config else None
-        report = check(options.path, cfg, _pictures(options), options.gpus)
+        report = check(options.path, cfg, read_pictures(options), options.gpus)
     except (ConfigError, ModelError) as error:
         print(f"not usable: {error}", file=sys.stderr)
         return 1
@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     return int(report.missing is not None)
 
 
-def _pictures(options: argparse.Namespace) -> list[Image.Image]:
+def read_pictures(options: argparse.Namespace) -> list[Image.Image]:
+    """What --image or --size stand for. Raises `ConfigError`."""
     if options.size:
         return [Image.new("RGB", options.size, "white")]
     if options.image is None:
@@ -45,14 +46,14 @@ def _pictures(options: argparse.Namespace) -> list[Image.Image]:
         raise ConfigError(f"--image {options.image}: cannot be read as a picture ({error})") from error
 
 
-def _size(text: str) -> tuple[int, int]:
+def picture_size(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"'{text}': write width and height in pixels, such as 600x400")
     return int(width), int(height)
 
 
-def _count(text: str) -> int:
+def gpu_count(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"'{text}': write a number of GPUs, such as 8")
     return int(text)
@@ -64,12 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     looks = commands.add_parser("check", help="is a checkpoint supported and whole, and what would training it take")
     looks.add_argument("path", type=Path, help="local Hugging Face checkpoint folder")
     looks.add_argument("--config", type=Path, help="run YAML, for the estimate of memory and for model.max_pixels")
-    shown = looks.add_mutually_exclusive_group()
-    shown.add_argument("--image", type=Path, help="a picture like those of the data")
-    shown.add_argument("--size", type=_size, metavar="WxH", help="its size alone")
-    looks.add_argument("--gpus", type=_count, default=1, metavar="N", help="GPUs of the run (default 1)")
-    looks.add_argument("--json", action="store_true", help="everything as JSON")
+    add_shared(looks)
     return parser
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """Options of this command and of python -m dyme.memory."""
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--image", type=Path, help="a picture like those of the data")
+    shown.add_argument("--size", type=picture_size, metavar="WxH", help="its size alone")
+    parser.add_argument("--gpus", type=gpu_count, default=1, metavar="N", help="GPUs of the run (default 1)")
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
 
 
 if __name__ == "__main__":

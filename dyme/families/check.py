@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,30 @@ class Report:
     missing: str | None
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers that the estimate is made of. rollouts, evaluated: rows of a rank in a step and in an evaluation.
+    pictures: as they come into a prompt. text_prompt: tokens of one without."""
+
+    load: mem.Load
+    zero: mem.Zero
+    decoder: mem.Decoder
+    tower: mem.Tower | None
+    rollouts: int
+    evaluated: int
+    pictures: tuple[Picture, ...]
+    text_prompt: int
+
+    def estimate(self, token_budget: int | None = None, batch_size: int | None = None) -> mem.Estimate:
+        """Of the run, or with other values of `train.token_budget` and `rollout.batch_size`."""
+        load = self.load
+        if token_budget is not None:
+            load = replace(load, token_budget=token_budget)
+        if batch_size is not None:
+            load = replace(load, rows=min(batch_size, self.rollouts), evaluated=min(batch_size, self.evaluated))
+        return mem.estimate(load, self.zero, self.decoder, self.tower)
+
+
 def check(
     path: str | Path, cfg: RunConfig | None = None, pictures: Sequence[Image.Image] = (), ranks: int = 1
 ) -> Report:
@@ -78,12 +102,8 @@ def check(
     model = skeleton(type(family), family.config, DTYPES[cfg.model.dtype])
     weights = read_weights(folder) if has_weights(folder) else None
     unused = check_fit(folder, model, weights) if weights else ()
-    pictures = pictures or [Image.new("RGB", size, "white") for size in SIZES]
-    prompt_text = cfg.prompt.template.replace("{flag}", cfg.prompt.answer_flag).replace("{question}", QUESTION)
-    seen = [_picture(family, cfg, prompt_text, image) for image in pictures] if IMAGE in family.modalities else []
-    text_prompt = len(family.encode(prompt_text))
     parts = family.parts(model)
-    trained, load = _load(family, model, cfg, ranks, max([text_prompt, *(p.prompt for p in seen)]))
+    size = sizes(family, model, cfg, zero, pictures, ranks)
     return Report(
         path=str(folder),
         family=family.name,
@@ -97,13 +117,13 @@ def check(
         layers=len(family.decoder_layers(model)),
         context=getattr(family.config.get_text_config(), "max_position_embeddings", None),
         chat_template=chat_template_file(folder) or "",
-        text_prompt=text_prompt,
-        pictures=tuple(seen),
+        text_prompt=size.text_prompt,
+        pictures=size.pictures,
         special=_special(family),
         packs=family.packs_trees,
-        run=_run_line(cfg, zero, source, ranks),
-        trained=trained,
-        estimate=mem.estimate(load, zero, decoder_sizes(family, model), _tower(family, model, seen, pictures)),
+        run=run_line(cfg, zero, ranks, source),
+        trained=size.load.trained,
+        estimate=size.estimate(),
         missing=None if weights else f"{folder} has no weights: copy its safetensors files",
     )
 
@@ -138,7 +158,8 @@ def read_zero(cfg: RunConfig) -> mem.Zero:
     )
 
 
-def _run_line(cfg: RunConfig, zero: mem.Zero, source: str, ranks: int) -> str:
+def run_line(cfg: RunConfig, zero: mem.Zero, ranks: int, source: str) -> str:
+    """A run in few words. source: its DeepSpeed JSON."""
     named = f"ZeRO-{zero.stage}{f' of {source}' if source else ''}"
     return f"method {cfg.method}, {cfg.model.dtype}, {named}, {ranks} GPU{'s' if ranks > 1 else ''}"
 
@@ -247,29 +268,56 @@ def _special(family: Family) -> dict[str, str]:
 # --- the run ----------
 
 
-def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: int) -> tuple[int, mem.Load]:
-    """Trained parameters, and the numbers of the estimate."""
+def sizes(
+    family: Family, model: nn.Module, cfg: RunConfig, zero: mem.Zero, pictures: Sequence[Image.Image], ranks: int
+) -> Sizes:
+    """Of a run of `cfg` on `ranks` GPUs, whose records have such pictures (none: `SIZES`). The model may lie on the
+    meta device. Raises `ModelError` and `ConfigError`."""
+    pictures = pictures or [Image.new("RGB", size, "white") for size in SIZES]
+    text = cfg.prompt.template.replace("{flag}", cfg.prompt.answer_flag).replace("{question}", QUESTION)
+    seen = [_picture(family, cfg, text, image) for image in pictures] if IMAGE in family.modalities else []
+    text_prompt = len(family.encode(text))
+    rows = -(-cfg.rollout.prompts_per_step // ranks) * cfg.rollout.group_size if cfg.method != "sft" else 0
+    evaluated = -(-cfg.run.eval_records // ranks) if cfg.data.eval else 0
+    load = _load(family, model, cfg, ranks, max([text_prompt, *(p.prompt for p in seen)]))
+    return Sizes(
+        load=replace(load, rows=min(rows, cfg.rollout.batch_size), evaluated=min(evaluated, cfg.rollout.batch_size)),
+        zero=zero,
+        decoder=decoder_sizes(family, model),
+        tower=_tower(family, model, seen, pictures),
+        rollouts=rows,
+        evaluated=evaluated,
+        pictures=tuple(seen),
+        text_prompt=text_prompt,
+    )
+
+
+def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: int) -> mem.Load:
+    """All but the rows."""
     parts = family.parts(model)
     lora = cfg.model.lora
     # a tensor shared with a trained part is trained
     trains = {id(p): p for name, part in parts.items() if name not in cfg.model.freeze for p in part.parameters()}
-    added = mem.adapters(adapted_linears(family, model, lora), lora.r) if lora else 0
-    trained = added if lora else _count(trains.values())
+    linears = adapted_linears(family, model, lora) if lora else []
+    added = mem.adapters(linears, lora.r) if lora else 0
     sees = bool({id(p) for part in family.image_parts(model).values() for p in part.parameters()} & trains.keys())
     # the estimate is for a GPU, wherever it is made
     _, packed = resolve_attention(cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=True)
-    rolls = cfg.method != "sft"
-    rows = -(-cfg.rollout.prompts_per_step // ranks) * cfg.rollout.group_size
-    return trained, mem.Load(
+    return mem.Load(
         ranks=ranks,
         value_bytes=DTYPES[cfg.model.dtype].itemsize,
         parameters=_count(model.parameters()) + added,
-        trained=trained,
+        trained=added if lora else _count(trains.values()),
         token_budget=cfg.train.token_budget,
         logits_budget_mb=cfg.train.logits_budget_mb,
-        rows=min(rows, cfg.rollout.batch_size) if rolls else 0,
+        rows=0,
         prompt=prompt,
         reply=cfg.rollout.max_new_tokens,
+        adapters=added,
+        layer=max(_count(layer.parameters()) for layer in family.decoder_layers(model)),
+        largest=0 if lora else max((p.numel() for p in trains.values()), default=0),
+        adapted=max((outputs * inputs for outputs, inputs in linears), default=0),
+        offload=cfg.rollout.offload,
         checkpointing=cfg.model.gradient_checkpointing,
         dense_mask=packed == "sdpa",
         trains_head=not lora and id(family.head(model).weight) in trains,

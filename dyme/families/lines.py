@@ -13,7 +13,7 @@ def lines(report: Report) -> list[str]:
     tied = " (shared with the embedding)" if report.tied else ""
     return [
         f"{report.path}: {report.model_type}, family {report.family}",
-        *_table(
+        *table(
             [
                 ("parameters", f"{_millions(report.parameters)}: {', '.join(shares)}{tied}"),
                 ("weights", _weights(report)),
@@ -37,7 +37,7 @@ def _weights(report: Report) -> str:
     kinds = ", ".join(f"{name} {_millions(count)}" for name, count in report.dtypes.items())
     unused = f"; {len(report.unused)} tensors are not used, first {report.unused[0]}" if report.unused else ""
     files = len(report.files)
-    return f"{files} file{'s' if files > 1 else ''}, {_bytes(sum(report.files.values()))}, {kinds}{unused}"
+    return f"{files} file{'s' if files > 1 else ''}, {in_bytes(sum(report.files.values()))}, {kinds}{unused}"
 
 
 def _picture(picture: Picture, context: int | None) -> str:
@@ -55,15 +55,17 @@ def _estimate(report: Report) -> list[str]:
         ("stays", estimate.stays),
         ("in an update", estimate.update),
         ("in a rollout", estimate.rollout),
+        ("in a refresh", estimate.refresh),
+        ("in an evaluation", estimate.evaluation),
         ("on the host", estimate.host),
     ):
         if part:
-            rows.append((title, _bytes(sum(part.values()))))
-            rows += [(f"  {name}", _bytes(size)) for name, size in part.items()]
-    return _table([*rows, ("peak", f"{_bytes(estimate.peak)} (what stays, and the larger of update and rollout)")])
+            rows.append((title, in_bytes(sum(part.values()))))
+            rows += [(f"  {name}", in_bytes(size)) for name, size in part.items()]
+    return table([*rows, ("peak", f"{in_bytes(estimate.peak)} (what stays, and the largest of what comes and goes)")])
 
 
-def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
+def table(rows: Iterable[tuple[str, str]]) -> list[str]:
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
     return [f"  {name:<{width}}  {text}" for name, text in rows]
@@ -73,5 +75,5 @@ def _millions(count: int) -> str:
     return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M" if count >= 1e4 else str(count)
 
 
-def _bytes(size: int) -> str:
+def in_bytes(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.2f} MiB"

@@ -59,7 +59,9 @@ class Tower:
 @dataclass(frozen=True)
 class Load:
     """What a run does on a rank. rows: decoded at once. prompt, reply: tokens of a row. trained: parameters with
-    gradients. dense_mask: packed groups under sdpa. reference: a frozen copy of the policy is kept."""
+    gradients. adapters: of `parameters`, those of LoRA. layer, largest, adapted: parameters of the largest decoder
+    layer, parameter and Linear with an adapter. evaluated: rows of an evaluation decoded at once. dense_mask: packed
+    groups under sdpa. reference: a frozen copy of the policy is kept. offload: the rollout copy leaves the GPU."""
 
     ranks: int
     value_bytes: int
@@ -70,6 +72,12 @@ class Load:
     rows: int
     prompt: int
     reply: int
+    adapters: int = 0
+    layer: int = 0
+    largest: int = 0
+    adapted: int = 0
+    evaluated: int = 0
+    offload: bool = False
     checkpointing: bool = False
     dense_mask: bool = False
     trains_head: bool = True
@@ -79,21 +87,32 @@ class Load:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes per GPU by name. `stays` from step to step; `update` and `rollout` come and go, one after the other.
-    `host`: what is offloaded to the memory of the machine, per rank."""
+    """Bytes per GPU by name. `stays` from step to step; the phases `update`, `rollout`, `refresh` and `evaluation` come
+    and go, one after the other. `host`: what is offloaded to the memory of the machine, per rank."""
 
     stays: dict[str, int]
     update: dict[str, int]
     rollout: dict[str, int]
+    refresh: dict[str, int]
+    evaluation: dict[str, int]
     host: dict[str, int]
 
     @property
+    def phases(self) -> dict[str, dict[str, int]]:
+        """Those of the run, as they follow each other."""
+        own = {"rollout": self.rollout, "update": self.update, "refresh": self.refresh, "evaluation": self.evaluation}
+        return {name: part for name, part in own.items() if part or name in ("update", "refresh")}
+
+    def peak_of(self, phase: str) -> int:
+        return sum(self.stays.values()) + sum(self.phases[phase].values())
+
+    @property
     def peak(self) -> int:
-        return sum(self.stays.values()) + max(sum(self.update.values()), sum(self.rollout.values()))
+        return max(map(self.peak_of, self.phases))
 
 
 def estimate(load: Load, zero: Zero, decoder: Decoder, tower: Tower | None = None) -> Estimate:
-    """All of it. Without rollouts (method sft) `load.rows` is 0."""
+    """All of it. Without rollouts (method sft) `load.rows` is 0, without evaluation `load.evaluated`."""
     b, n = load.value_bytes, load.ranks
     shards = {
         "weights": (weights(load.parameters, b, zero.stage, n), zero.offload_param),
@@ -103,7 +122,8 @@ def estimate(load: Load, zero: Zero, decoder: Decoder, tower: Tower | None = Non
     }
     stays = {name: size for name, (size, away) in shards.items() if not away}
     stays["gradient buckets"] = buckets(zero, b) if zero.stage == 3 else 0
-    stays["rollout copy"] = rollout_copy(load.parameters, b)
+    copied = {"rollout copy": rollout_copy(load.parameters - load.adapters, b)}
+    stays |= {} if load.offload else copied
     tokens = max(load.token_budget, load.prompt + load.reply)  # a single row is never split
     pictures = max(1, load.token_budget // max(1, load.prompt))
     update = {
@@ -118,13 +138,23 @@ def estimate(load: Load, zero: Zero, decoder: Decoder, tower: Tower | None = Non
         else 0,
         "loss head": loss_head(decoder, load.logits_budget_mb, b, trained=load.trains_head),
     }
-    rollout = {
-        "KV cache": kv_cache(decoder, load.rows, load.prompt + load.reply, b),
-        "prefill": prefill(decoder, load.rows * load.prompt, b),
-        "sampling": sampling(decoder, load.rows),
+    gathers = zero.stage == 3 and (n > 1 or zero.offload_param)
+    refresh = {
+        "gathered weights": refreshed(load.layer, load.largest, b) if gathers else 0,
+        "merged weights": merged(load.adapted),
     }
-    host = {name: size for name, (size, away) in shards.items() if away}
-    return Estimate(*({k: v for k, v in part.items() if v} for part in (stays, update, rollout, host)))
+    rollout, evaluation = (
+        {
+            **(copied if load.offload and rows else {}),
+            "KV cache": kv_cache(decoder, rows, load.prompt + load.reply, b),
+            "prefill": prefill(decoder, rows * load.prompt, b),
+            "sampling": sampling(decoder, rows),
+        }
+        for rows in (load.rows, load.evaluated)
+    )
+    host = {name: size for name, (size, away) in shards.items() if away} | (copied if load.offload else {})
+    phases = (update, rollout, refresh, evaluation)
+    return Estimate(*({k: v for k, v in part.items() if v} for part in (stays, *phases, host)))
 
 
 # --- what stays ----------
@@ -154,7 +184,8 @@ def buckets(zero: Zero, value_bytes: int) -> int:
 
 
 def rollout_copy(parameters: int, value_bytes: int) -> int:
-    """b P, whole on every rank; kept by all methods, because evaluation runs on it too."""
+    """b P without adapters, whole on every rank; kept by all methods, because evaluation runs on it too. With
+    `rollout.offload` it is on the GPU in rollouts and evaluations only, and on the host always."""
     return value_bytes * parameters
 
 
@@ -214,6 +245,20 @@ def loss_head(decoder: Decoder, logits_budget_mb: int, value_bytes: int, *, trai
     """The logits budget, and for a trained head its gradient [V, H] in b and in float32."""
     gradient = (value_bytes + 4) * decoder.vocab * decoder.hidden if trained else 0
     return logits_budget_mb * MIB + gradient
+
+
+# --- what comes and goes in a refresh of the rollout copy ----------
+
+
+def refreshed(layer: int, largest: int, value_bytes: int) -> int:
+    """b times the parameters of the largest decoder layer, or of the largest parameter (an embedding) where that has
+    more: what ZeRO-3 gathers at once."""
+    return value_bytes * max(layer, largest)
+
+
+def merged(adapted: int) -> int:
+    """8 bytes for each value of the largest Linear with an adapter: its weight and B A in float32."""
+    return 8 * adapted
 
 
 # --- what comes and goes in a rollout ----------

@@ -68,7 +68,7 @@ def main() -> None:
         "buckets": size(b.buffer for b in optimizer.ipg_buckets.values()) if three else 0,
         "rollout_copy": size(engine.copy.parameters()),
         "reference": size(p.ds_tensor for p in engine.reference.module.model.parameters()),
-        "parameters": sum(p.numel() for p in engine.copy.parameters()),
+        "parameters": engine.parameters,
         "trained": sum(p.ds_numel if three else p.numel() for p in model.parameters() if p.requires_grad),
     }
     (out / f"held{rank}.json").write_text(json.dumps(held))

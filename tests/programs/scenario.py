@@ -119,6 +119,8 @@ LOSSES = {
     "gspo": Loss(2, LossSpec(surrogate="gspo", epsilon_low=0.02, epsilon_high=0.02, beta=0.05)),
 }
 LORA = {"r": 4, "alpha": 64, "vision": True}
+SCALING = {False: 64 / 4, True: 8 / 4}
+"""alpha / r of LORA, and of the head that `build` wraps."""
 
 
 def row_loss(loss: Loss, row: LiveRow, logp: torch.Tensor, old: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
