@@ -91,8 +91,7 @@ class ModelConfig(Schema):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     max_pixels: PositiveInt | None = None
-    """Larger pictures are resized to this many pixels (width x height) before the processor sees them; without it the
-    processor's own limits hold."""
+    """Larger pictures are resized to this many pixels (width x height); without it the processor's own limits hold."""
     attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
     """Of rollouts, evaluation and vision towers; auto: flash_attention_2 where flash-attn is installed, on a GPU in
     bf16, else sdpa."""
@@ -182,8 +181,7 @@ class ObjectiveConfig(Schema):
     epsilon_high: NonNegativeFloat = 0.2
     """Upper clip range."""
     beta: NonNegativeFloat = 0.0
-    """Weight of the k3 estimate of the KL divergence from the initial model (the reference policy); 0 keeps no
-    reference."""
+    """Weight of the k3 estimate of the KL divergence from the initial model (the reference policy); 0: no reference."""
     entropy_coef: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """Weight of the entropy bonus on explored tokens."""
     memorize_weight: NonNegativeFloat = 1.0
@@ -227,7 +225,7 @@ class TrainConfig(Schema):
     epochs_per_rollout: PositiveInt = 1
     """Optimizer updates per rollout, each over all its live rows. The first one's log-probs are the old ones."""
     token_budget: PositiveInt = 8192
-    """Padded tokens per micro-batch and rank; a group over it is split."""
+    """Tokens per micro-batch and rank, padded ones unless packed_attention joins groups; a group over it is split."""
     logits_budget_mb: PositiveInt = 256
     """Memory of the logits buffer in the loss head (MiB)."""
     switch_fraction: Fraction = 0.5
@@ -267,6 +265,8 @@ class RunSettings(Schema):
     """Write the final weights as a Hugging Face folder."""
     report: bool = True
     """Write report.png and report.html at the end."""
+    profile: bool = False
+    """Write profile.json (a Chrome trace) and profile.png, the phases of every step; costs some speed on a GPU."""
 
 
 class RunConfig(Schema):

@@ -25,7 +25,7 @@ from deepspeed.utils import safe_get_local_grad
 from torch import Tensor, nn
 
 from dyme.config import ConfigError, OptimConfig, RunConfig
-from dyme.families.attention import resolve_attention, set_attention
+from dyme.families.attention import joins_groups, resolve_attention, set_attention
 from dyme.families.base import Family
 from dyme.lora import add_lora
 from dyme.objective import LossInputs
@@ -53,6 +53,7 @@ class Engine:
         whole, packed = resolve_attention(
             cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=self.device.type == "cuda"
         )
+        self.joined = joins_groups(packed) and family.packs_trees
         freeze_parts(family.parts(model), cfg.model.freeze)
         if cfg.model.lora:
             add_lora(family, model, cfg.model.lora, cfg.run.seed)
@@ -80,7 +81,7 @@ class Engine:
             if frozen is None
             else _reference(Policy(family, frozen, replace(spec, beta=0.0), cfg.train.logits_budget_mb), ds)
         )
-        self._finite = True
+        self._finite: Tensor | bool = True
 
     # --- update -----------------------------------------------------------------------------------
 
@@ -100,7 +101,9 @@ class Engine:
         self.rollout_copy.park()
         self.ds.set_gradient_accumulation_boundary(last)
         out = PolicyLossOutput(*self.ds(batch.to(self.device, self.dtype), inputs.to(self.device)))
-        self._finite &= bool(torch.isfinite(out.loss))
+        self._finite = (
+            torch.isfinite(out.loss.detach()) & self._finite
+        )  # read in `step`: nothing waits for the device here
         # DeepSpeed averages over ranks, the loss is a sum with global weights
         self.ds.backward(out.loss * self.world_size, scale_wrt_gas=False)
         return out
@@ -119,7 +122,7 @@ class Engine:
 
     def step(self, factor: float) -> UpdateResult:
         """One optimizer step at `factor` times the peak learning rates, or none if any rank saw a non-finite value."""
-        finite, self._finite = self._finite and self._gradients_finite(), True
+        finite, self._finite = bool(self._finite) and self._gradients_finite(), True
         if not self.all_true(finite):
             self.ds.optimizer.zero_grad()
             return UpdateResult(False, math.nan)

@@ -1,18 +1,19 @@
 """Packing: groups as trees. The prompt once, then each live row as a branch that sees the prompt and itself.
 
 Positions of every branch go on from the prompt; the last prompt token's hidden state predicts the first token of every
-branch. This is exact: log-probabilities and gradients equal those of separate rows.
+branch. This is exact: log-probabilities and gradients equal those of separate rows. Each tree is a row of the batch, or
+all trees of a micro-batch are joined into one row, in which a token sees its own tree only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dyme.families.attention import PADDING, PROMPT, Layout
+from dyme.families.attention import BLOCK, PADDING, PROMPT, Layout
 from dyme.families.base import Family, Prompt
 
 
@@ -34,21 +35,43 @@ class PackedBatch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PackedBatch:
         """Everything on the device; floating-point pixels in the model's dtype."""
-        pixels = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in self.pixels.items()}
+        move = _mover(device)
+        pixels = {k: move(v.to(dtype) if v.is_floating_point() else v) for k, v in self.pixels.items()}
         return PackedBatch(
-            self.input_ids.to(device),
-            self.position_ids.to(device),
-            self.layout.to(device),
+            move(self.input_ids),
+            move(self.position_ids),
+            self.layout.map(move),
             pixels,
-            self.select.to(device),
-            self.targets.to(device),
+            move(self.select),
+            move(self.targets),
         )
 
 
+def _mover(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """To a GPU from pinned memory, so that the host goes on packing while the device still works."""
+    if device.type != "cuda":
+        return lambda tensor: tensor.to(device)
+    return lambda tensor: tensor.to(device) if tensor.is_cuda else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def bucket_length(tokens: int) -> int:
+    """Length of a joined sequence of `tokens`: the next multiple of BLOCK that is one of 1, 2, 3, 4 and then four to
+    every doubling (5, 6, 7, 8, 10, 12, 14, 16, 20, ...) blocks. So lengths repeat; less than a quarter and a block is
+    added."""
+    blocks = max(1, -(-tokens // BLOCK))
+    step = 1 << max(0, (blocks - 1).bit_length() - 3)
+    return -(-blocks // step) * step * BLOCK
+
+
 def pack(
-    family: Family, sequences: Sequence[tuple[Prompt, Sequence[Sequence[int]]]], modules: frozenset[str]
+    family: Family,
+    sequences: Sequence[tuple[Prompt, Sequence[Sequence[int]]]],
+    modules: frozenset[str],
+    *,
+    joined: bool = False,
 ) -> PackedBatch:
-    """Packs (prompt, branches) pairs, one sequence each; a branch is a list of token ids.
+    """Packs (prompt, branches) pairs as trees; a branch is a list of token ids. Every tree is a row, or all of them are
+    one row (`joined`, [1, `bucket_length`]).
 
     Where no prompt brings a modality of `modules`, an anchor prompt without branches is added, so that this rank runs
     the same modules as all others. An empty micro-batch becomes one anchor.
@@ -57,63 +80,83 @@ def pack(
     have = frozenset().union(*(prompt.modalities for prompt, _ in sequences))
     if not sequences or not modules <= have:
         sequences.append((family.anchors[modules - have], ()))
-    length = max(len(prompt) + sum(map(len, branches)) for prompt, branches in sequences)
-    laid = [_lay(family, prompt, branches, length, row * length) for row, (prompt, branches) in enumerate(sequences)]
-    block = torch.stack([s.block for s in laid])
+    trees = [_lay(family, prompt, branches) for prompt, branches in sequences]
+    rows = [_join(trees)] if joined else trees
+    longest = max(len(row.ids) for row in rows)
+    length = bucket_length(longest) if joined else longest
+    block = torch.stack([_pad(row.block, length, -1) for row in rows])
     return PackedBatch(
-        input_ids=torch.stack([s.ids for s in laid]),
-        position_ids=torch.stack([s.positions for s in laid], dim=-2),
+        input_ids=torch.stack([_pad(row.ids, length, family.pad_id) for row in rows]),
+        position_ids=torch.stack([_pad(row.positions, length, 0) for row in rows], dim=-2),
         layout=Layout(
-            torch.stack([s.branch for s in laid]),
-            torch.stack([s.depth for s in laid]),
+            torch.stack([_pad(row.branch, length, PADDING) for row in rows]),
+            torch.stack([_pad(row.depth, length, 0) for row in rows]),
             block if (block >= 0).any() else None,
+            torch.stack([_pad(row.tree, length, -1) for row in rows]) if joined else None,
         ),
         pixels=family.collate_pixels([prompt for prompt, _ in sequences]),
-        select=torch.cat([s.select for s in laid]),
-        targets=torch.cat([s.targets for s in laid]),
+        select=torch.cat([row.select + index * length for index, row in enumerate(rows)]),
+        targets=torch.cat([row.targets for row in rows]),
     )
 
 
 @dataclass(frozen=True)
 class _Laid:
-    ids: Tensor  # [L]
-    positions: Tensor  # [L] or [3, L]
-    branch: Tensor  # [L], see Layout
-    depth: Tensor  # [L]
-    block: Tensor  # [L]
-    select: Tensor  # [n]
-    targets: Tensor  # [n]
+    """One tree, or several behind one another, without padding."""
+
+    ids: Tensor  # [n]
+    positions: Tensor  # [n] or [3, n]
+    branch: Tensor  # [n], see Layout
+    depth: Tensor  # [n]
+    block: Tensor  # [n]
+    tree: Tensor  # [n]
+    select: Tensor  # [live]
+    targets: Tensor  # [live]
 
 
-def _lay(family: Family, prompt: Prompt, branches: Sequence[Sequence[int]], length: int, offset: int) -> _Laid:
+def _lay(family: Family, prompt: Prompt, branches: Sequence[Sequence[int]]) -> _Laid:
     prompt_positions, start = family.prompt_positions(prompt)
     blocks = family.image_blocks(prompt)
-    ids, branch, positions = [prompt.input_ids], [torch.full((len(prompt),), PROMPT)], [prompt_positions]
-    depth = [torch.arange(len(prompt))]
-    select, at = [], len(prompt)
+    size = len(prompt)
+    ids, branch, positions = [prompt.input_ids], [torch.full((size,), PROMPT)], [prompt_positions]
+    depth = [torch.arange(size)]
+    select, targets, at = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)], size
     for index, tokens in enumerate(branches):
         n = len(tokens)
         ids.append(torch.as_tensor(tokens, dtype=torch.int64))
         branch.append(torch.full((n,), index))
-        depth.append(torch.arange(len(prompt), len(prompt) + n))
+        depth.append(torch.arange(size, size + n))
         positions.append(torch.arange(start, start + n).expand(*prompt_positions.shape[:-1], n))
-        select.append(torch.cat([torch.tensor([len(prompt) - 1]), torch.arange(at, at + n - 1)])[:n] + offset)
+        select.append(torch.cat([torch.tensor([size - 1]), torch.arange(at, at + n - 1)])[:n])
+        targets.append(ids[-1])
         at += n
-    pad = length - at
-    ids.append(torch.full((pad,), family.pad_id))
-    branch.append(torch.full((pad,), PADDING))
-    depth.append(torch.zeros(pad, dtype=torch.int64))
-    positions.append(torch.zeros(*prompt_positions.shape[:-1], pad, dtype=torch.int64))
-    block = torch.full((length,), -1)
-    if blocks is not None:
-        block[: len(prompt)] = blocks
-    empty = torch.zeros(0, dtype=torch.int64)
     return _Laid(
         torch.cat(ids),
         torch.cat(positions, dim=-1),
         torch.cat(branch),
         torch.cat(depth),
-        block,
-        torch.cat([empty, *select]),
-        torch.cat([empty, *(torch.as_tensor(b, dtype=torch.int64) for b in branches)]),
+        _pad(torch.full((size,), -1) if blocks is None else blocks, at, -1),
+        torch.zeros(at, dtype=torch.int64),
+        torch.cat(select),
+        torch.cat(targets),
     )
+
+
+def _join(trees: Sequence[_Laid]) -> _Laid:
+    """The trees behind one another. Numbers of branches and pictures repeat between trees; `tree` keeps them apart."""
+    starts = torch.tensor([0, *(len(tree.ids) for tree in trees)]).cumsum(0).tolist()
+    return _Laid(
+        torch.cat([tree.ids for tree in trees]),
+        torch.cat([tree.positions for tree in trees], dim=-1),
+        torch.cat([tree.branch for tree in trees]),
+        torch.cat([tree.depth for tree in trees]),
+        torch.cat([tree.block for tree in trees]),
+        torch.cat([tree.tree + number for number, tree in enumerate(trees)]),
+        torch.cat([tree.select + start for tree, start in zip(trees, starts)]),
+        torch.cat([tree.targets for tree in trees]),
+    )
+
+
+def _pad(values: Tensor, length: int, value: int) -> Tensor:
+    """[..., n] -> [..., length], filled on the right."""
+    return torch.nn.functional.pad(values, (0, length - values.shape[-1]), value=value)

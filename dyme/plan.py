@@ -29,11 +29,13 @@ class PlannedGroup:
 class Plan:
     """`micro_batches[rank][j]` is what a rank trains in micro-batch j (empty: an anchor without live tokens).
 
-    `modules[j]` are the modalities whose modules every rank must run in micro-batch j.
+    `modules[j]` are the modalities whose modules every rank must run in micro-batch j. `joined`: the groups of a
+    micro-batch are one sequence, see `dyme.packing.pack`.
     """
 
     micro_batches: tuple[tuple[tuple[PlannedGroup, ...], ...], ...]
     modules: tuple[frozenset[str], ...]
+    joined: bool = False
 
     @property
     def num_micro_batches(self) -> int:
@@ -54,20 +56,21 @@ def make_plan(
     *,
     first_modules: frozenset[str] = frozenset(),
     share_prompt: bool = True,
+    joined: bool = False,
 ) -> Plan:
     """Places every live row exactly once.
 
     row_groups, row_lengths: [R] group index and tokens of each live row. prompt_lengths, modalities: [G] expanded
     tokens and
-    modalities of each group's prompt. `token_budget` bounds the padded tokens of one micro-batch on one rank; a
-    group over it is
+    modalities of each group's prompt. `token_budget` bounds the tokens of one micro-batch on one rank: padded ones,
+    or, where groups are `joined`, those they have; a group over it is
     split, its prompt repeated; a single row over it stands alone. `first_modules`: modalities with trainable
     parameters, run in the first micro-batch whatever it holds (ZeRO-3 keeps stale gradients of parameters that
     are absent there). `share_prompt=False` gives every row its own prompt, for families that cannot pack trees.
     No live rows: a plan without micro-batches.
     """
     if not row_groups:
-        return Plan(tuple(() for _ in range(world_size)), ())
+        return Plan(tuple(() for _ in range(world_size)), (), joined)
     items = _split_for_ranks(
         _items(row_groups, row_lengths, prompt_lengths, token_budget, share_prompt),
         world_size,
@@ -78,13 +81,14 @@ def make_plan(
     # Groups with more modalities first, so that image work meets image work at the same index; then long to short,
     # so that the sequences of a micro-batch pad little.
     ordered = [sorted(s, key=lambda i: (-len(modalities[i.group]), -i.tokens, i.group, i.rows)) for s in shares]
-    count = max(len(_fill(share, token_budget)) for share in ordered)
-    micro_batches = tuple(_spread(_fill(share, token_budget), count) for share in ordered)
+    fill = _fill_joined if joined else _fill
+    count = max(len(fill(share, token_budget)) for share in ordered)
+    micro_batches = tuple(_spread(fill(share, token_budget), count) for share in ordered)
     modules = [
         frozenset().union(*(modalities[i.group] for rank in micro_batches for i in rank[j])) for j in range(count)
     ]
     modules[0] |= first_modules
-    return Plan(micro_batches, tuple(modules))
+    return Plan(micro_batches, tuple(modules), joined)
 
 
 def _items(
@@ -153,6 +157,21 @@ def _fill(share: list[PlannedGroup], budget: int) -> list[list[PlannedGroup]]:
         else:
             micro.append([item])
             longest = item.tokens
+    return micro
+
+
+def _fill_joined(share: list[PlannedGroup], budget: int) -> list[list[PlannedGroup]]:
+    """Micro-batches whose tokens stay within the budget: each group into the first that has room for it, so that text
+    fills up what pictures leave."""
+    micro: list[list[PlannedGroup]] = []
+    room: list[int] = []
+    for item in share:
+        at = next((j for j, left in enumerate(room) if item.tokens <= left), len(micro))
+        if at == len(micro):
+            micro.append([])
+            room.append(budget)
+        micro[at].append(item)
+        room[at] -= item.tokens
     return micro
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 from PIL import Image
 
@@ -47,9 +50,22 @@ def fit_pixels(image: Image.Image, max_pixels: int | None) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
+@dataclass(frozen=True)
+class _Page:
+    """What came of a record: its prompt, or the reason why there is none; `resized` says by how much a picture was."""
+
+    prompt: Prompt | None
+    reason: str = ""
+    resized: str = ""
+
+
 class PromptBook:
     """Encoded prompts of the records in use. A record that fails is reported once and stays None: it costs its rows
-    only."""
+    only.
+
+    `prefetch` encodes the records of the step to come in a thread; `turn` makes them the ones in use. Whatever is said
+    or counted is so in the calling thread, when a record is used: a step that never comes leaves no trace.
+    """
 
     def __init__(
         self,
@@ -61,34 +77,56 @@ class PromptBook:
         self.family, self.config, self.report, self.max_pixels = family, config, report, max_pixels
         self._resized = False
         self._pages: dict[str, Prompt | None] = {}
+        self._ahead: list[tuple[Record, Future[_Page]]] = []
+        self._worker = ThreadPoolExecutor(1, "prompts")
+        self._processor = threading.Lock()  # a tokenizer keeps settings of the call, so calls must not meet
         self.failed: dict[str, str] = {}
 
     def encode(self, record: Record) -> Prompt | None:
         if record.id not in self._pages:
-            self._pages[record.id] = self._encode(record)
+            self._pages[record.id] = self._open(record, self._encode(record))
         return self._pages[record.id]
 
-    def _encode(self, record: Record) -> Prompt | None:
-        try:
-            images = [self._fit(record, image.load()) for image in record.images]
-            return self.family.encode(prompt_text(record, self.config), images)
-        except Exception as error:  # an edge: whatever a decoder or processor trips over, it costs this record only
-            reason = str(error) if isinstance(error, ImageError | PromptError) else f"{type(error).__name__}: {error}"
-            if record.id not in self.failed:
-                self.report(f"record {record.id} left out: {reason}")
-            self.failed[record.id] = reason
-            return None
+    def prefetch(self, records: Sequence[Record]) -> None:
+        """Starts to encode the records of the next step. One step ahead at most: an earlier call must have been
+        followed by `turn`. Until `clear` or `turn` nobody but this book may use the processor."""
+        assert not self._ahead, "turn the page first"
+        self._ahead = [(record, self._worker.submit(self._encode, record)) for record in records]
 
-    def _fit(self, record: Record, image: Image.Image) -> Image.Image:
-        fitted = fit_pixels(image, self.max_pixels)
-        if fitted is not image and not self._resized:
-            self._resized = True
-            self.report(
-                f"pictures are resized to model.max_pixels={self.max_pixels}, first that of record {record.id}: "
-                f"{image.width}x{image.height} to {fitted.width}x{fitted.height} (said once)"
-            )
-        return fitted
+    def turn(self) -> None:
+        """Forgets the encodings in use and takes those that were prefetched; waits for them."""
+        self._pages = {record.id: self._open(record, page.result()) for record, page in self._ahead}
+        self._ahead = []
 
     def clear(self) -> None:
-        """Forgets the encodings (a step's pictures would otherwise pile up)."""
+        """Forgets the encodings in use (a step's pictures would otherwise pile up); those of the step to come stay. At
+        its end nothing runs in the background."""
         self._pages.clear()
+        wait([page for _, page in self._ahead])
+
+    def _open(self, record: Record, page: _Page) -> Prompt | None:
+        if page.resized and not self._resized:
+            self._resized = True
+            self.report(page.resized)
+        if page.prompt is None:
+            if record.id not in self.failed:
+                self.report(f"record {record.id} left out: {page.reason}")
+            self.failed[record.id] = page.reason
+        return page.prompt
+
+    def _encode(self, record: Record) -> _Page:
+        resized = ""
+        try:
+            images = [image.load() for image in record.images]
+            fitted = [fit_pixels(image, self.max_pixels) for image in images]
+            for before, after in zip(images, fitted):
+                if after is not before and not resized:
+                    resized = (
+                        f"pictures are resized to model.max_pixels={self.max_pixels}, first that of record "
+                        f"{record.id}: {before.width}x{before.height} to {after.width}x{after.height} (said once)"
+                    )
+            with self._processor:
+                return _Page(self.family.encode(prompt_text(record, self.config), fitted), resized=resized)
+        except Exception as error:  # an edge: whatever a decoder or processor trips over, it costs this record only
+            known = isinstance(error, ImageError | PromptError)
+            return _Page(None, str(error) if known else f"{type(error).__name__}: {error}", resized)

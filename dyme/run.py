@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dyme.families import Prompt, build_family, load_family
 from dyme.families.scratch import FREQUENT
 from dyme.metrics import open_metrics, read_jsonl, summarize
 from dyme.objective import LiveRows, resolve
+from dyme.profile import EVERY, Profile
 from dyme.progress import ProgressLine
 from dyme.prompts import PromptBook, prompt_text, reply_text
 from dyme.recipe import Recipe
@@ -87,6 +88,10 @@ class Run:
         self.best = checkpoint.best(self.checkpoints, self.first_step)[1]
         self.progress = ProgressLine(self.name, cfg.train.max_steps, self.first_step, self.rank)
         self.book = PromptBook(self.family, cfg.prompt, self._note_bad, cfg.model.max_pixels)
+        self.step = self.first_step
+        self.profile = Profile(self.folder) if cfg.run.profile and self.rank == 0 else None
+        if self.profile:
+            self.profile.watch(self.engine, lambda: self.step)
         self.engine.refresh()
         self._announce()
         self.started = time.monotonic()
@@ -180,6 +185,16 @@ class Run:
     def encode(self, record: int) -> Prompt | None:
         return self.book.encode(self.records[record])
 
+    def prefetch(self, step: int) -> None:
+        """Starts to encode the prompts that this rank needs in a step; `book.turn` takes them."""
+        if step >= self.cfg.train.max_steps:
+            return
+        # made now: a micro-batch that needs an anchor would use the processor beside the book
+        _ = self.family.anchors
+        rows = self.step_rows(step)
+        groups = dict.fromkeys(rows.group_of(row) for row in rows.rows(self.rank))
+        self.book.prefetch([self.records[rows.records[group]] for group in groups])
+
     def refine(self, record: Record) -> str | None:
         """The reference trace that is memorized: the record's hint."""
         return record.hint
@@ -214,9 +229,17 @@ class Run:
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
-        begin = time.monotonic()
-        yield
-        self._seconds[phase] += time.monotonic() - begin
+        with self.profile.span(phase, "phase", self.step) if self.profile else nullcontext():
+            begin = time.monotonic()
+            yield
+            self._seconds[phase] += time.monotonic() - begin
+
+    @contextmanager
+    def stepping(self, step: int) -> Iterator[None]:
+        """Around everything that belongs to a step."""
+        self.step = step
+        with self.profile.span("step", "step", step) if self.profile else nullcontext():
+            yield
 
     def step_signals(
         self,
@@ -262,7 +285,9 @@ class Run:
     def log_step(self, step: int, signals: dict[str, float]) -> None:
         seconds = sum(self._seconds.values())
         worked = signals.get("rollout/tokens", 0.0) + signals.get("effective_tokens", 0.0)
-        signals |= {f"time/{phase}": s for phase, s in self._seconds.items()}
+        parts = {**self._seconds, **(self.profile.end_step() if self.profile else {})}
+        signals |= {f"time/{phase}": s for phase, s in parts.items()}
+        signals |= {f"time_share/{phase}": s / max(seconds, 1e-9) for phase, s in parts.items()}
         signals |= {
             "time_s": self.elapsed(),
             "tokens_per_s": worked / max(seconds, 1e-9),
@@ -271,6 +296,8 @@ class Run:
         self._seconds.clear()
         self.metrics.log(step, signals)
         self.progress.step(step, signals)
+        if self.profile and step % EVERY == 0:
+            self.profile.write()
 
     def log_eval(self, step: int, result: Evaluation) -> None:
         self.metrics.log_eval(step, {"time_s": self.elapsed(), **result.signals()})
@@ -297,7 +324,7 @@ class Run:
         checkpoint.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
 
     def finish(self) -> None:
-        """Export, summary and report; the DONE marker last."""
+        """Export, summary, profile and report; the DONE marker last."""
         if self.cfg.run.export:
             recipe = Recipe(
                 prompt=self.cfg.prompt,
@@ -309,6 +336,8 @@ class Run:
         self.metrics.close()
         if self.rank == 0:
             self._write_summary()
+            if self.profile:
+                self.profile.write()
             if self.cfg.run.report:
                 self._write_report()
             (self.folder / DONE).write_text("", encoding="utf-8")

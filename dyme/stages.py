@@ -206,6 +206,7 @@ def plan(
         cfg.train.token_budget,
         first_modules=run.engine.trainable_modalities,
         share_prompt=run.family.packs_trees,
+        joined=run.engine.joined,
     )
     return Work(
         placed,

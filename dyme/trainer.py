@@ -16,7 +16,8 @@ def train(run: Run) -> None:
         if run.first_step == 0:
             _evaluate(run, 0)
         for step in range(run.first_step, cfg.train.max_steps):
-            signals = train_step(run, step)
+            with run.stepping(step):
+                signals = train_step(run, step)
             run.log_step(step + 1, signals)
             stop = run.must_stop()
             last = stop is not None or step + 1 == cfg.train.max_steps
@@ -38,6 +39,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     explores = run.makes_rollouts(step)
     rows = run.step_rows(step)
     with run.clock("rollout"):
+        run.book.turn()
         prompts = stages.prompts(run, rows)
         rollouts = stages.rollout(run, rows, step) if explores else {}
     with run.clock("score"):
@@ -50,6 +52,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
         tokens = stages.exchange(run, rows, rollouts, live)
         work = stages.plan(run, rows, columns, decision, live, tokens, prompts)
     signals = run.step_signals(step, rows, columns, decision, groups)
+    run.prefetch(step + 1)  # pictures and prompts, while this step's update runs
     with run.clock("update"):
         if live.rows:  # a step in which nothing lives has no backward and no optimizer step
             work = with_reference(run.engine, work)

@@ -14,6 +14,7 @@ from dyme.families import Prompt
 from dyme.objective import LiveRow, LossInputs, loss_inputs
 from dyme.packing import PackedBatch, pack
 from dyme.plan import Plan
+from dyme_kernels import PolicyLossOutput
 
 EXPLORED = ("ratio", "clipped_low", "clipped_high", "entropy", "kl")
 SUMS = ("loss", "tokens", "memorized", "explored", "nll", "lost", *EXPLORED)
@@ -141,7 +142,8 @@ def _micro_batches(engine: Engine, work: Work, weights: Sequence[float]) -> Iter
         readable = [(item, prompt) for item in items if (prompt := work.encode(item.group)) is not None]
         index = [row for item, _ in readable for row in item.rows]
         lengths = [len(work.tokens[r]) for r in index]
-        batch = pack(engine.family, [(p, [work.tokens[r] for r in item.rows]) for item, p in readable], modules)
+        sequences = [(prompt, [work.tokens[r] for r in item.rows]) for item, prompt in readable]
+        batch = pack(engine.family, sequences, modules, joined=work.plan.joined)
         inputs = loss_inputs([work.rows[r] for r in index], [weights[r] for r in index], lengths)
         lost = sum(len(item.rows) for item in items) - len(index)
         yield _MicroBatch(batch, replace(inputs, token_shaping=work.token_shaping), lengths, lost)
@@ -152,8 +154,7 @@ def _accumulate(
 ) -> tuple[Tensor, list[Tensor]]:
     """Forward and backward of every micro-batch of this rank. Returns the `SUMS`, float64, and the log-probabilities of
     each micro-batch, [N] on the host."""
-    sums = dict.fromkeys(SUMS, 0.0)
-    logprobs = []
+    done: list[tuple[int, LossInputs, PolicyLossOutput]] = []
     for j, micro in enumerate(_micro_batches(engine, work, weights)):
         inputs = micro.inputs
         if work.ref_logprobs is not None:
@@ -161,14 +162,19 @@ def _accumulate(
         if old is not None:
             inputs = inputs.off_policy(old[j], micro.lengths)
         out = engine.forward_backward(micro.batch, inputs, last=j == work.plan.num_micro_batches - 1)
+        # read after the last one: the host packs the next while the device still works on this one
+        done.append((micro.lost, inputs, replace(out, loss=out.loss.detach())))
+    sums = dict.fromkeys(SUMS, 0.0)
+    logprobs = []
+    for lost, inputs, out in done:
         memorized, explored = inputs.memorize, ~inputs.memorize
         logprobs.append(out.logprobs.float().cpu())
-        sums["loss"] += float(out.loss.detach())
+        sums["loss"] += float(out.loss)
         sums["tokens"] += len(memorized)
         sums["memorized"] += int(memorized.sum())
         sums["explored"] += int(explored.sum())
-        sums["nll"] -= float(logprobs[j][memorized].double().sum())
-        sums["lost"] += micro.lost
+        sums["nll"] -= float(logprobs[-1][memorized].double().sum())
+        sums["lost"] += lost
         for name in EXPLORED:
             sums[name] += float(getattr(out, name).double().cpu()[explored].sum())
     return torch.tensor(list(sums.values()), dtype=torch.float64), logprobs

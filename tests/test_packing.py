@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dyme.families import IMAGE, Family, Prompt, build_family
 from dyme.families.causal_lm import CausalLM
-from dyme.packing import pack
+from dyme.packing import bucket_length, pack
 
 TEXTS = ["What is the value of bar one?", "the red bar is 4. Answer: 4"]
 ALL, NONE = frozenset({IMAGE}), frozenset()
@@ -163,6 +163,48 @@ def test_three_rows_of_positions():
     moved = batch.to(torch.device("cpu"), torch.float32)
     assert moved.layout.depth[0].tolist() == [0, 1, 2, 3, 4, 5, 4]
     assert moved.select.tolist() == [3, 4, 3, 9]
+
+
+def test_joined_rows():
+    trees = [
+        (Prompt(torch.arange(4)), [[5, 6], [7]]),
+        (Prompt(torch.arange(3)), [[8, 9]]),
+        (Prompt(torch.arange(2)), []),
+    ]
+    batch = pack(Rope3(), trees, NONE, joined=True)
+    assert batch.input_ids.shape == (1, 128) and batch.position_ids.shape == (3, 1, 128)
+    assert batch.input_ids[0, :15].tolist() == [0, 1, 2, 3, 5, 6, 7, 0, 1, 2, 8, 9, 0, 1, 0]
+    assert batch.position_ids[1, 0, :15].tolist() == [0, 0, 1, 1, 2, 3, 2, 0, 0, 1, 1, 2, 0, 0, 0]
+    layout = batch.to(torch.device("cpu"), torch.float32).layout
+    assert layout.tree[0, :15].tolist() == [0] * 7 + [1] * 5 + [2] * 2 + [-1]
+    assert layout.branch[0, :15].tolist() == [-1, -1, -1, -1, 0, 0, 1, -1, -1, -1, 0, 0, -1, -1, -2]
+    assert layout.depth[0, :15].tolist() == [0, 1, 2, 3, 4, 5, 4, 0, 1, 2, 3, 4, 0, 1, 0]
+    assert batch.select.tolist() == [3, 4, 3, 9, 10] and batch.targets.tolist() == [5, 6, 7, 8, 9]
+
+
+def test_joined_sequences_have_few_lengths():
+    lengths = [bucket_length(n) // 128 for n in range(16 * 1024)]
+    assert lengths == sorted(lengths)
+    rungs = sorted(set(lengths))
+    assert rungs == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128]
+    for n, blocks in enumerate(lengths):
+        assert n <= blocks * 128 < 1.25 * n + 129
+
+
+def test_joined_padding_and_neighbours_do_not_leak(setting):
+    family, model = setting
+    sequences = groups(family)
+    clean = packed_logprobs(family, model, pack(family, sequences, NONE, joined=True))
+    (prompt, branches), *rest = sequences
+    other = packed_logprobs(family, model, pack(family, [(prompt, branches[:1]), *rest], NONE, joined=True))
+    assert (clean[8:] - other[4:]).abs().max() < 1e-9, "a tree sees another one"
+    batch = pack(family, sequences, NONE, joined=True)
+    end = sum(len(p) + sum(map(len, b)) for p, b in sequences)
+    batch.input_ids[0, end:] = 42
+    batch.position_ids[0, end:] = 7
+    dirty = packed_logprobs(family, model, batch)
+    assert torch.equal(clean, dirty)
+    assert all(torch.isfinite(g).all() for g in gradients(model, dirty.sum()).values())
 
 
 def test_the_tree_mask():

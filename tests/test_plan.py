@@ -24,13 +24,14 @@ def problems(draw):
     return [g for g, _ in rows], [n for _, n in rows], prompts, modalities, world, budget
 
 
-@given(problems(), st.booleans(), st.booleans())
+@given(problems(), st.booleans(), st.booleans(), st.booleans())
 @settings(max_examples=300, deadline=None)
-def test_properties(problem, share_prompt, needs_image):
+def test_properties(problem, share_prompt, needs_image, joined):
     groups, lengths, prompts, modalities, _, budget = problem
     first = IMAGE if needs_image else NONE
-    plan = make_plan(*problem, first_modules=first, share_prompt=share_prompt)
-    assert plan == make_plan(*problem, first_modules=first, share_prompt=share_prompt)  # deterministic
+    options = {"first_modules": first, "share_prompt": share_prompt, "joined": joined}
+    plan = make_plan(*problem, **options)
+    assert plan == make_plan(*problem, **options) and plan.joined == joined  # deterministic
     placed = [row for rank in plan.micro_batches for micro in rank for item in micro for row in item.rows]
     assert sorted(placed) == list(range(len(groups)))  # every live row exactly once
     assert {len(rank) for rank in plan.micro_batches} == {plan.num_micro_batches}  # equal counts on all ranks
@@ -47,7 +48,8 @@ def test_properties(problem, share_prompt, needs_image):
                 assert share_prompt or len(item.rows) == 1
                 assert item.tokens <= budget or len(item.rows) == 1
             if micro:
-                assert max(i.tokens for i in micro) * len(micro) <= budget or len(micro) == 1
+                sizes = [i.tokens for i in micro]
+                assert (sum(sizes) if joined else max(sizes) * len(sizes)) <= budget or len(micro) == 1
 
 
 @given(problems())
@@ -74,6 +76,16 @@ def test_one_group_is_split_over_ranks():
 def test_group_over_the_budget_is_split():
     plan = make_plan([0] * 6, [50] * 6, [100], [NONE], 1, 250)
     assert [[i.rows for i in m] for m in plan.micro_batches[0]] == [[(0, 1, 2)], [(3, 4, 5)]]
+
+
+def test_joined_groups_share_the_budget():
+    """Padded to the longest, no two of them fit into the budget; as one sequence text fills up what pictures leave."""
+    sizes, modalities = [150, 60, 140, 50], [IMAGE, NONE, IMAGE, NONE]
+    problem = ([0, 1, 2, 3], [10] * 4, [n - 10 for n in sizes], modalities, 1, 210)
+    padded, joined = make_plan(*problem), make_plan(*problem, joined=True)
+    assert [[i.group for i in m] for m in padded.micro_batches[0]] == [[0], [2], [1, 3]]
+    assert [[i.group for i in m] for m in joined.micro_batches[0]] == [[0, 1], [2, 3]]
+    assert joined.modules == (IMAGE, IMAGE)
 
 
 def test_rank_without_rows_runs_the_same_micro_batches():

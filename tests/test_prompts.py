@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from dyme.config import PromptConfig
+from dyme.cursor import step_rows
 from dyme.data import LazyImage, Record
 from dyme.families import Prompt, PromptError
 from dyme.prompts import PromptBook, fit_pixels, has_reference, prompt_text, reply_text
+from dyme.run import Run
 
 RECORD = Record(id="r1", question="How tall?", answers=("3", "three"), hint=" it is 3. \n")
 THINK = PromptConfig(template="{question} End with '{flag}'.", answer_flag="Answer:")
@@ -127,6 +132,99 @@ def test_placeholder_mismatch_names_the_record(book, said):
     assert book.encode(replace(RECORD, id="p7", question="bad one")) is None
     assert said == ["record p7 left out: 1 placeholder but 0 features"]
     assert book.encode(RECORD) is not None  # the others go on
+
+
+# --- prefetching ----------
+
+
+class SlowFamily(Family):
+    """Notes who encodes what; two calls at once are an error."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+        self.busy = threading.Lock()
+
+    def encode(self, text: str, images: list[Image.Image]) -> Prompt:
+        assert self.busy.acquire(blocking=False), "two calls of the processor at once"
+        try:
+            time.sleep(0.005)
+            self.seen.append((text, threading.current_thread().name))
+            return super().encode(text, images)
+        finally:
+            self.busy.release()
+
+
+def records(*questions: str) -> list[Record]:
+    return [replace(RECORD, id=f"id {q}", question=q) for q in questions]
+
+
+@pytest.fixture
+def slow(said) -> PromptBook:
+    return PromptBook(SlowFamily(), PromptConfig(template="{question}"), said.append)  # type: ignore[arg-type]
+
+
+def test_prefetched_prompts_are_the_same_and_come_from_a_thread(slow):
+    now, ahead = records("one", "three"), records("four", "fifteen")
+    slow.prefetch(ahead)
+    used = [slow.encode(record) for record in now]  # meanwhile the step goes on
+    assert [len(p) for p in used] == [3, 5]
+    slow.clear()
+    assert len(slow.family.seen) == 4, "nothing runs in the background after clear"
+    slow.turn()
+    assert [len(slow.encode(record)) for record in ahead] == [4, 7]
+    threads = dict(slow.family.seen)
+    assert len(slow.family.seen) == 4 and threads["four"] == threads["fifteen"] != threads["one"] == threads["three"]
+    slow.turn()
+    assert slow.encode(ahead[0]) and len(slow.family.seen) == 5, "a turned page is forgotten"
+
+
+def test_one_step_ahead_at_most(slow):
+    slow.prefetch(records("one"))
+    with pytest.raises(AssertionError):
+        slow.prefetch(records("two"))
+
+
+def test_failures_ahead_are_told_when_their_step_comes(slow, said):
+    slow.prefetch(records("good", "bad one", "bad two"))
+    slow.clear()
+    assert not said and not slow.failed
+    slow.turn()
+    assert list(slow.failed) == ["id bad one", "id bad two"] and len(said) == 2 and "id bad one" in said[0]
+    assert [slow.encode(record) for record in records("bad two", "bad one")] == [None, None]
+    slow.prefetch(records("bad one"))
+    slow.turn()
+    assert len(said) == 2 and len(slow.failed) == 2
+
+
+def test_others_do_not_see_what_is_prefetched(slow):
+    """An evaluation between two steps may have records with the same ids."""
+    [train] = records("train")
+    held_out = replace(train, question="held-out record")
+    slow.prefetch([train])
+    slow.clear()
+    assert len(slow.encode(held_out)) == 15
+    slow.clear()
+    slow.turn()
+    assert len(slow.encode(train)) == 5
+
+
+def test_a_rank_prefetches_the_groups_of_its_rows():
+    """Also those that it does not own: here the middle group spans both ranks. After the last step there is nothing."""
+    asked: list[list[str]] = []
+    for rank in range(2):
+        run = SimpleNamespace(
+            cfg=SimpleNamespace(train=SimpleNamespace(max_steps=5)),
+            family=SimpleNamespace(anchors={}),
+            rank=rank,
+            records=[f"record {i}" for i in range(9)],
+            book=SimpleNamespace(prefetch=asked.append),
+            step_rows=lambda step: step_rows(step, 9, 3, 4, 2, 0, shuffle=False),
+        )
+        for step in (4, 5):
+            Run.prefetch(run, step)  # type: ignore[arg-type]
+    first, second = asked
+    assert len(first) == len(second) == 2 and first[1] == second[0]
+    assert {*first, *second} == {f"record {i}" for i in step_rows(4, 9, 3, 4, 2, 0, shuffle=False).records}
 
 
 # --- model.max_pixels ----------

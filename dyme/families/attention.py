@@ -1,18 +1,24 @@
 """Attention of packed groups: where every token stands, and the mask that follows from it.
 
-One function says who sees whom; the dense mask (sdpa) and FlexAttention's block mask are both made from it.
+One function says who sees whom; the dense mask (sdpa) and FlexAttention's block mask are both made from it. Where the
+mask is one of blocks, all groups of a micro-batch are joined into one sequence (`joins_groups`).
 """
 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 PROMPT, PADDING = -1, -2
+BLOCK = 128
+"""Side of the blocks of a block mask, in tokens: FlexAttention's own default, and what joined sequences are multiples
+of."""
 
 
 @dataclass(frozen=True)
@@ -21,25 +27,34 @@ class Layout:
 
     branch: index of the branch, `PROMPT` or `PADDING`. depth: index of the token in its own path (prompt, then branch),
     which is what sliding windows count. block: number of the image whose tokens see each other both ways, -1 outside;
-    None where the model has no such blocks.
+    None where the model has no such blocks. tree: number of the token's tree, where a row holds several; None where it
+    holds one.
     """
 
     branch: Tensor
     depth: Tensor
     block: Tensor | None = None
+    tree: Tensor | None = None
 
-    def to(self, device: torch.device) -> Layout:
-        block = None if self.block is None else self.block.to(device)
-        return replace(self, branch=self.branch.to(device), depth=self.depth.to(device), block=block)
+    def map(self, move: Callable[[Tensor], Tensor]) -> Layout:
+        """The same with `move` applied to every tensor."""
+        return Layout(
+            move(self.branch),
+            move(self.depth),
+            None if self.block is None else move(self.block),
+            None if self.tree is None else move(self.tree),
+        )
 
     def sees(self, b: Tensor, q: Tensor, k: Tensor, window: int | None = None) -> Tensor:
         """Whether in row b the token q (query) attends to the token k: causal or in the same picture, to the prompt and
-        the own branch, less than `window` tokens of its path back; padding sees only itself."""
+        the own branch of its own tree, less than `window` tokens of its path back; padding sees only itself."""
         mine, other = self.branch[b, q], self.branch[b, k]
         allow = k <= q
         if self.block is not None:
             allow = allow | ((self.block[b, q] == self.block[b, k]) & (self.block[b, q] >= 0))
         allow = allow & ((other == mine) | (other == PROMPT)) & (mine != PADDING)
+        if self.tree is not None:
+            allow = allow & (self.tree[b, q] == self.tree[b, k])
         if window is not None:  # also inside a picture: a window shorter than the picture cuts it
             allow = allow & (self.depth[b, q] - self.depth[b, k] < window)
         return allow | (q == k)  # a fully masked row would be NaN
@@ -51,15 +66,30 @@ class Layout:
         at = torch.arange(length, device=self.branch.device)
         return self.sees(b, at[None, :, None], at[None, None, :], window)[:, None]
 
-    def block_mask(self, window: int | None = None) -> Any:
-        """The same as a BlockMask of torch's FlexAttention: blocks that nobody sees cost nothing."""
-        from torch.nn.attention.flex_attention import create_block_mask
+    def mask_mod(self, window: int | None = None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """`sees` as FlexAttention wants it."""
 
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return self.sees(b, q, k, window)
 
+        return mask_mod
+
+    def block_mask(self, window: int | None = None) -> Any:
+        """The same as a BlockMask of torch's FlexAttention, in blocks of `BLOCK` x `BLOCK`: those that nobody sees cost
+        nothing."""
         rows, length = self.branch.shape
-        return create_block_mask(mask_mod, rows, None, length, length, device=str(self.branch.device))
+        device = self.branch.device
+        create = _create_block_mask(compiled=device.type == "cuda")
+        return create(self.mask_mod(window), rows, None, length, length, device=str(device), BLOCK_SIZE=BLOCK)
+
+
+@cache
+def _create_block_mask(*, compiled: bool) -> Callable[..., Any]:
+    """torch's create_block_mask. It is called for every micro-batch and, as it is, writes [L, L] tensors, one for every
+    operation of the mask (int64 for windows); compiled, none of them."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask) if compiled else create_block_mask
 
 
 def resolve_attention(attention: str, packed: str, dtype: str, *, cuda: bool) -> tuple[str, str]:
@@ -71,6 +101,12 @@ def resolve_attention(attention: str, packed: str, dtype: str, *, cuda: bool) ->
     if packed == "auto":
         packed = "flex_attention" if cuda else "sdpa"
     return attention, packed
+
+
+def joins_groups(packed: str) -> bool:
+    """Whether all groups of a micro-batch lie in one sequence, under the resolved packed attention. In a block mask the
+    blocks between two groups cost nothing, and there is no padding to the longest; a dense mask would pay for them."""
+    return packed == "flex_attention"
 
 
 def set_attention(model: Any, language: str, rest: str) -> nn.Module:

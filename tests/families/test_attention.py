@@ -11,7 +11,15 @@ from packed import assert_close, gradients, packed_logprobs
 from PIL import Image
 
 from dyme.families import load_family
-from dyme.families.attention import PADDING, PROMPT, Layout, resolve_attention, set_attention
+from dyme.families.attention import (
+    PADDING,
+    PROMPT,
+    Layout,
+    _create_block_mask,
+    joins_groups,
+    resolve_attention,
+    set_attention,
+)
 from dyme.packing import pack
 
 NONE: frozenset[str] = frozenset()
@@ -24,6 +32,18 @@ def layout(block: bool = False) -> Layout:
     blocks = torch.full((1, 13), -1)
     blocks[0, 1:5] = 0
     return Layout(branch, depth, blocks if block else None)
+
+
+def joined(block: bool = False, seed: int = 0) -> Layout:
+    """Two of `layout` in one row without their padding, which comes last; the same numbers of branches and pictures.
+    `seed` moves the border between the trees."""
+    one, cut = layout(block), 11 - seed
+    parts = [one.map(lambda values: values[:, :cut]), one.map(lambda values: values[:, :11])]
+    end = Layout(torch.full((1, 3), PADDING), torch.zeros(1, 3, dtype=torch.int64), torch.full((1, 3), -1))
+    branch, depth = (torch.cat([getattr(p, name) for p in (*parts, end)], dim=1) for name in ("branch", "depth"))
+    blocks = torch.cat([p.block for p in (*parts, end)], dim=1) if block else None
+    tree = torch.tensor([[0] * cut + [1] * 11 + [-1] * 3])
+    return Layout(branch, depth, blocks, tree)
 
 
 def seen(mask: torch.Tensor, query: int) -> list[int]:
@@ -53,14 +73,47 @@ def test_image_blocks_look_both_ways():
     assert seen(mask, 0) == [0] and seen(mask, 5) == [0, 1, 2, 3, 4, 5]
 
 
+def test_trees_in_one_row_do_not_see_each_other():
+    alone, together = layout(block=True).dense()[:, :, :11, :11], joined(block=True).dense()
+    assert torch.equal(together[:, :, :11, :11], alone) and torch.equal(together[:, :, 11:22, 11:22], alone)
+    assert not together[:, :, :11, 11:].any() and not together[:, :, 11:22, :11].any()
+    assert together[0, 0, 22:].sum() == 3 and seen(together, 23) == [23]
+
+
+@pytest.mark.parametrize("make", [layout, joined])
 @pytest.mark.parametrize("block", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
-def test_block_masks_say_the_same(block, window):
-    held = layout(block)
-    blocks = held.block_mask(window)
-    b, h, at = torch.tensor(0), torch.tensor(0), torch.arange(13)
+def test_block_masks_say_the_same(make, block, window):
+    held = make(block)
+    blocks, n = held.block_mask(window), held.branch.shape[1]
+    b, h, at = torch.tensor(0), torch.tensor(0), torch.arange(n)
     said = blocks.mask_mod(b, h, at[:, None], at[None, :])
-    assert torch.equal(said, held.dense(window)[0, 0]) and blocks.shape == (1, 1, 13, 13)
+    assert torch.equal(said, held.dense(window)[0, 0]) and blocks.shape == (1, 1, n, n)
+
+
+def test_blocks_between_trees_are_left_out():
+    """Four trees of 128 tokens, one block each: nothing but the diagonal is computed."""
+    tree = torch.arange(4).repeat_interleave(128)[None]
+    depth = torch.arange(128).repeat(4)[None]
+    blocks = Layout(torch.full((1, 512), PROMPT), depth, None, tree).block_mask()
+    assert blocks.to_dense()[0, 0].tolist() == torch.eye(4).int().tolist() and blocks.BLOCK_SIZE == (128, 128)
+
+
+@pytest.mark.slow  # torch.compile
+def test_the_compiled_block_mask_is_the_same_and_compiles_once():
+    """Other groups in a sequence of the same length are other numbers, not another program."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    create, graphs = _create_block_mask(compiled=True), []
+    for seed in range(3):
+        held = joined(block=True, seed=seed)
+        n = held.branch.shape[1]
+        plain, compiled = held.block_mask(3), create(held.mask_mod(3), 1, None, n, n, device="cpu", BLOCK_SIZE=128)
+        for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
+            assert torch.equal(getattr(plain, name), getattr(compiled, name)), name
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[1:] == graphs[1:2] * 2
 
 
 @pytest.mark.parametrize(
@@ -90,19 +143,26 @@ def test_the_language_model_alone_gets_the_packed_implementation(opened):
         set_attention(model, "sdpa", "sdpa")
 
 
-def batch_of(family, pictures: bool):
+def batch_of(family, pictures: bool, join: bool = False):
     images = [Image.effect_noise((40, 24), 90).convert("RGB")] if pictures and family.modalities else []
     prompt = family.encode("What is the value of bar one?", images)
-    return pack(family, [(prompt, [[70, 80, 90, 85], [71], [70, 80, 91]]), (family.encode("a"), [[60] * 9])], NONE)
+    groups = [(prompt, [[70, 80, 90, 85], [71], [70, 80, 91]]), (family.encode("a"), [[60] * 9])]
+    return pack(family, groups, NONE, joined=join)
+
+
+def test_groups_are_joined_where_the_mask_is_one_of_blocks():
+    assert joins_groups("flex_attention") and not joins_groups("sdpa")
 
 
 @pytest.mark.slow  # FlexAttention compiles for every kind of mask
-@pytest.mark.parametrize("name", ["qwen2-sliding", "gemma3", "internvl-qwen2"])
-def test_flex_attention_is_exact(name, checkpoint):
+@pytest.mark.parametrize(
+    ("name", "join"), [("qwen2-sliding", False), ("gemma3", False), ("internvl-qwen2", False), ("gemma3", True)]
+)
+def test_flex_attention_is_exact(name, join, checkpoint):
     """Forward only: FlexAttention has no backward pass on CPUs."""
     torch._dynamo.reset()  # shapes of an earlier case make the CPU code for later ones fail to compile
     family, model = load_family(checkpoint(name))
-    batch = batch_of(family, True)
+    batch = batch_of(family, True, join)
     with torch.no_grad():
         dense = packed_logprobs(family, model, batch)
         flex = packed_logprobs(family, set_attention(model, "flex_attention", "sdpa"), batch)
@@ -111,10 +171,14 @@ def test_flex_attention_is_exact(name, checkpoint):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has no backward pass on CPUs")
-def test_flex_attention_has_the_gradients_of_sdpa_on_a_gpu(opened):
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("join", [False, True])
+def test_flex_attention_has_the_gradients_of_sdpa_on_a_gpu(opened, join, checkpointing):
     family, model = opened
     model = copy.deepcopy(model).cuda()
-    batch = batch_of(family, True)
+    if checkpointing:
+        model.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    batch = batch_of(family, True, join)
     found = []
     for implementation in ("sdpa", "flex_attention"):
         set_attention(model, implementation, "sdpa")

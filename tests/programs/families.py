@@ -20,6 +20,7 @@ import torch.distributed as dist
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 VARIANTS = {"plain": False, "checkpointing": True}
+"""Whether activations are recomputed; then all groups of a micro-batch are one sequence too, as they are on a GPU."""
 
 
 def steps_of(family) -> list:
@@ -93,6 +94,7 @@ def train(folder: str, out: Path, checkpointing: bool) -> dict:
             step.token_budget,
             first_modules=engine.trainable_modalities,
             share_prompt=family.packs_trees,
+            joined=checkpointing and family.packs_trees,
         )
         for items, modules in zip(plan.micro_batches[engine.rank], plan.modules):
             lonely += bool(modules) and not any(step.prompts[item.group].pixels for item in items)
