@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import statistics
 import sys
 import time
@@ -34,7 +33,6 @@ class Meter:
     """Measures from here to `stop`."""
 
     def __init__(self, device: torch.device) -> None:
-        gc.collect()
         self._device, self._before = device, _begin(device)
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
