@@ -1,9 +1,10 @@
 """Everything to be learned from a machine with a GPU, in calls of a few minutes.
 
-    python -m benchmarks.gpu_suite --out DIR [--minutes 9.5] [--parts checks kernels options training] [--rehearse]
+    python -m benchmarks.gpu_suite --out DIR [--minutes 9.5] [--parts checks kernels ...] [--rehearse]
 
 checks: are the kernels right; kernels: the full preset of benchmarks.kernels; options: launch options of the row
-kernel; training: some steps of the quickstart. Every part runs in its own process and writes DIR/<part>.json as it
+kernel; training: some steps of the quickstart; rollout and step: benchmarks.rollout and benchmarks.step beside
+transformers, vLLM and TRL. Every part runs in its own process and writes DIR/<part>.json as it
 goes; the same command goes on where the last one ended or was killed, and exits with 0 when all is done. What a part
 needs and does not find is said in the table. --rehearse runs all of it in tiny shapes on a CPU.
 """
@@ -43,13 +44,17 @@ PARTS = (
     Part("kernels", "benchmarks.kernels", 9),
     Part("options", "benchmarks.gpu.options", 4),
     Part("training", "benchmarks.gpu.training", 4),
+    Part("rollout", "benchmarks.rollout", 9),
+    Part("step", "benchmarks.step", 9),
 )
+SMALLEST = {"kernels": "tiny", "rollout": "rehearsal", "step": "rehearsal"}
+"""Parts that are programs with presets of their own, and the preset that rehearses them."""
 
 
 def command(part: Part, out: Path, minutes: float, rehearse: bool) -> list[str]:
     words = [sys.executable, "-m", part.module, "--out", str(out), "--minutes", f"{minutes:.2f}"]
-    if part.name == "kernels":
-        return [*words, "--preset", "tiny" if rehearse else "full"]
+    if part.name in SMALLEST:
+        return [*words, "--preset", SMALLEST[part.name] if rehearse else "full"]
     return [*words, "--rehearse"] if rehearse else words
 
 

@@ -1,0 +1,1 @@
+"""One whole training step, side by side: python -m benchmarks.step."""

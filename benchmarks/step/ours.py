@@ -1,0 +1,197 @@
+"""Our step, as it is and with the published behaviour."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, get_args
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from benchmarks.rollout.meter import Cost, measured, seconds
+from benchmarks.rollout.workload import checkpoint, fix_length
+from benchmarks.step.case import RIGHT, WARM_UP, Case, Counts, scripted, write_records
+from dyme import stages
+from dyme.config import RolloutConfig, RunConfig
+from dyme.engine import init_distributed
+from dyme.families.attention import PADDING
+from dyme.launch import quiet
+from dyme.objective import LiveRow, LiveRows
+from dyme.run import Run
+from dyme.signals import column_names
+from dyme.trainer import train_step
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Ours:
+    """A run whose steps are measured one by one. published: rollouts by transformers' generate, every row with a prompt
+    of its own, dead rows kept."""
+
+    def __init__(self, case: Case, folder: Path, device: torch.device, *, published: bool) -> None:
+        quiet()
+        init_distributed(0)
+        self.case, self.device = case, device
+        self.phases: dict[str, float] = {}
+        self.counts = Counts()
+        self.signals: dict[str, float] = {}
+        self._stack = ExitStack()
+        place = self._stack.enter_context(tempfile.TemporaryDirectory())
+        self.run = Run(_config(case, folder, Path(place), published))
+        fix_length(self.run.family)
+        self._published = published
+        self._watch()
+
+    def close(self) -> None:
+        self.run.metrics.close()
+        self._stack.close()
+
+    def step(self, step: int) -> tuple[Cost, dict[str, float], Counts]:
+        """Cost, seconds by phase and counts of one training step."""
+        self.phases, self.counts = {}, Counts()
+        with _scripted(self), _published(self.run) if self._published else ExitStack():
+            cost, self.signals = measured(self.device, lambda: train_step(self.run, step))
+        return cost, dict(self.phases), self.counts
+
+    def _watch(self) -> None:
+        """Phases are timed at the seams of run and engine; what lies between them is the rest."""
+        run, engine = self.run, self.run.engine
+        clock, forward_backward, optimizer, encode = run.clock, engine.forward_backward, engine.step, run.encode
+
+        @contextmanager
+        def timed_clock(phase: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            with self._phase(phase), clock(phase, *args, **kwargs) as value:
+                yield value
+
+        def counted(batch: Any, inputs: Any, *, last: bool) -> Any:
+            real = batch.layout.branch != PADDING
+            self.counts.tokens += int(real.sum())
+            self.counts.padded_tokens += batch.input_ids.numel()
+            for branches in batch.layout.branch:
+                self.counts.rows += len({b for b in branches.tolist() if b >= 0})
+            with self._phase("forward and backward"):
+                return forward_backward(batch, inputs, last=last)
+
+        def timed_step(*args: Any, **kwargs: Any) -> Any:
+            with self._phase("optimizer"):
+                return optimizer(*args, **kwargs)
+
+        def noted(record: int) -> Any:
+            prompt = encode(record)
+            assert prompt is not None, "the benchmark's own pictures can be read"
+            ids = tuple(prompt.input_ids.tolist())
+            if ids not in self.counts.prompts:
+                self.counts.prompts += (ids,)
+            return prompt
+
+        for owner, name, value in (
+            (run, "clock", timed_clock),
+            (run, "encode", noted),
+            (engine, "forward_backward", counted),
+            (engine, "step", timed_step),
+        ):
+            setattr(owner, name, value)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        begin = seconds(self.device)
+        yield
+        self.phases[name] = self.phases.get(name, 0.0) + seconds(self.device) - begin
+
+
+def _config(case: Case, folder: Path, place: Path, published: bool) -> RunConfig:
+    rollout: dict[str, Any] = {
+        "prompts_per_step": case.prompts,
+        "group_size": case.group_size,
+        "max_new_tokens": case.new_tokens,
+        "batch_size": case.prompts * case.group_size,
+    }
+    if published and "hf" in get_args(RolloutConfig.model_fields["engine"].annotation):
+        rollout["engine"] = "hf"
+    return RunConfig.model_validate(
+        {
+            "model": {"path": str(checkpoint(case.model, folder / "checkpoints")), "dtype": case.dtype},
+            "data": {"train": {"source": "jsonl", "path": str(write_records(case, folder))}, "shuffle": False},
+            "prompt": {"template": "{question}"},
+            "rollout": rollout,
+            "optim": {"lr": 1e-6},
+            "train": {"max_steps": case.steps, "token_budget": case.budget},
+            "run": {"dir": str(place / "run"), "tensorboard": False, "export": False, "report": False},
+            "deepspeed": str(ROOT / "ds_configs" / "zero2.json"),
+        }
+    )
+
+
+@contextmanager
+def _scripted(ours: Ours) -> Iterator[None]:
+    """The scores of real rewards are computed and then replaced by the script's."""
+    score, live = stages.score, stages.live
+
+    def scripted_score(run: Run, rows: Any, rollouts: dict[int, Any], *args: Any, **kwargs: Any) -> Tensor:
+        table = score(run, rows, rollouts, *args, **kwargs)
+        names = column_names(run.user_rewards.titles)
+        rewards = scripted([run.records[rows.records[rows.group_of(row)]].id for row in rollouts])
+        table[:, names.index("reward")] = torch.tensor(rewards, dtype=table.dtype)
+        for name in ("correct", "accuracy", "thinking", "format"):
+            table[:, names.index(name)] = torch.tensor(rewards, dtype=table.dtype) / RIGHT
+        table[:, names.index("scored")] = 1.0
+        ours.counts.reply_tokens += sum(len(rollout.tokens) for rollout in rollouts.values())
+        return table
+
+    def counted_live(*args: Any, **kwargs: Any) -> LiveRows:
+        found = live(*args, **kwargs)
+        ours.counts.live_rows += sum(row.share > 0 and row.advantage != 0 for row in found.rows)
+        return found
+
+    with mock.patch.multiple(stages, score=scripted_score, live=counted_live):
+        yield
+
+
+@contextmanager
+def _published(run: Run) -> Iterator[None]:
+    """Every group runs K rows through forward and backward: its rollouts, the first of which gives way to the reference
+    where the group memorizes. Rows that do not train have advantage and weight 0. Each row brings its own prompt."""
+    live, weigh = stages.live, stages.token_weights
+
+    def with_dead(run: Run, rows: Any, *args: Any, **kwargs: Any) -> LiveRows:
+        found = live(run, rows, *args, **kwargs)
+        kept = {row.row for row in found.rows}
+        memorize = {row.group for row in found.rows if row.memorize}
+        dead = [
+            LiveRow(group, row, 0.0, 0.0)
+            for group, (first, end) in enumerate(zip(rows.offsets, rows.offsets[1:]))
+            for row in range(first + (group in memorize), end)
+            if row not in kept
+        ]
+        everything = sorted([*found.rows, *dead], key=lambda row: (row.group, row.memorize, row.row))
+        return LiveRows(tuple(everything), found.counted)
+
+    def with_zeros(live: LiveRows, *args: Any, **kwargs: Any) -> list[float]:
+        alive = tuple(row for row in live.rows if row.share > 0)
+        weights = dict(zip(alive, weigh(LiveRows(alive, live.counted), *args, **kwargs), strict=True))
+        return [weights.get(row, 0.0) for row in live.rows]
+
+    with (
+        mock.patch.multiple(stages, live=with_dead, token_weights=with_zeros),
+        mock.patch.object(run.family, "packs_trees", False, create=True),
+    ):
+        yield
+
+
+def measure(case: Case, folder: Path, device: torch.device, provider: str) -> list[dict[str, Any]]:
+    """Every timed step: share, cost, phases, counts."""
+    ours = Ours(case, folder, device, published=provider == "published")
+    try:
+        return [row(case, s, *ours.step(s)) for s in range(case.steps)][len(case.shares) * WARM_UP :]
+    finally:
+        ours.close()
+
+
+def row(case: Case, step: int, cost: Cost, phases: dict[str, float], counts: Counts) -> dict[str, Any]:
+    """One measured step as it is kept."""
+    shown = counts.as_dict(case.prompts * case.group_size)
+    return {"share": case.share(step), "cost": cost.__dict__, "phases": phases, "counts": shown}
