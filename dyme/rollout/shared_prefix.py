@@ -214,8 +214,7 @@ class DecodeBatch:
         self.cache.place(0)
         self.cache.reshape((len(self.slots), column_bucket(filled + ROOM)), None, 0)
         self.cache.place(filled)
-        self.start.zero_()
-        self.finished.fill_(True)
+        self.start.zero_()  # places without a row must see something: attention to nothing is NaN, and NaN stays
 
     def _fork(self, group: Group, prefilled: Prefilled, places: list[int]) -> None:
         """Puts rows of a group into the batch and draws their first tokens."""
@@ -264,16 +263,14 @@ class DecodeBatch:
         self.cache.reshape((rows, columns), at, shift)
         if keep is not None and at is not None:
             n, empty = len(keep), rows - len(keep)
-            kept = [self.token, self.position, self.start, self.key, self.turn, self.tokens, self.logprobs]
-            for tensor in [*kept, *([] if self.seen is None else [self.seen])]:
+            kept = [self.token, self.position, self.start, self.key, self.turn, self.finished, self.tokens]
+            for tensor in [*kept, self.logprobs, *([] if self.seen is None else [self.seen])]:
                 tensor[:n] = tensor[at]
-            self.finished[:n] = self.finished[at]
-            self.finished[n:] = True
             self.slots = [self.slots[place] for place in keep] + [None] * empty
             self.begun = [self.begun[place] for place in keep] + [0] * empty
             self.starts = [self.starts[place] for place in keep] + [0] * empty
-        self.start.sub_(shift).clamp_(min=0)  # places without a row must see something: attention to nothing is NaN
-        self.starts = [max(0, start - shift) for start in self.starts]
+        self.start -= shift
+        self.starts = [start - shift for start in self.starts]
 
     # --- steps ----------
 
