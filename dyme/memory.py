@@ -176,7 +176,7 @@ def _never_fits(found: Prediction, phase: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 where some settings fit the GPU, else 1 with one line on stderr."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     try:
         cfg = load_config(options.config, options.overrides)
         found = predict(cfg, read_pictures(options), options.gpus, options.gpu_gib)
@@ -198,7 +198,7 @@ def _gib(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 1.2 < value < 1e6:  # less than that is reserve alone
+    if not 1.12 < value < 1e6:  # less than that is reserve alone
         raise argparse.ArgumentTypeError(f"'{text}': write the GiB of a GPU, such as 80")
     return value
 
