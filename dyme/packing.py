@@ -36,7 +36,7 @@ class PackedBatch:
     def to(self, device: torch.device, dtype: torch.dtype) -> PackedBatch:
         """Everything on the device; floating-point pixels in the model's dtype."""
         move = _mover(device)
-        pixels = {k: move(v.to(dtype) if v.is_floating_point() else v) for k, v in self.pixels.items()}
+        pixels = {k: move(v).to(dtype if v.is_floating_point() else v.dtype) for k, v in self.pixels.items()}
         return PackedBatch(
             move(self.input_ids),
             move(self.position_ids),
