@@ -36,7 +36,7 @@ class PackedBatch:
     def to(self, device: torch.device, dtype: torch.dtype) -> PackedBatch:
         """Everything on the device; floating-point pixels in the model's dtype."""
         move = _mover(device)
-        pixels = {k: move(v.to(dtype) if v.is_floating_point() else v) for k, v in self.pixels.items()}
+        pixels = {k: move(v).to(dtype if v.is_floating_point() else v.dtype) for k, v in self.pixels.items()}
         return PackedBatch(
             move(self.input_ids),
             move(self.position_ids),
@@ -84,14 +84,14 @@ def pack(
     rows = [_join(trees)] if joined else trees
     longest = max(len(row.ids) for row in rows)
     length = bucket_length(longest) if joined else longest
-    block = torch.stack([_pad(row.block, length, -1) for row in rows])
+    blocks = [_pad(row.block, length, -1) for row in rows if row.block is not None]
     return PackedBatch(
         input_ids=torch.stack([_pad(row.ids, length, family.pad_id) for row in rows]),
         position_ids=torch.stack([_pad(row.positions, length, 0) for row in rows], dim=-2),
         layout=Layout(
             torch.stack([_pad(row.branch, length, PADDING) for row in rows]),
             torch.stack([_pad(row.depth, length, 0) for row in rows]),
-            block if (block >= 0).any() else None,
+            torch.stack(blocks) if blocks else None,
             torch.stack([_pad(row.tree, length, -1) for row in rows]) if joined else None,
         ),
         pixels=family.collate_pixels([prompt for prompt, _ in sequences]),
@@ -108,7 +108,7 @@ class _Laid:
     positions: Tensor  # [n] or [3, n]
     branch: Tensor  # [n], see Layout
     depth: Tensor  # [n]
-    block: Tensor  # [n]
+    block: Tensor | None  # [n]; the model decides which, so that a batch without pictures has no mask of its own kind
     tree: Tensor  # [n]
     select: Tensor  # [live]
     targets: Tensor  # [live]
@@ -135,7 +135,7 @@ def _lay(family: Family, prompt: Prompt, branches: Sequence[Sequence[int]]) -> _
         torch.cat(positions, dim=-1),
         torch.cat(branch),
         torch.cat(depth),
-        _pad(torch.full((size,), -1) if blocks is None else blocks, at, -1),
+        None if blocks is None else _pad(blocks, at, -1),
         torch.zeros(at, dtype=torch.int64),
         torch.cat(select),
         torch.cat(targets),
@@ -144,13 +144,14 @@ def _lay(family: Family, prompt: Prompt, branches: Sequence[Sequence[int]]) -> _
 
 def _join(trees: Sequence[_Laid]) -> _Laid:
     """The trees behind one another. Numbers of branches and pictures repeat between trees; `tree` keeps them apart."""
+    blocks = [tree.block for tree in trees if tree.block is not None]
     starts = torch.tensor([0, *(len(tree.ids) for tree in trees)]).cumsum(0).tolist()
     return _Laid(
         torch.cat([tree.ids for tree in trees]),
         torch.cat([tree.positions for tree in trees], dim=-1),
         torch.cat([tree.branch for tree in trees]),
         torch.cat([tree.depth for tree in trees]),
-        torch.cat([tree.block for tree in trees]),
+        torch.cat(blocks) if blocks else None,
         torch.cat([tree.tree + number for number, tree in enumerate(trees)]),
         torch.cat([tree.select + start for tree, start in zip(trees, starts)]),
         torch.cat([tree.targets for tree in trees]),

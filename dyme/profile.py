@@ -8,6 +8,7 @@ one of what happens inside the update. Only here the host waits for the device a
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -89,9 +90,13 @@ class Profile:
 
     def write(self) -> None:
         """profile.json and profile.png; nothing before the first step ended."""
-        if self._steps:
-            (self.folder / "profile.json").write_text(json.dumps(self.trace()), encoding="utf-8")
+        if not self._steps:
+            return
+        (self.folder / "profile.json").write_text(json.dumps(self.trace()), encoding="utf-8")
+        try:
             self._draw(self.folder / "profile.png")
+        except Exception as error:  # a picture must not cost a run
+            print(f"profile.png not written: {error}", file=sys.stderr)
 
     def trace(self) -> dict[str, Any]:
         """The spans as Chrome's trace events: complete events, microseconds since the run was opened."""

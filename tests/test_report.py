@@ -326,3 +326,16 @@ def test_rewards_of_the_user_get_a_panel_and_failures_a_note(tmp_path):
     assert "verifiers or rewards failed: short-one: ValueError (12 rows)" in run.notes
     titles = [ax.get_title() for ax in figure_module.draw([run]).findobj(Axes)]
     assert "Your reward: short-one" in titles
+
+
+def test_one_run_shows_the_shares_of_its_time(tmp_path: Path) -> None:
+    runs = [load_runs([make_run(tmp_path / name, steps=8)])[0] for name in ("a", "b")]
+    labels = []
+    for shown in (runs[:1], runs):
+        [ax] = [
+            ax for ax in figure_module.draw(shown).findobj(Axes) if ax.get_title() == "Where the time of a step goes"
+        ]
+        labels.append([text.get_text() for text in ax.get_legend().get_texts()])
+    assert labels[1] == list(figure_module.TIME_PARTS)
+    assert [label.rsplit(" ", 2)[0] for label in labels[0]] == labels[1]
+    assert sum(int(label.split()[-2]) for label in labels[0]) == pytest.approx(100, abs=3)

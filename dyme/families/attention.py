@@ -27,7 +27,7 @@ class Layout:
 
     branch: index of the branch, `PROMPT` or `PADDING`. depth: index of the token in its own path (prompt, then branch),
     which is what sliding windows count. block: number of the image whose tokens see each other both ways, -1 outside;
-    None where the model has no such blocks. tree: number of the token's tree, where a row holds several; None where it
+    None for models without such blocks. tree: number of the token's tree, where a row holds several; None where it
     holds one.
     """
 
@@ -80,7 +80,8 @@ class Layout:
         rows, length = self.branch.shape
         device = self.branch.device
         create = _create_block_mask(compiled=device.type == "cuda")
-        return create(self.mask_mod(window), rows, None, length, length, device=str(device), BLOCK_SIZE=BLOCK)
+        with torch.no_grad():  # the same program with and without gradients
+            return create(self.mask_mod(window), rows, None, length, length, device=str(device), BLOCK_SIZE=BLOCK)
 
 
 @cache

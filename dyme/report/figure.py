@@ -213,9 +213,11 @@ def _draw_times(ax: Axes, runs: Sequence[Run]) -> None:
         _note(ax, "no times logged")
         return
     left = np.zeros(len(runs))
-    for part in parts:
-        means = [_mean(run.series(f"time/{part}")) for run in runs]
-        ax.barh(np.arange(len(runs)), means, left=left, height=0.45, color=TIME_PARTS[part], label=part)
+    every = {part: [_mean(run.series(f"time/{part}")) for run in runs] for part in parts}
+    total = sum(means[0] for means in every.values())
+    for part, means in every.items():
+        label = f"{part} {100 * means[0] / total:.0f} %" if len(runs) == 1 and total else part
+        ax.barh(np.arange(len(runs)), means, left=left, height=0.45, color=TIME_PARTS[part], label=label)
         left = left + means
     if len(runs) > 1:
         for index, run in enumerate(runs):
