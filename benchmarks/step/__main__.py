@@ -59,9 +59,9 @@ PRESETS = {
         {"K": (2, 4), "P": ()},
     ),
     "tiny": Preset(
-        tuple(Case(m, "fp32", SMALL, 200, new_tokens=32, repeats=7) for m in ("llava-onevision", "smolvlm-v1")),
-        Case("llava-onevision", "fp32", SMALL, 200, 4, 8, 32, repeats=7),
-        {"K": (2, 4, 8, 16), "P": (100, 200, 400, 800)},
+        tuple(Case(m, "fp32", SMALL, 200, new_tokens=32, repeats=4) for m in ("llava-onevision", "smolvlm-v1")),
+        Case("llava-onevision", "fp32", SMALL, 200, 4, 8, 32, repeats=4),
+        {"K": (2, 4, 8, 16), "P": (100, 200, 300, 400)},
     ),
     "full": Preset(
         tuple(Case(m, "bf16", LARGE, 0, budget=16384) for m in ("llava-onevision-0.5b", "smolvlm-500m")),
