@@ -114,7 +114,11 @@ def _config(case: Case, folder: Path, place: Path, published: bool) -> RunConfig
         rollout["engine"] = "hf"
     return RunConfig.model_validate(
         {
-            "model": {"path": str(checkpoint(case.model, folder / "checkpoints")), "dtype": case.dtype},
+            "model": {
+                "path": str(checkpoint(case.model, folder / "checkpoints")),
+                "dtype": case.dtype,
+                "gradient_checkpointing": case.checkpointing,
+            },
             "data": {"train": {"source": "jsonl", "path": str(write_records(case, folder))}, "shuffle": False},
             "prompt": {"template": "{question}"},
             "rollout": rollout,
