@@ -21,7 +21,7 @@ class Case:
     """model: a checkpoint of tests/checkpoints. pictures: width and height, in turn. tokens: of a prompt with its
     picture, 0 for whatever a short question takes. new_tokens: of every reply, and about those of a reference.
     shares: of mixed groups, one block of records each. budget: padded tokens of our micro-batches; micro_rows: rows of
-    TRL's. repeats: timed steps of each share."""
+    TRL's. repeats: timed steps of each share. checkpointing: of activations, for everybody."""
 
     model: str
     dtype: str
@@ -34,6 +34,7 @@ class Case:
     budget: int = 8192
     micro_rows: int = 8
     repeats: int = 3
+    checkpointing: bool = False
 
     @property
     def steps(self) -> int:
@@ -52,9 +53,9 @@ def write_records(case: Case, folder: Path) -> Path:
     """One block of records for each share, with the same questions and pictures: records.jsonl, its first
     `mixed_groups` of a block marked mixed. The id of a record says what the script does with it."""
     from benchmarks.rollout.workload import checkpoint, picture, question
-    from dyme.families import load_family
+    from dyme.families import open_family
 
-    family, _ = load_family(checkpoint(case.model, folder / "checkpoints"), dtype=case.dtype)
+    family = open_family(checkpoint(case.model, folder / "checkpoints"))
     place = folder / f"records-{digest(case.__dict__)}"
     place.mkdir(parents=True, exist_ok=True)
     items = []

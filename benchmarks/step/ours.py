@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from unittest import mock
 
 import torch
@@ -16,7 +16,7 @@ from benchmarks.rollout.meter import Cost, measured, seconds
 from benchmarks.rollout.workload import checkpoint, fix_length
 from benchmarks.step.case import RIGHT, WARM_UP, Case, Counts, scripted, write_records
 from dyme import stages
-from dyme.config import RolloutConfig, RunConfig
+from dyme.config import RunConfig
 from dyme.engine import init_distributed
 from dyme.families.attention import PADDING
 from dyme.launch import quiet
@@ -110,11 +110,15 @@ def _config(case: Case, folder: Path, place: Path, published: bool) -> RunConfig
         "max_new_tokens": case.new_tokens,
         "batch_size": case.prompts * case.group_size,
     }
-    if published and "hf" in get_args(RolloutConfig.model_fields["engine"].annotation):
+    if published:
         rollout["engine"] = "hf"
     return RunConfig.model_validate(
         {
-            "model": {"path": str(checkpoint(case.model, folder / "checkpoints")), "dtype": case.dtype},
+            "model": {
+                "path": str(checkpoint(case.model, folder / "checkpoints")),
+                "dtype": case.dtype,
+                "gradient_checkpointing": case.checkpointing,
+            },
             "data": {"train": {"source": "jsonl", "path": str(write_records(case, folder))}, "shuffle": False},
             "prompt": {"template": "{question}"},
             "rollout": rollout,

@@ -90,7 +90,8 @@ def _arguments(trl: Any, case: Case, family: Any, place: Path, device: torch.dev
         report_to=[],
         use_cpu=device.type == "cpu",
         bf16=case.dtype == "bf16",
-        gradient_checkpointing=False,
+        gradient_checkpointing=case.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         disable_tqdm=True,
     )
 
