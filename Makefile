@@ -12,6 +12,8 @@ NUM_RANKS ?= $(if $(filter 0,$(GPUS)),2,$(GPUS))
 
 # ninja and deepspeed are looked up on the PATH by DeepSpeed itself, with or without an activated environment.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# DeepSpeed builds an operator for the torch that asks first; environments that share the place build it over and over.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 ifeq ($(GPUS),0)
 export DS_ACCELERATOR := cpu
 # Every rank starts its own OpenMP pool; more threads than cores make two ranks slower than one.
@@ -50,7 +52,8 @@ test: install lint
 
 # The same tests with the oldest versions of torch, transformers and triton that are supported, and with torchvision.
 test-oldest: $(OLDEST_STAMP)
-	PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(CURDIR)/$(OLDEST)/torch_extensions" \
+		python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
 
 $(OLDEST_STAMP): setup.py constraints.txt constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
