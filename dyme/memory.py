@@ -85,7 +85,7 @@ def measure(cfg: RunConfig, pictures: Sequence[Image.Image], gpus: int) -> Sizes
     if cfg.model.path is None:
         spec = cfg.model.from_scratch
         assert spec is not None
-        # the run trains its tokenizer on the records too, which makes prompts shorter
+        # the run trains its tokenizer on the records as well
         texts = [*spec.tokenizer_texts, cfg.prompt.template, cfg.prompt.answer_flag] * FREQUENT
         family, model = build_family(cfg.model.family, spec, texts, cfg.model.dtype)
     else:
