@@ -62,7 +62,7 @@ PRESETS = {
     ),
     "tiny": Preset(
         tuple(Case(m, "fp32", SMALL, 200, new_tokens=32, repeats=4) for m in ("llava-onevision", "smolvlm-v1")),
-        Case("llava-onevision", "fp32", SMALL, 200, 4, 8, 32, repeats=4),
+        Case("llava-onevision", "fp32", SMALL, 200, 4, 8, 32, repeats=2),
         {"K": (2, 4, 8, 16), "P": (100, 200, 300, 400)},
     ),
     "full": Preset(
