@@ -106,10 +106,12 @@ def open_processor(folder: Path) -> Any:
 
 
 def environment() -> dict[str, str]:
-    """Of a launched program: like a user's, so without Triton's interpreter."""
+    """Of a launched program: like a user's, so without Triton's interpreter, and without the process group that a test
+    in this process may have joined."""
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     bin_dir = str(Path(sys.executable).parent)
-    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ours = {"TRITON_INTERPRET", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
     return inherited | {
         "PYTHONPATH": os.pathsep.join(p for p in paths if p),
         "PATH": bin_dir + os.pathsep + os.environ["PATH"],
