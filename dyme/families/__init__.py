@@ -95,9 +95,9 @@ def load_family(path: str | Path, family: str = "auto", dtype: str = "fp32") -> 
     check_texts(folder, cls)
     weights = read_weights(folder)
     with _one_line(folder):
-        config = cls.open(folder).config
-        check_fit(folder, skeleton(cls, config, DTYPES[dtype]), weights)
-        return cls.load(folder, DTYPES[dtype])
+        opened = cls.open(folder)
+        check_fit(folder, skeleton(cls, opened.config, DTYPES[dtype]), weights)
+        return opened, opened.load_model(DTYPES[dtype])
 
 
 def open_family(path: str | Path, family: str = "auto") -> Family:

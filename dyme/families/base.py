@@ -84,33 +84,26 @@ class Family(ABC):
     # --- weights ----------
 
     @classmethod
-    def load(cls, path: Path, dtype: torch.dtype) -> tuple[Family, nn.Module]:
-        """The family and the model of a local checkpoint folder. Raises `ModelError`."""
-        family = cls.open(path)
-        model, info = getattr(transformers, cls.model_class).from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        if missing := sorted(info["missing_keys"]):  # transformers would train them from random values
-            raise ModelError(
-                f"model.path: {path} has no weights for {missing[0]} ({len(missing)} parameters are missing): "
-                "copy its safetensors files again"
-            )
-        family.config = model.config
-        return family, model
-
-    @classmethod
     def open(cls, path: Path) -> Family:
         """The family of a checkpoint folder without its weights. Raises `ModelError`."""
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         family = cls(load_processor(path, cls.processor_class, cls.image_processor_class), config, path)
         family.check_tokens()
         return family
+
+    def load_model(self, dtype: torch.dtype) -> nn.Module:
+        """The model of the checkpoint folder. `check_fit` has compared the folder's weights with its config.json:
+        transformers would make up what is missing."""
+        model = getattr(transformers, self.model_class).from_pretrained(
+            self.source,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+        self.config = model.config
+        return model
 
     @classmethod
     def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:

@@ -20,6 +20,8 @@ from dyme.families.files import chat_template_file, check_fit, has_weights, read
 from dyme.lora import matching_linears
 from dyme.lora_config import LoraConfig
 from dyme.prompts import fit_pixels
+from dyme.rollout import engine_of
+from dyme.rollout.shared_prefix import PREFILL_TOKENS, most_columns
 
 SIZES = ((600, 400), (1200, 800))
 QUESTION = "What is shown in this picture?"
@@ -303,6 +305,7 @@ def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: 
     sees = bool({id(p) for part in family.image_parts(model).values() for p in part.parameters()} & trains.keys())
     # the estimate is for a GPU, wherever it is made
     _, packed = resolve_attention(cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=True)
+    shares = engine_of(family, cfg.rollout.engine) == "shared_prefix"
     return mem.Load(
         ranks=ranks,
         value_bytes=DTYPES[cfg.model.dtype].itemsize,
@@ -323,6 +326,9 @@ def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: 
         trains_head=not lora and id(family.head(model).weight) in trains,
         trains_tower=lora.vision if lora else sees,
         reference=cfg.objective.beta > 0 and not lora,
+        columns=most_columns(prompt, cfg.rollout.max_new_tokens) if shares else 0,
+        group=cfg.rollout.group_size,
+        prefilled=PREFILL_TOKENS,
     )
 
 

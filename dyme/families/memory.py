@@ -10,7 +10,7 @@ Symbols in the docstrings: N ranks, P parameters, T trained parameters, b bytes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MIB = 2**20
 
@@ -61,7 +61,10 @@ class Load:
     """What a run does on a rank. rows: decoded at once. prompt, reply: tokens of a row. trained: parameters with
     gradients. adapters: of `parameters`, those of LoRA. layer, largest, adapted: parameters of the largest decoder
     layer, parameter and Linear with an adapter. evaluated: rows of an evaluation decoded at once. dense_mask: packed
-    groups under sdpa. reference: a frozen copy of the policy is kept. offload: the rollout copy leaves the GPU."""
+    groups under sdpa. reference: a frozen copy of the policy is kept. offload: the rollout copy leaves the GPU.
+
+    Of rollout engine shared_prefix: columns of its cache (0: engine hf), rows of a group that share a prompt, and the
+    most prompt tokens that it prefills together."""
 
     ranks: int
     value_bytes: int
@@ -83,6 +86,9 @@ class Load:
     trains_head: bool = True
     trains_tower: bool = True
     reference: bool = False
+    columns: int = 0
+    group: int = 1
+    prefilled: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,13 +150,8 @@ def estimate(load: Load, zero: Zero, decoder: Decoder, tower: Tower | None = Non
         "merged weights": merged(load.adapted),
     }
     rollout, evaluation = (
-        {
-            **(copied if load.offload and rows else {}),
-            "KV cache": kv_cache(decoder, rows, load.prompt + load.reply, b),
-            "prefill": prefill(decoder, rows * load.prompt, b),
-            "sampling": sampling(decoder, rows),
-        }
-        for rows in (load.rows, load.evaluated)
+        {**(copied if load.offload and rows else {}), **generation(load, decoder, rows, group)}
+        for rows, group in ((load.rows, load.group), (load.evaluated, 1))
     )
     host = {name: size for name, (size, away) in shards.items() if away} | (copied if load.offload else {})
     phases = (update, rollout, refresh, evaluation)
@@ -262,6 +263,28 @@ def merged(adapted: int) -> int:
 
 
 # --- what comes and goes in a rollout ----------
+
+
+def generation(load: Load, decoder: Decoder, rows: int, group: int) -> dict[str, int]:
+    """Of `rows` that decode at once, `group` of them from each prompt.
+
+    Engine hf: a cache of prompt and reply for every row, all prompts prefilled at once. Engine shared_prefix: a cache
+    of whole columns for every row without regard to sliding windows, keys and values of each prompt beside it once, and
+    no more than `prefilled` prompt tokens at once, whose mask is dense."""
+    b = load.value_bytes
+    if not load.columns:
+        return {
+            "KV cache": kv_cache(decoder, rows, load.prompt + load.reply, b),
+            "prefill": prefill(decoder, rows * load.prompt, b),
+            "sampling": sampling(decoder, rows),
+        }
+    whole, prompts = replace(decoder, sliding=0), -(-rows // group)
+    together = min(prompts * load.prompt, max(load.prompt, load.prefilled))
+    return {
+        "KV cache": kv_cache(whole, rows, load.columns, b) + kv_cache(whole, prompts, load.prompt, b),
+        "prefill": prefill(decoder, together, b) + (1 + b) * together * load.prompt,
+        "sampling": sampling(decoder, rows),
+    }
 
 
 def kv_cache(decoder: Decoder, rows: int, tokens: int, value_bytes: int) -> int:

@@ -8,7 +8,6 @@ with pictures ends at a smaller position than its length.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -30,13 +29,12 @@ class QwenVL(Family):
     mergers: ClassVar[tuple[str, ...]] = ("merger",)
     """Children of the vision tower that make language-model features of its patches."""
 
-    @classmethod
-    def load(cls, path: Path, dtype: torch.dtype) -> tuple[Family, nn.Module]:
-        family, model = super().load(path, dtype)
+    def load_model(self, dtype: torch.dtype) -> nn.Module:
+        model: Any = super().load_model(dtype)
         # transformers refuses FlexAttention for these classes as a whole; their decoders call attention through the
         # same interface as Qwen2 and Qwen3, which have it
-        family.language(model)._supports_flex_attn = True  # type: ignore[assignment]
-        return family, model
+        self.language(model)._supports_flex_attn = True  # type: ignore[assignment]
+        return model
 
     def image_parts(self, model: Any) -> dict[str, nn.Module]:
         visual = model.model.visual

@@ -11,15 +11,22 @@ from dyme.rollout import hf, shared_prefix
 from dyme.rollout.noise import gumbel, row_key
 from dyme.rollout.types import Rollout, RolloutRow, Sampling, sampling_of
 
-__all__ = ["Rollout", "RolloutRow", "Sampling", "generate", "gumbel", "row_key", "sampling_of"]
+__all__ = ["Rollout", "RolloutRow", "Sampling", "engine_of", "generate", "gumbel", "row_key", "sampling_of"]
+
+
+ENGINES = {"hf": hf.generate, "shared_prefix": shared_prefix.generate}
 
 
 def generate(family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampling: Sampling) -> list[Rollout]:
     """Completions of `rows`, in their order, through the engine that `sampling.engine` names. `model` is a plain (not
     partitioned) copy of the weights in eval mode. Raises `ModelError` where the family cannot use the engine."""
-    if sampling.engine == "shared_prefix" and not family.packs_trees:
+    return ENGINES[engine_of(family, sampling.engine)](family, model, rows, sampling)
+
+
+def engine_of(family: Family, engine: str) -> str:
+    """hf or shared_prefix, for a value of `rollout.engine`. Raises `ModelError` where the family cannot use it."""
+    if engine == "shared_prefix" and not family.packs_trees:
         raise ModelError(
             f"rollout.engine=shared_prefix: family '{family.name}' takes no masks of ours: set it to hf or auto"
         )
-    shared = family.packs_trees and sampling.engine != "hf"
-    return (shared_prefix if shared else hf).generate(family, model, rows, sampling)
+    return "shared_prefix" if family.packs_trees and engine != "hf" else "hf"

@@ -124,6 +124,12 @@ def _prefill_together(family: Family, model: nn.Module, prompts: Sequence[Prompt
     ]
 
 
+def most_columns(prompt: int, reply: int) -> int:
+    """Columns of the cache for prompts of `prompt` tokens at most and `reply` new ones: no row is longer until it is
+    taken out, and columns before all rows fall away when the cache is full."""
+    return column_bucket(prompt + reply + CHECK_EVERY + ROOM)
+
+
 class DecodeBatch:
     """The rows that decode together. What a step reads and writes are tensors over the most rows that there may be, of
     which it takes the first ones: their addresses never change, which captured graphs rely on."""
@@ -158,14 +164,10 @@ class DecodeBatch:
         self.seen: Tensor | None = None
         if sampling.repetition_penalty != 1.0:
             self.seen = torch.zeros(most, family.vocab_size, dtype=torch.bool, device=device)
-        self.columns = torch.arange(self._most_columns(), device=device)
+        self.columns = torch.arange(most_columns(len(self.groups[0].prompt), tokens), device=device)
         self.banned = torch.tensor(family.forbidden_ids, dtype=whole, device=device)
         self.stops = torch.tensor(family.stop_ids, dtype=whole, device=device)
         self.axes = family.prompt_positions(self.groups[0].prompt)[0].shape[:-1]  # (3,) with M-RoPE
-
-    def _most_columns(self) -> int:
-        """No row is longer until it is taken out, and columns before all rows fall away when the cache is full."""
-        return column_bucket(len(self.groups[0].prompt) + self.sampling.max_new_tokens + CHECK_EVERY + ROOM)
 
     def run(self) -> list[Rollout]:
         while self.waiting or self.living:

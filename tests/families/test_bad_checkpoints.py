@@ -35,7 +35,7 @@ def plain(checkpoint, tmp_path) -> Path:
 def refused(folder: Path, monkeypatch) -> str:
     """The line, and proof that nothing was loaded for it."""
     for family in FAMILIES.values():
-        monkeypatch.setattr(family, "load", classmethod(lambda cls, *_: pytest.fail("the weights were loaded")))
+        monkeypatch.setattr(family, "load_model", lambda *_: pytest.fail("the weights were loaded"))
     with pytest.raises(ModelError) as caught:
         load_family(folder)
     message = str(caught.value)
