@@ -21,7 +21,7 @@ from dyme.supervision.extract import ExtractError, extract
 from dyme.supervision.facts import FactsBook
 from dyme.supervision.prompts import PromptFileError, load_prompts
 from dyme.supervision.settings import SupervisionConfig
-from dyme.supervision.templates import TemplatePool, read_pool
+from dyme.supervision.templates import PoolError, TemplatePool, read_pool
 
 NAMED = 10  # skipped records that are spelled out
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _extract(console, options.spec, options.out, options.judge)
         _print_pool(console, options.run, read_pool(options.run))
         return 0
-    except (DataError, ExtractError, PromptFileError, ValueError) as error:
+    except (DataError, ExtractError, PromptFileError, PoolError) as error:
         console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
         return 2
 
@@ -73,22 +73,22 @@ def _extract(console: Console, spec: str, out: Path, judge_file: Path | None) ->
 
 
 def _open_judge(file: Path, out: Path) -> tuple[SupervisionConfig, Any]:
-    """The settings of a run YAML, with facts by the judge, and its judge. Raises `ValueError` with the mend."""
+    """The settings of a run YAML, with facts by the judge, and its judge. Raises `ExtractError`."""
     from dyme.supervision.judge.client import open_judge  # only who has a judge needs its client
     from dyme.supervision.judge.settings import JudgeConfig
 
     if not file.is_file():
-        raise ValueError(f"{file}: no such file; --judge takes a YAML with a section `judge`, such as that of a run")
+        raise ExtractError(f"{file}: no such file; --judge takes a YAML with a section `judge`, such as that of a run")
     tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(tree, dict) or not isinstance(tree.get("judge"), dict):
-        raise ValueError(f"{file}: no section `judge`; give one with its endpoints")
+        raise ExtractError(f"{file}: no section `judge`; give one with its endpoints")
     try:
         cfg = SupervisionConfig.model_validate({**(tree.get("supervision") or {}), "facts": "judge"})
         return cfg, open_judge(JudgeConfig.model_validate(tree["judge"]), out.parent)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join([{"JudgeConfig": "judge"}.get(error.title, "supervision"), *map(str, first["loc"])])
-        raise ValueError(f"{file}: {key}: {first['msg']}") from error
+        raise ExtractError(f"{file}: {key}: {first['msg']}") from error
 
 
 def _print_pool(console: Console, run: Path, pool: TemplatePool) -> None:
@@ -97,8 +97,8 @@ def _print_pool(console: Console, run: Path, pool: TemplatePool) -> None:
     for kind, entries in pool.entries.items():
         for e in entries:
             mark = "judge prefers it: " if e.preferred else "" if e.leads else "(the built-in one leads) "
-            row = (kind, f"{e.score:+.3f}", str(e.seen), str(e.step), e.record, e.source, mark + e.text)
-            best.add_row(*map(escape, row))
+            entry = (kind, f"{e.score:+.3f}", str(e.seen), str(e.step), e.record, e.source, mark + e.text)
+            best.add_row(*map(escape, entry))
     history = Table("version", "step", "kind", "action", "score", "record", "source", "template", "instead of")
     history.title = "history"
     for h in pool.history:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,7 @@ MAX_SIDE = 1024
 """Longer side of a picture as the judge gets it."""
 
 _KEPT = 65536
+_NAME = re.compile(r"[^\W\d_][\w' &/-]*")
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,20 @@ class Facts:
 
 
 def rule_facts(record: Record) -> Facts:
-    """The record's own facts as they are; else what its hint plainly states ("The red bar shows 4.") as a list.
+    """The record's own facts as they are; else, of a record with pictures, what its hint plainly states as a list ("The
+    red bar shows 4. The blue bar shows 2.").
 
-    A label of which the hint states two numbers is left out: it says itself that it is not sure.
+    A label of which the hint states two numbers is left out: it says itself that it is not sure. So is a label that is
+    no plain words, and one reading alone: that is a sentence rather than a table.
     """
     if record.facts and record.facts.strip():
         return Facts(record.facts.strip(), "record")
-    stated = list_facts(record.hint or "")
+    stated = [f for f in list_facts(record.hint or "") if _NAME.fullmatch(f.name)] if record.images else []
     values: dict[tuple[str, ...], set[float]] = {}
     for fact in stated:
         values.setdefault(fact.label, set()).add(fact.value)
     sure = {fact.label: f"{fact.name} {fact.text}" for fact in stated if len(values[fact.label]) == 1}
-    return Facts(", ".join(sure.values()), "hint") if sure else Facts("", "none")
+    return Facts(", ".join(sure.values()), "hint") if len(sure) > 1 else Facts("", "none")
 
 
 def with_facts(record: Record, facts: Facts) -> Record:
