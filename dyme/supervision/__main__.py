@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dyme.config_errors import ConfigError
 from dyme.data.errors import DataError
 from dyme.data.sources import read_records
 from dyme.data.spec import FORMS, parse_spec
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _extract(console, options.spec, options.out, options.judge)
         _print_pool(console, options.run, read_pool(options.run))
         return 0
-    except (DataError, ExtractError, PromptFileError, PoolError) as error:
+    except (ConfigError, DataError, ExtractError, PromptFileError, PoolError) as error:
         console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
         return 2
 

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from dyme.rewards.numbers import NUMBER_WORDS
@@ -179,7 +180,7 @@ def _run(trace: str, atoms: list[_Atom], at: int) -> list[tuple[_Atom, _Atom]]:
         between = trace[name.end : number.start]
         if name.kind != "name" or number.kind != "number" or not name.fact or len(between) > _MAX_GAP:
             break
-        if not math.isclose(number.value, name.fact.value, rel_tol=1e-6) or re.search(r"[.;:]\s|\n", between):
+        if not math.isclose(number.value, name.fact.value, rel_tol=1e-6) or re.search(r"[.;]\s|\n", between):
             break
         if pairs:
             separator = trace[pairs[-1][1].end : name.start]
@@ -205,7 +206,7 @@ def _list_name(facts: list[Fact], derivation: Derivation, seen: Counter[str]) ->
 
 def _list_slot(trace: str, name: str, run: list[tuple[_Atom, _Atom]]) -> str:
     gap = trace[run[0][0].end : run[0][1].start]
-    separators = Counter(trace[a[1].end : b[0].start] for a, b in zip(run, run[1:]))
+    separators = Counter(trace[a[1].end : b[0].start] for a, b in pairwise(run))
     separator = separators.most_common(1)[0][0] if separators else ", "
     item = "{name}" + gap + "{value}"
     return f"[{name}|{item}|{separator}]"

@@ -27,7 +27,7 @@ FORMAT = 1
 MAX_TEXT = 6000
 """Characters of one fenced text; what is longer is cut."""
 
-PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+PURPOSES: tuple[Purpose, ...] = ("facts", "check", "refine", "template", "compare")
 TASKS: tuple[Task, ...] = get_args(Task)
 WORDS = ("picture", "look_for", "good")
 TEXTS: Mapping[Purpose, tuple[str, ...]] = {
@@ -110,14 +110,14 @@ class Prompts:
         # one pass, so that a slot in a text stays text
         filled = _SLOT.sub(lambda slot: _fenced(slot[1], cleaned[slot[1]], mark), user)
         return Question(
-            purpose,
-            self.version(purpose, task),
-            system.rstrip() + "\n" + GUARD,
-            filled,
-            images,
-            schema_of(purpose),
-            record,
-            MAX_TOKENS[purpose],
+            purpose=purpose,
+            version=self.version(purpose, task),
+            system=system.rstrip() + "\n" + GUARD,
+            user=filled,
+            schema=schema_of(purpose),
+            images=images,
+            record=record,
+            max_tokens=MAX_TOKENS[purpose],
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,10 +18,10 @@ class Question:
     version: str
     system: str
     user: str
-    images: tuple[bytes, ...]
-    schema: dict[str, Any]
-    record: str
-    max_tokens: int
+    schema: Mapping[str, Any]
+    images: tuple[bytes, ...] = ()
+    record: str = ""
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
