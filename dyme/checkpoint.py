@@ -42,6 +42,7 @@ class TrainState:
     memorize_log: dict[str, Any] = field(default_factory=dict)
     skipped_in_a_row: int = 0
     reward_errors: dict[str, int] = field(default_factory=dict)
+    supervision: dict[str, Any] = field(default_factory=dict)
 
 
 def checkpoint_dir(folder: Path, step: int) -> Path:

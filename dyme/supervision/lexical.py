@@ -13,16 +13,21 @@ without contradicted readings keeps its t whatever w is.
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from dyme.data.record import Record
 from dyme.rewards.numbers import NUMBER_WORDS, find_quantities
 from dyme.rewards.text import STOP_WORDS, plain, stem, words
 from dyme.supervision.readings import contradicted_share, without_step_numbers
+from dyme.supervision.settings import SupervisionConfig
 
 _SKIPPED = STOP_WORDS | NUMBER_WORDS
+
+
+Checker = Callable[[str, Record], float | None]
+"""t of a trace of a record, None where there is nothing to compare it with."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ def thinking_score(thinking: str, record: Record, penalty: float = 0.0) -> float
         scores.append(set_f1(given.numbers, reference.numbers))
     t = sum(scores) / len(scores)
     return t * (1.0 - penalty * contradicted_share(thinking, record.facts)) if penalty and t else t
+
+
+def lexical_checker(cfg: SupervisionConfig) -> Checker | None:
+    """The lexical checker with the penalty of the settings; None where thinking is not checked."""
+    return None if cfg.checker == "none" else partial(thinking_score, penalty=cfg.contradiction_penalty)
 
 
 def vocabulary(text: str) -> Vocabulary:

@@ -49,6 +49,12 @@ class SupervisionConfig(Schema):
         return self
 
     @property
-    def asks_judge(self) -> bool:
-        """Whether anything here wants a judge."""
-        return "judge" in (self.facts, self.checker, self.refiner) or self.checker == "both"
+    def asks_judge(self) -> str:
+        """The first setting that wants a judge ("checker=both"), "" where none does."""
+        chosen = {"facts": self.facts, "checker": self.checker, "refiner": self.refiner}
+        return next((f"{name}={value}" for name, value in chosen.items() if value in ("judge", "both")), "")
+
+    @property
+    def on(self) -> bool:
+        """Whether there is more to do than to compare words."""
+        return bool(self.asks_judge) or self.refiner != "none"
