@@ -25,6 +25,8 @@ from dyme.supervision.judge.wire import Reply
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
 CACHE_WAIT_S = 2.0
 """How long a question waits for the cache before it is sent all the same."""
+WORTH_A_LOOK_S = 0.05
+"""A question that waited longer than this for its turn is looked up again."""
 Outcome = tuple[dict[str, Any] | None, Reason, bool]
 
 
@@ -141,8 +143,13 @@ class Worker:
             return value, "", True
         if not any(line.state == "closed" for line in self.lines):
             return None, "breaker_open", False
+        queued = time.monotonic()
         async with self._slots:
             flight.started = time.monotonic()
+            if flight.started - queued > WORTH_A_LOOK_S:  # another rank may have asked meanwhile
+                value = await self._cached(flight)
+                if value is not None:
+                    return value, "", True
             value, model, reason = await self._ask(flight)
         if value is not None and self._cache:
             self._cache.put(answer_key(flight.key, model), value, model, flight.question)

@@ -44,6 +44,14 @@ def judge_of(
         judge.close()
 
 
+def in_a_child(judge: Judge, results: Any) -> None:
+    """Of a multiprocessing child; here, since a spawned child imports the whole file of its function."""
+    answer = judge.submit(question("child")).result(10)
+    counts = judge.counts()
+    judge.close()
+    results.put((answer.value, counts.asked))
+
+
 @pytest.fixture(scope="module")
 def running_server() -> Iterator[JudgeServer]:
     with JudgeServer() as running:

@@ -167,13 +167,6 @@ def test_a_program_that_forgets_to_close_ends_all_the_same(server: JudgeServer) 
     assert time.monotonic() - started < 20
 
 
-def _in_a_child(judge: Any, results: Any) -> None:
-    answer = judge.submit(question("child")).result(10)
-    counts = judge.counts()
-    judge.close()
-    results.put((answer.value, counts.asked))
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_judge_goes_on_in_a_child(server: JudgeServer, method: str, tmp_path: Path) -> None:
@@ -183,7 +176,7 @@ def test_a_judge_goes_on_in_a_child(server: JudgeServer, method: str, tmp_path: 
         if method == "spawn":  # messages go to a list of this test, which a child cannot have
             judge = open_judge(judge.cfg, tmp_path)
         assert judge.submit(question("parent")).result(10).ok
-        child = context.Process(target=_in_a_child, args=(judge, results))
+        child = context.Process(target=asking.in_a_child, args=(judge, results))
         child.start()
         assert results.get(timeout=60) == (GOOD, 1)
         child.join(10)
