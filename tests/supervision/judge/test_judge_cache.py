@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from supervision.judge import asking
 from supervision.judge.asking import judge_of, question
 from supervision.judge.server import Call, JudgeServer, status
 
-from dyme.supervision.judge import JudgeConfig, open_judge
+from dyme.supervision.judge import JudgeConfig, cache, open_judge, worker
 
 running_server, server = asking.SERVER
 GOOD = {"rating": "low"}
@@ -191,8 +192,6 @@ def test_a_folder_that_cannot_be_made(server: JudgeServer, tmp_path: Path) -> No
 def test_a_lock_that_another_holds_costs_time_but_no_answer(
     server: JudgeServer, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from dyme.supervision.judge import cache, worker
-
     monkeypatch.setattr(cache, "BUSY_S", 0.1)
     monkeypatch.setattr(worker, "CACHE_WAIT_S", 0.3)
     with judge_of(server, folder=tmp_path) as judge:
@@ -207,3 +206,24 @@ def test_a_lock_that_another_holds_costs_time_but_no_answer(
         assert judge.counts().cache_errors >= 1
     with judge_of(server, folder=tmp_path) as judge:
         assert judge.submit(question("before")).result(10).cached
+
+
+def test_a_file_system_that_hangs_costs_one_wait(server: JudgeServer, tmp_path: Path, monkeypatch: Any) -> None:
+    hanging = threading.Event()
+
+    def hang(cache: Any) -> None:
+        hanging.wait(20)
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(worker, "CACHE_WAIT_S", 1.0)
+    monkeypatch.setattr(cache.AnswerCache, "_open", hang)
+    try:
+        with judge_of(server, folder=tmp_path) as judge:
+            answers = [judge.submit(question(str(i))).result(10) for i in range(5)]
+            assert all(answer.ok for answer in answers) and judge.counts().cache_errors == 5
+            assert answers[0].seconds >= 1.0 > max(answer.seconds for answer in answers[1:])
+            started = time.monotonic()
+            judge.close()
+            assert time.monotonic() - started < 1.0
+    finally:
+        hanging.set()

@@ -162,6 +162,7 @@ def test_retry_after_beyond_the_deadline_is_not_waited_for(server: JudgeServer) 
         assert judge.submit(question("q")).result(10).reason == "rate_limited"
         assert judge.submit(question("r")).result(10).reason == "rate_limited"
         assert time.monotonic() - started < 1.0 and server.count() == 1
+        assert set(judge.counts().endpoints.values()) == {"busy"}
 
 
 def test_lasting_rate_limits_open_the_circuit(server: JudgeServer) -> None:
@@ -220,6 +221,20 @@ def test_half_open_while_it_asks_and_open_again_in_vain(server: JudgeServer) -> 
         assert "closed" not in judge.counts().endpoints.values()
 
 
+def test_one_that_answers_pings_alone_is_asked_ever_less(server: JudgeServer) -> None:
+    def answer(call: Any) -> Any:
+        assert call.purpose == "ping", "the server fails: 500"
+        return {"verdict": "ok"}
+
+    server.answer = answer
+    with judge_of(server, retries=0, breaker_failures=1, breaker_pause_s=0.1) as judge:
+        end = time.monotonic() + 1.6
+        while time.monotonic() < end:
+            assert not judge.submit(question(str(time.monotonic()))).result(10).ok
+            time.sleep(0.005)
+    assert 2 <= server.count("check") <= 5, "after pauses of 0.1, 0.2, 0.4, 0.8 seconds"
+
+
 def test_a_dead_server_leaves_the_rotation_and_comes_back() -> None:
     with JudgeServer() as one, JudgeServer() as two, judge_of(one, two, breaker_pause_s=0.2, concurrency=2) as judge:
         for i in range(6):
@@ -253,7 +268,7 @@ def test_a_rate_limited_server_is_passed_over() -> None:
         one.always(status(429, retry_after=60))
         answers = judge.ask([question(str(i)) for i in range(8)])
         assert all(answer.ok for answer in answers) and two.count() == 8
-        assert set(judge.counts().endpoints.values()) == {"closed"}
+        assert sorted(judge.counts().endpoints.values()) == ["busy", "closed"]
 
 
 def test_a_wrong_key_here_does_not_stop_the_other_server() -> None:
