@@ -39,6 +39,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "datasets>=4",
         "antlr4-python3-runtime>=4.11,<=4.13.2",  # the parser under math-verify, which does not ask for it by itself
+        "httpx2>=2",  # the judge's client
         "jinja2",  # chat templates
         "math-verify>=0.9,<0.10",
         "matplotlib",
@@ -56,19 +57,22 @@ setup(
     ],
     extras_require={
         "test": [
+            "fastapi",  # with openai and uvicorn: `transformers serve`
             "hypothesis",
             "kernels",  # the Hugging Face package: a test imports it beside dyme_kernels
             "liger-kernel",
             "mypy",
+            "openai",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            "starlette",
             "trl",
             "types-PyYAML",
+            "uvicorn",
         ],
         "flash": ["flash-attn"],
-        "judge": ["openai", "diskcache"],
         "wandb": ["wandb"],
     },
 )

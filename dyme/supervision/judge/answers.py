@@ -18,7 +18,8 @@ MAX_TEXT = 50_000
 MAX_OBJECTS = 20
 """Opening braces that are tried."""
 
-_THOUGHTS = re.compile(r"<(think|thinking)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_THOUGHTS_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+_THOUGHTS_BEGIN = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 _SENTENCE = re.compile(r"[^.!?;\n]+[.!?;\n]?")
 _CLAUSE = re.compile(r"[:,()\u2013\u2014]")
@@ -43,9 +44,8 @@ def parse_answer(text: object, schema: Mapping[str, Any]) -> dict[str, Any] | No
     """
     if not isinstance(text, str):
         return None
-    text = text[:MAX_TEXT].lstrip("\ufeff")
-    text = _THOUGHTS.sub(" ", text)
-    text = re.split(r"</think(?:ing)?>", text, flags=re.IGNORECASE)[-1].strip()
+    text = _THOUGHTS_END.split(text[:MAX_TEXT])[-1]
+    text = _THOUGHTS_BEGIN.split(text)[0].lstrip("\ufeff").strip()
     whole = _fit_object(_load(text), schema)
     if whole is not None:
         return whole

@@ -107,8 +107,10 @@ class AnswerCache:
         try:
             if connection is None:
                 connection = self._open()
+            fresh = {row[0]: row[1] for row in rows}
             for keys, future in reads:  # first: somebody waits for them
-                future.set_result(self._find(connection, keys))
+                known = next((fresh[key] for key in keys if key in fresh), None)
+                future.set_result(known or self._find(connection, keys))
             if rows:
                 with connection:
                     connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)

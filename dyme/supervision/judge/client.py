@@ -74,7 +74,7 @@ class Judge:
     def counts(self) -> JudgeCounts:
         """Totals of this process until now."""
         worker = self._worker
-        states = [line.state for line in worker.lines] if worker else ["closed"] * len(self.cfg.endpoints)
+        states = worker.states() if worker else ["closed"] * len(self.cfg.endpoints)
         return self._tally.counts(dict(zip(endpoint_names(self.cfg), states, strict=True)))
 
     def close(self) -> None:

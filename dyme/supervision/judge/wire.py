@@ -135,7 +135,8 @@ async def send(client: httpx2.AsyncClient, url: str, body: bytes, purpose: str, 
 def read_reply(status: int, content: bytes, retry_after: str | None, key: str) -> Reply:
     """A whole HTTP reply as a `Reply`."""
     if status != 200:
-        reason: Reason = "rate_limited" if status == 429 else "server_error" if status >= 500 else "refused"
+        passing = status >= 500 or status in (408, 409, 425)
+        reason: Reason = "rate_limited" if status == 429 else "server_error" if passing else "refused"
         # what a server says about a wrong key tends to repeat the key
         said = "" if status in (401, 403) else _message(content)
         wait_s = parse_retry_after(retry_after)

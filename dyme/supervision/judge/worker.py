@@ -25,6 +25,8 @@ from dyme.supervision.judge.wire import Reply
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
 CACHE_WAIT_S = 2.0
 """How long a question waits for the cache before it is sent all the same."""
+WORTH_A_LOOK_S = 0.05
+"""A question that waited longer than this for its turn is looked up again."""
 Outcome = tuple[dict[str, Any] | None, Reason, bool]
 
 
@@ -59,10 +61,16 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(cfg.concurrency)
         self._cache = AnswerCache(folder, say, lambda: tally.add(cache_errors=1)) if folder else None
+        self._stuck: Future[str | None] | None = None
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(_Daemons())
         self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
         self._thread.start()
+
+    def states(self) -> list[str]:
+        """Of each endpoint, as in `JudgeCounts`."""
+        now = time.monotonic()
+        return ["busy" if line.state == "closed" and line.busy_until > now else line.state for line in self.lines]
 
     def take(self, waiter: Waiter) -> None:
         """From any thread; the answer goes to `waiter` through the tally."""
@@ -141,8 +149,13 @@ class Worker:
             return value, "", True
         if not any(line.state == "closed" for line in self.lines):
             return None, "breaker_open", False
+        queued = time.monotonic()
         async with self._slots:
             flight.started = time.monotonic()
+            if flight.started - queued > WORTH_A_LOOK_S:  # another rank may have asked meanwhile
+                value = await self._cached(flight)
+                if value is not None:
+                    return value, "", True
             value, model, reason = await self._ask(flight)
         if value is not None and self._cache:
             self._cache.put(answer_key(flight.key, model), value, model, flight.question)
@@ -151,12 +164,16 @@ class Worker:
     async def _cached(self, flight: _Flight) -> dict[str, Any] | None:
         if not self._cache:
             return None
+        if self._stuck and not self._stuck.done():  # a file system that hangs must not cost every question its wait
+            self._tally.add(cache_errors=1)
+            return None
         models = dict.fromkeys(endpoint.model for endpoint in self._cfg.endpoints)
-        found = asyncio.wrap_future(self._cache.get([answer_key(flight.key, model) for model in models]))
+        found = self._cache.get([answer_key(flight.key, model) for model in models])
         try:
-            text = await asyncio.wait_for(found, CACHE_WAIT_S)
+            text = await asyncio.wait_for(asyncio.wrap_future(found), CACHE_WAIT_S)
         except (TimeoutError, asyncio.TimeoutError):
             self._tally.add(cache_errors=1)
+            self._stuck = found
             return None
         return parse_answer(text, flight.question.schema)
 

@@ -113,15 +113,12 @@ class JudgeServer:
         refuses: tuple[str, ...] = (),
         port: int = 0,
     ) -> None:
-        self.answer = answer or (lambda call: first_value(call.schema or {}))
+        self.answer = answer or default_answer
         self.latency_ms, self.key, self.refuses = latency_ms, key, refuses
         self.port = port or free_port()
-        self.calls: list[Call] = []
-        self.busiest = 0
-        """Requests that were under way at once, at most."""
         self._busy = 0
         self._script: deque[Fault] = deque()
-        self._always: Fault | None = None
+        self.clear()
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -140,6 +137,14 @@ class JudgeServer:
         """Requests with a question of `purpose`; without it all but the client's own pings."""
         counts = Counter(call.purpose for call in self.calls)
         return counts[purpose] if purpose else counts.total() - counts["ping"]
+
+    def clear(self) -> None:
+        """Forgets scripts and what came in."""
+        self.calls: list[Call] = []
+        self.busiest = 0
+        """Requests that were under way at once, at most."""
+        self._script.clear()
+        self._always: Fault | None = None
 
     def start(self) -> JudgeServer:
         listener = socket.socket()
@@ -242,6 +247,10 @@ def read_call(body: dict[str, Any], headers: dict[str, str]) -> Call:
         headers=headers,
         at=time.monotonic(),
     )
+
+
+def default_answer(call: Call) -> Any:
+    return first_value(call.schema or {})
 
 
 def first_value(schema: dict[str, Any]) -> Any:
