@@ -6,9 +6,10 @@ import re
 
 import pytest
 from fake_judge import FENCED, FakeJudge, texts_of
+from PIL import Image
 
 from dyme.data import ChartsSource, load_records
-from dyme.data.record import Record
+from dyme.data.record import LazyImage, Record
 from dyme.supervision.facts import Facts, FactsBook, rule_facts
 from dyme.supervision.phrasing import BUILT_IN
 from dyme.supervision.prompts import load_prompts
@@ -163,6 +164,20 @@ def test_what_ran_ahead_is_taken_over():
     # another best template is another question
     held.start(RECORD, POOL.propose([Candidate("sum", "so {answer}", 0.2, 1, "x", "rules")]))
     assert len(judge.questions) == 2
+
+
+def test_facts_that_come_later_do_not_ask_twice():
+    """The kind of step shows only once the facts are there; what was begun before is still taken over."""
+    item = Record("r", "red plus blue?", ("6",), images=(LazyImage(draw=lambda: Image.new("RGB", (4, 4))),), kind="x")
+    judge = FakeJudge(lambda q: {"facts": ["red 4", "blue 2"]} if q.purpose == "facts" else {"trace": GOOD}, holds=True)
+    held = refiner(judge, facts="judge")
+    held.prefetch([item], POOL)
+    held._facts._worker.submit(int).result()
+    judge.release()
+    pending = held.start(item, POOL)
+    judge.release()
+    assert [q.purpose for q in judge.questions] == ["facts", "refine"]
+    assert pending.result(0) == Refined(GOOD, "judge", BUILT_IN["sum"])
 
 
 def test_what_failed_is_tried_again():
