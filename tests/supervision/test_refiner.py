@@ -51,6 +51,12 @@ def test_a_template_that_does_not_fit_gives_way_to_the_built_in_one():
     assert refine("rules", pool=pool).template == BUILT_IN["sum"]
 
 
+def test_a_template_that_invents_a_number_is_not_used():
+    """None is learned like this, but a checkpoint may hold anything."""
+    pool = POOL.propose([Candidate("sum", "out of 99: {answer}", 0.2, 1, "x", "rules")])
+    assert pool.best("sum").startswith("out of") and refine("rules", pool=pool).template == BUILT_IN["sum"]
+
+
 @pytest.mark.parametrize("scale", ["tiny", "full"])
 def test_low_traces_become_faithful_ones(scale):
     """The generator misreads a value in each of these hints."""
