@@ -114,7 +114,7 @@ def test_scores_do_not_depend_on_who_finishes_first(run, order):
     expected = after.reward + 7 + lengths + 0.5
     np.testing.assert_allclose(scores.reward, np.where(failed, math.nan, expected))
     run.failures.share(lambda mine: [mine], said.append)
-    assert run.failures.counts == {"bad: ValueError": 3} and "ValueError: no (line 7)" in said[0]
+    assert run.failures.counts == {"bad: ValueError": 3} and "ValueError: no (line 8)" in said[0]
     calls = run.user_rewards.rewards[1].function.__globals__["calls"]
     assert sorted(calls) == sorted([SAID[:3], SAID[3:6], SAID[6:]])
 

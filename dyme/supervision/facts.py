@@ -95,6 +95,7 @@ class FactsBook:
         self._cfg, self._prompts, self._judge = cfg, prompts, judge
         self._asked: OrderedDict[str, Future[Facts]] = OrderedDict()
         self._worker = ThreadPoolExecutor(1, "facts")  # pictures are encoded beside the step
+        self._closed = False
 
     def prefetch(self, records: Sequence[Record]) -> None:
         """Starts what `future` will be asked for."""
@@ -117,9 +118,15 @@ class FactsBook:
 
     def pictures(self, record: Record) -> Future[tuple[bytes, ...]]:
         """The record's pictures as PNG, encoded in the background."""
-        return self._worker.submit(picture_bytes, record)
+        if not self._closed:
+            return self._worker.submit(picture_bytes, record)
+        closed: Future[tuple[bytes, ...]] = Future()
+        closed.set_exception(RuntimeError("the book is closed"))
+        return closed
 
     def close(self) -> None:
+        """Encodes no more pictures; what needs them is `degraded` from now on."""
+        self._closed = True
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, record: Record, otherwise: Facts) -> Future[Facts]:

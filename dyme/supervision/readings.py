@@ -177,6 +177,7 @@ def _label(head: str) -> list[re.Match[str]] | None:
     return kept
 
 
+@lru_cache(maxsize=65536)
 def _plain_word(word: str) -> str:
     """A stem; a capitalised stop word stays as it is, so that "May" is not "may"."""
     word = re.split("['’]", word)[0]
@@ -189,10 +190,11 @@ def _parse(part: str, table: Mapping[Label, frozenset[float]]) -> _Clause:
     numbers = [q for q in find_quantities(text) if not math.isnan(q.value)]
     tokens = list(_WORD.finditer(text))
     stems = tuple(_plain_word(token[0]) for token in tokens)
+    longest = max(map(len, table))
     marks: list[_Mark] = []
     at = 0
     while at < len(tokens):
-        size = next((n for n in range(min(MAX_LABEL_WORDS, len(tokens) - at), 0, -1) if stems[at : at + n] in table), 0)
+        size = next((n for n in range(min(longest, len(tokens) - at), 0, -1) if stems[at : at + n] in table), 0)
         if size:
             start, end = tokens[at].start(), tokens[at + size - 1].end()
             inside = [q for q in numbers if q.start < end and q.end > start]

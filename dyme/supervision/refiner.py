@@ -46,9 +46,23 @@ class PendingTrace:
     def ready(self) -> bool:
         return self._future.done()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the judge was asked in vain."""
+        return self.ready and self.result(0.0).source == "degraded"
+
     def result(self, deadline_s: float | None = None) -> Refined:
         """The refined trace; the unrefined one where it is not there in time."""
         return wait_for(self._future, deadline_s, self._otherwise)
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A trace that is being made, and the kind and best template of its record when it was begun."""
+
+    kind: str
+    template: str
+    pending: PendingTrace
 
 
 class Refiner:
@@ -58,20 +72,22 @@ class Refiner:
         self, cfg: SupervisionConfig, judge: Asker | None, prompts: Prompts, facts: FactsBook, flag: str = "Answer:"
     ) -> None:
         self._cfg, self._judge, self._prompts, self._facts, self._flag = cfg, judge, prompts, facts, flag
-        self._ahead: OrderedDict[tuple[str, str], PendingTrace] = OrderedDict()
+        self._ahead: OrderedDict[str, _Ahead] = OrderedDict()
 
     def start(self, record: Record, pool: TemplatePool) -> PendingTrace:
         """The trace of a record; what runs for it already under the same best template is taken over. One that failed
         is tried again."""
         if self._cfg.refiner != "judge":
             return self._make(record, pool)
-        key = (record.id, pool.best(kind_of(record, self._now(record)), filled=False))
-        held = self._ahead.get(key)
-        if held is None or (held.ready and held.result(0).source == "degraded"):
-            held = self._ahead[key] = self._make(record, pool)
-            while len(self._ahead) > _KEPT:
-                self._ahead.popitem(last=False)
-        return held
+        held = self._ahead.get(record.id)
+        if held and held.template == pool.best(held.kind, filled=False) and not held.pending.failed:
+            return held.pending
+        known = wait_for(self._facts.future(record), 0.0, Facts("", "none"))
+        kind = kind_of(record, known)
+        self._ahead[record.id] = _Ahead(kind, pool.best(kind, filled=False), self._make(record, pool))
+        while len(self._ahead) > _KEPT:
+            self._ahead.popitem(last=False)
+        return self._ahead[record.id].pending
 
     def prefetch(self, records: Sequence[Record], pool: TemplatePool) -> None:
         """Starts what `start` will be asked for. Rules need no time, so there is nothing to start for them."""
@@ -81,9 +97,6 @@ class Refiner:
 
     def _make(self, record: Record, pool: TemplatePool) -> PendingTrace:
         return start_refine(record, self._cfg, self._judge, self._prompts, self._facts, pool, self._flag)
-
-    def _now(self, record: Record) -> Facts:
-        return wait_for(self._facts.future(record), 0.0, Facts("", "none"))
 
 
 def start_refine(

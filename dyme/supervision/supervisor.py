@@ -65,6 +65,7 @@ class Supervisor:
     ) -> None:
         """Raises `ConfigError` for prompts that cannot be used and for a key that is not in the environment."""
         self.cfg, self.rank, self.folder = cfg, rank, folder
+        self._say, self._told = say, set[str]()
         self.deadline_s = judge.timeout_s
         self.prompts = load_prompts(cfg.prompts)
         self.judge = open_judge(judge, folder, say) if cfg.asks_judge else None
@@ -107,6 +108,10 @@ class Supervisor:
         out = [each.result(limit.left()) for each in pending]
         self._counted["wait_s"] += time.monotonic() - begin  # type: ignore[assignment]
         self._counted.update(f"refine/{refined.source}" for refined in out)
+        for record, refined in zip(records, out, strict=True):
+            if refined.source == "degraded" and refined.why not in self._told:
+                self._told.add(refined.why)
+                self._say(f"no refined trace for record {record.id} ({refined.why}): it stays as it is (said once)")
         return out
 
     def prefetch(self, records: Sequence[Record], likely: Sequence[Record]) -> None:
@@ -200,9 +205,8 @@ class Supervisor:
         step["wait_s"] /= ranks
         self._counted.clear()
         self.totals.update(step)
-        return {f"supervision/{name}": value for name, value in step.items()} | {
-            "supervision/templates": float(self.pool.version)
-        }
+        waited = {"time/judge": step.pop("wait_s"), "supervision/templates": float(self.pool.version)}
+        return {f"supervision/{name}": value for name, value in step.items()} | waited
 
     def close(self) -> None:
         self.facts.close()

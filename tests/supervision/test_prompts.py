@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 from conftest import ROOT
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyme.data.record import LazyImage, Record
+from dyme.supervision import prompts
 from dyme.supervision.prompts import (
     GUARD,
     MAX_TEXT,
@@ -27,8 +30,8 @@ from dyme.supervision.prompts import (
 PROMPTS = load_prompts()
 
 
-def check(trace, prompts=PROMPTS):
-    return prompts.question("check", "chart", {"question": "red?", "facts": "red 4", "trace": trace}, "r")
+def check(trace):
+    return PROMPTS.question("check", "chart", {"question": "red?", "facts": "red 4", "trace": trace}, "r")
 
 
 HOSTILE = st.one_of(
@@ -56,6 +59,17 @@ def test_the_mark_stands_in_none_of_the_texts():
     first = fence_mark(["a"])
     assert fence_mark(["a"]) == first != fence_mark(["b"])
     assert fence_mark([f"x {first}"]) not in f"x {first}"
+
+
+def test_a_mark_that_stands_in_a_text_is_not_used(monkeypatch):
+    digests = iter(["a" * 64, "b" * 64, "c" * 64])
+    monkeypatch.setattr(prompts.hashlib, "sha256", lambda data: SimpleNamespace(hexdigest=lambda: next(digests)))
+    assert fence_mark([f"x{'a' * 12}", f"y{'B' * 12}"]) == "c" * 12
+
+
+def test_slots_in_texts_stay_text():
+    texts = {"question": "{trace} {facts}", "facts": "{question} {trace}", "trace": "{facts} {question}"}
+    assert texts_of(PROMPTS.question("check", "chart", texts, "r")) == texts
 
 
 def test_hidden_characters_and_length():
