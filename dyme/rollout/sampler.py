@@ -46,8 +46,8 @@ def draw_fused(
     sampling: Sampling,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`draw` through `dyme_kernels.sample_tokens`, whose `backend` it is: noise, arg-max and log-probability in one read
-    of the logits. Top-k, top-p and min-p are done here before it."""
+    """`draw` through `dyme_kernels.sample_tokens`, whose `backend` it is: noise, arg-max and log-probability in one
+    read of the logits. Top-k, top-p and min-p are done here before it."""
     from dyme_kernels import sample_tokens  # predicting on a CPU loads no kernels
 
     cuts = 0 < sampling.top_k < logits.shape[1] or sampling.top_p < 1.0 or sampling.min_p > 0.0

@@ -2,7 +2,8 @@
 
 Four operations share one vocabulary of arguments: `group_advantages`, `token_logprobs`, `policy_loss` (logits in) and
 `linear_policy_loss` (hidden states and head weight in, logits never held). `LossSpec` says what the loss is, `preset`
-names common ones. `sample_tokens` draws the tokens that they train. Nothing here needs Triton, a GPU or the rest of this repository.
+names common ones. `sample_tokens` draws the tokens that they train. Nothing here needs Triton, a GPU or the rest of
+this repository.
 """
 
 from dyme_kernels.advantages import EXPLORE, MEMORIZE, SKIP, GroupAdvantages, group_advantages

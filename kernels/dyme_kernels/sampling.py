@@ -51,7 +51,7 @@ def sample_tokens(
         from dyme_kernels.triton_sampling import sampled
 
         mask = None
-        if banned is not None and scores is None:
+        if banned is not None and banned.numel():
             mask = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device).index_fill_(0, banned, True)
         return sampled(logits, keys, positions, temperature, mask, seen, penalty, scores)
     wide = logits.float()
@@ -114,9 +114,9 @@ def _check(
         raise ValueError("banned must be a vector of int64 indices: pass mask.nonzero().squeeze(1) for a mask")
     if scores is not None and (banned is not None or seen is not None):
         raise ValueError("scores are final: leave out banned and seen, or leave out scores")
-    for name, x, dtype in (("seen", seen, torch.bool), ("scores", scores, torch.float32)):
-        if x is not None and (x.shape != logits.shape or x.dtype != dtype or x.stride(1) != 1):
+    for name, given, dtype in (("seen", seen, torch.bool), ("scores", scores, torch.float32)):
+        if given is not None and (given.shape != logits.shape or given.dtype != dtype or given.stride(1) != 1):
             raise ValueError(
-                f"{name} is {x.dtype} {tuple(x.shape)} with strides {x.stride()}, expected {dtype} "
+                f"{name} is {given.dtype} {tuple(given.shape)} with strides {given.stride()}, expected {dtype} "
                 f"{tuple(logits.shape)} with entries side by side"
             )
