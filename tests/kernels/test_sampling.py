@@ -104,21 +104,31 @@ def test_rough_noise_keeps_its_margin():
     assert (rough.double() - truth).abs().max() < triton_sampling.MARGIN.value / 4
 
 
+CLOSE = {"anywhere": torch.arange(20) * 971, "in a lane": torch.tensor([5000, 6024]), "in a block": torch.arange(4, 24)}
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="changes a function of the kernel, which is interpreted on the CPU only")
 @pytest.mark.parametrize("temperature", (1.0, 0.25))
-def test_close_scores_are_decided_exactly(monkeypatch, temperature):
-    """Twenty entries far apart in the row lead by steps of 1e-5, and the rough noise is as wrong as it may be."""
-    v, count = 5000, 12
+@pytest.mark.parametrize("where", CLOSE)
+def test_close_scores_are_decided_exactly(monkeypatch, where, temperature):
+    """A few entries lead by steps of 1e-5, in an order of their own for each row, and the rough noise is as wrong as it
+    may be. The best of the first row is banned."""
+    v, count, close = 20000, 4, CLOSE[where]
+    assert triton_sampling.slices(v)[1] == 2 * triton_sampling.BLOCK == 2048
     _, keys, positions = rows(count, v)
     g = torch.Generator().manual_seed(1)
     noise = gumbel_noise(keys, positions, v)
     logits = -noise - 1.0
+    best = []
     for row in range(count):
-        close = torch.randperm(v, generator=g)[:20]
-        logits[row, close] = 1e-5 * torch.arange(20.0) - noise[row, close]
-    logits = logits * temperature
+        order = close[torch.randperm(len(close), generator=g)]
+        logits[row, order] = 1e-5 * torch.arange(len(order)) - noise[row, order]
+        best.append(int(order[-1]))
     monkeypatch.setattr(triton_sampling, "_rough_noise", wrong_noise)
-    check(logits, keys, positions, temperature=temperature)
+    assert check(logits * temperature, keys, positions, temperature=temperature).tolist() == best
+    banned = torch.tensor(best[:1])
+    tokens = check(logits * temperature, keys, positions, temperature=temperature, banned=banned)
+    assert tokens[0] != best[0] and torch.isin(tokens, close).all()
 
 
 @pytest.mark.parametrize("temperature", (1.0, 0.6, 0.0))
@@ -153,14 +163,14 @@ def test_finished_scores():
 @pytest.mark.parametrize("temperature", (1.0, 0.0))
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
 def test_of_equal_scores_the_lowest_index(temperature):
-    _, keys, positions = rows(4, 4000)
-    flat = torch.zeros(4, 4000, device=DEVICE)
+    _, keys, positions = rows(4, 20000)
+    flat = torch.zeros(4, 20000, device=DEVICE)
     if temperature:
         flat.fill_(-torch.inf)  # everything is banned: nothing to choose from
         mine, _ = sample_tokens(flat, keys, positions, backend="triton")
         assert torch.equal(mine, sample_tokens(flat, keys, positions, backend="torch")[0]) and mine.eq(0).all()
         return
-    flat[:, 1000] = flat[:, 3999] = 2.0
+    flat[:, 1000] = flat[:, 2024] = flat[:, 19999] = 2.0  # the first two in one lane
     flat[2, 77] = 2.0
     assert check(flat, keys, positions, temperature=0.0).tolist() == [1000, 1000, 77, 1000]
 
@@ -193,7 +203,7 @@ def test_no_rows():
 
 def test_samples_follow_the_softmax():
     """Chi-square over a vocabulary of 20."""
-    count, v = 1500, 20
+    count, v = 400, 20
     logits, keys, positions = rows(count, v)
     logits = logits[:1].expand(count, -1)
     tokens, _ = sample_tokens(logits, keys, positions, temperature=1.5, backend="triton")
