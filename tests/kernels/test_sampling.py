@@ -65,7 +65,7 @@ def test_flat_and_peaked_rows(scale):
 
 def test_many_rows():
     """All noise: what the float32 logarithms leave open shows most often where the logits decide nothing."""
-    check(*rows(300, 600, scale=0.1))
+    check(*rows(150, 600, scale=0.1))
 
 
 @pytest.mark.parametrize("v", (1, 257, 151936))
@@ -134,7 +134,7 @@ def test_close_scores_are_decided_exactly(monkeypatch, where, temperature):
 @pytest.mark.parametrize("temperature", (1.0, 0.6, 0.0))
 @pytest.mark.parametrize("v", (257, 32003))
 def test_banned_tokens(v, temperature):
-    logits, keys, positions = rows(8, v)
+    logits, keys, positions = rows(8 if v < 2000 else 3, v)
     first = check(logits, keys, positions, temperature=temperature)
     tokens = check(logits, keys, positions, temperature=temperature, banned=first)
     assert not torch.isin(tokens, first).any()
