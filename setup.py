@@ -57,6 +57,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "cryptography",
             "fastapi",  # with openai and uvicorn: `transformers serve`
             "hypothesis",
             "kernels",  # the Hugging Face package: a test imports it beside dyme_kernels

@@ -7,8 +7,10 @@ import email.utils
 import ipaddress
 import json
 import re
+import ssl
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -98,14 +100,22 @@ def other_dialect(dialect: Dialect, detail: str) -> Dialect | None:
 
 def open_client(url: str, key: str, connections: int) -> httpx2.AsyncClient:
     """A client for the chat address `url`. Proxies of the environment hold for other networks only."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    parts = urlsplit(url)
+    near = is_near(parts.hostname or "")
     return httpx2.AsyncClient(
-        headers=headers,
-        trust_env=not is_near(urlsplit(url).hostname or ""),
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        trust_env=not near,
+        verify=_certificates() if parts.scheme == "https" or not near else False,  # no TLS in near http
         limits=httpx2.Limits(max_connections=connections + 1, max_keepalive_connections=connections),
         timeout=None,  # the deadline of the call holds, which no time-out between two bytes does
         follow_redirects=False,
     )
+
+
+@lru_cache(maxsize=1)
+def _certificates() -> ssl.SSLContext:
+    """The system's certificates, or those that SSL_CERT_FILE and SSL_CERT_DIR name. Loaded once: it takes a while."""
+    return httpx2.create_ssl_context()
 
 
 def is_near(host: str) -> bool:

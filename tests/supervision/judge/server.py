@@ -25,6 +25,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -103,7 +104,7 @@ TRUNCATED_JSON = says('{"rating": "hi')
 
 class JudgeServer:
     """See the module. `key`: requests without it as their bearer token get 401. `refuses`: names of body fields whose
-    presence gets 400 (response_format, temperature, max_tokens)."""
+    presence gets 400 (response_format, temperature, max_tokens). `tls`: files of certificate and key, for https."""
 
     def __init__(
         self,
@@ -112,10 +113,11 @@ class JudgeServer:
         key: str | None = None,
         refuses: tuple[str, ...] = (),
         port: int = 0,
+        tls: tuple[Path, Path] | None = None,
     ) -> None:
         self.answer = answer or default_answer
         self.latency_ms, self.key, self.refuses = latency_ms, key, refuses
-        self.port = port or free_port()
+        self.port, self.tls = port or free_port(), tls
         self._busy = 0
         self._script: deque[Fault] = deque()
         self.clear()
@@ -124,7 +126,7 @@ class JudgeServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def next(self, *faults: Fault) -> None:
         self._script.extend(faults)
@@ -151,8 +153,15 @@ class JudgeServer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
         routes = [Route("/v1/chat/completions", self._chat, methods=["POST"])]
+        certificate, key = self.tls or (None, None)
         config = uvicorn.Config(
-            Starlette(routes=routes), http=_Protocol, log_level="critical", lifespan="off", timeout_graceful_shutdown=0
+            Starlette(routes=routes),
+            http=_Protocol,
+            log_level="critical",
+            lifespan="off",
+            timeout_graceful_shutdown=0,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)

@@ -37,17 +37,17 @@ def test_a_line_for_each_endpoint(tmp_path: Path, capsys: Any) -> None:
         web.always(raw("<html>"))
         stupid.always(TRUNCATED_JSON)
         servers = (good, plain, wordy, silent, locked, missing, web, stupid)
-        path = write(tmp_path, *(server.url for server in servers), dead, timeout_s=1)
+        path = write(tmp_path, *(server.url for server in servers), dead, timeout_s=2)
         assert main(["ping", "--config", str(path)]) == 1
         lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 9
     starts = ["ok"] * 3 + ["FAILED"] * 6
     assert [line.split()[0] for line in lines] == starts
     assert [f"m{i} at " in line for i, line in enumerate(lines)] == [True] * 9
-    assert " ms, structured output: yes" in lines[0] and 50 <= int(lines[0].split(": ")[1].split(" ")[0]) < 900
+    assert " ms, structured output: yes" in lines[0] and int(lines[0].split(": ")[1].split(" ")[0]) >= 50
     assert all("structured output: no" in line for line in lines[1:3])
     mends = [
-        "judge.timeout_s (1 s)",
+        "judge.timeout_s (2 s)",
         "api_key_env",
         "`m6` does not exist; check url and model",
         "judge.endpoints.6.url",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import datetime
 import io
+import ipaddress
 import logging
 import pickle
 import threading
@@ -16,10 +17,13 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from supervision.judge.asking import question
 from supervision.judge.server import Fault, JudgeServer, raw, reset, status
 
-from dyme.supervision.judge import JudgeConfig, open_judge
+from dyme.supervision.judge import JudgeConfig, endpoint, open_judge, wire
 from dyme.supervision.judge.__main__ import main
 from dyme.supervision.judge.wire import printable
 
@@ -83,7 +87,6 @@ def test_the_key_is_written_nowhere(
 
 def test_a_client_in_trouble_does_not_tell(monkeypatch: Any, tmp_path: Path) -> None:
     """Even an error inside the client, with the key in its text, becomes an answer and a line without it."""
-    from dyme.supervision.judge import endpoint
 
     async def broken(*args: Any) -> Any:
         raise RuntimeError(f"Bearer {KEY}")
@@ -115,7 +118,55 @@ def test_exceptions_of_opening_do_not_tell(monkeypatch: Any) -> None:
     assert "DYME_TEST_KEY" in told.getvalue() and KEY not in told.getvalue()
 
 
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A self-made certificate of 127.0.0.1, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "judge")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    made = made.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    paths = (tmp_path / "certificate.pem", tmp_path / "key.pem")
+    paths[0].write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    form = serialization.PrivateFormat.PKCS8
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
+    return paths
+
+
+def test_a_server_that_nobody_vouches_for_gets_no_key(certificate: tuple[Path, Path], monkeypatch: Any) -> None:
+    monkeypatch.setenv("DYME_TEST_KEY", KEY)
+    wire._certificates.cache_clear()
+    with JudgeServer(key=KEY, tls=certificate) as server:
+        settings = {"url": server.url, "model": "m", "api_key_env": "DYME_TEST_KEY"}
+        cfg = JudgeConfig.model_validate({"endpoints": [settings], "retries": 0})
+        for trusted in (False, True):
+            if trusted:
+                monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+                wire._certificates.cache_clear()
+            judge = open_judge(cfg, None, say=print)
+            answer = judge.submit(question("q")).result(10)
+            judge.close()
+            assert answer.reason == ("" if trusted else "connection")
+            assert server.count() == int(trusted)
+    wire._certificates.cache_clear()
+
+
+def test_no_redirect_takes_the_key_elsewhere(monkeypatch: Any) -> None:
+    monkeypatch.setenv("DYME_TEST_KEY", KEY)
+    with JudgeServer() as elsewhere, JudgeServer(key=KEY) as server:
+        moved = Fault("status", code=307, headers=(("Location", f"{elsewhere.url}/v1/chat/completions"),))
+        server.always(moved)
+        settings = {"url": server.url, "model": "m", "api_key_env": "DYME_TEST_KEY"}
+        judge = open_judge(JudgeConfig.model_validate({"endpoints": [settings]}), None, say=print)
+        assert judge.submit(question("q")).result(10).reason == "refused"
+        judge.close()
+        assert server.count() == 1 and not elsewhere.calls
+
+
 def test_lines_for_people_are_printable() -> None:
     assert printable(f"\x1b[31m{KEY}\n\x00caf\u00e9", KEY) == "[31m*** caf"
     assert len(printable("x" * 9999, "")) == 200
-    assert dataclasses.is_dataclass(Fault)
