@@ -46,7 +46,7 @@ _NEEDED: Mapping[Purpose, str] = {
     "compare": "other",
 }
 
-MAX_TOKENS: Mapping[Purpose, int] = {"facts": 512, "check": 64, "refine": 512, "template": 256, "compare": 64}
+MAX_TOKENS: Mapping[Purpose, int] = {"facts": 512, "check": 256, "refine": 512, "template": 256, "compare": 256}
 _TEXT = {"type": "string"}
 _PROPERTY: Mapping[Purpose, tuple[str, dict[str, Any]]] = {
     "facts": ("facts", {"type": "array", "items": _TEXT}),

@@ -164,4 +164,5 @@ def test_facts_in_their_order_and_as_written():
 
 def test_contradicted_share():
     assert contradicted_share("red 4, blue 3, blue 3", FACTS) == 0.5
+    assert contradicted_share("red 9", FACTS) == 1.0
     assert contradicted_share("I see bars.", FACTS) == contradicted_share("red 4", None) == 0.0
