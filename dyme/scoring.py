@@ -23,6 +23,9 @@ from dyme.rollout import Rollout
 from dyme.run import Run
 from dyme.supervision.checker import CheckRow, PendingCheck
 
+WRONG_MEMORIZES = ("variance", "any_correct")
+"""Selectors under which a group without a right row never trains its rollouts."""
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -81,7 +84,13 @@ class Scoring:
             )
             parts = zip(checked.thinking, *checked.parts[:, [0, 2]].T.tolist(), strict=True)
             traces = [CheckRow(record, trace, valid > 0.5, accuracy > 0.5) for trace, valid, accuracy in parts]
-            return _Part(rows, texts, checked, run.supervisor.check(traces), calls)
+            return _Part(rows, texts, checked, run.supervisor.check(traces, self._wrong_decides(rows)), calls)
+
+    def _wrong_decides(self, rows: tuple[int, ...]) -> bool:
+        """Whether a group whose rows are these memorizes where all are wrong: what they thought is then of no use. It
+        is not known of a group that spans ranks."""
+        cfg = self.run.cfg
+        return cfg.method == "dyme" and cfg.selector.name in WRONG_MEMORIZES and len(rows) == self.rows.group_size
 
     def _call(self, per: Per, rows: Sequence[int], texts: Sequence[str]) -> Started:
         """Starts the user's reward functions. No collective inside, so a slow one delays the others at the next gather

@@ -25,7 +25,9 @@ def answer(call: Call) -> dict | str:
         gold = re.search(r"<<<ANSWER \w+\n(.*?)\n\w+ ANSWER>>>", call.user, re.DOTALL)
         return {"trace": f"I look at the picture and find {gold[1] if gold else 'nothing'}."}
     if call.purpose == "check":
-        return {"rating": random.Random(call.user).choice(["low", "medium", "high"])}
+        count = len(set(re.findall(r"<<<(TRACE\w*) ", call.user)))
+        ratings = random.Random(call.user).choices(["low", "medium", "high"], k=count)
+        return {"ratings": ratings} if count > 1 else {"rating": ratings[0]}
     if call.purpose == "template":
         return {"template": "I look at the [thing] and find [answer]."}
     return {"better": "second"}

@@ -43,8 +43,10 @@ def answer(call: Call) -> dict[str, Any]:
     """A judge that reads the fenced texts: a rating that depends on the trace alone, a trace of all readings."""
     texts = dict(re.findall(r"<<<(\w+) \w+\n(.*?)\n\w+ \w+>>>", call.user, re.DOTALL))
     if call.purpose == "check":
-        share = contradicted_share(texts["TRACE"], texts.get("FACTS", ""))
-        return {"rating": "low" if share > 0.5 else "medium" if share else "high"}
+        traces = [text for name, text in texts.items() if name.startswith("TRACE")]
+        shares = [contradicted_share(trace, texts.get("FACTS", "")) for trace in traces]
+        ratings = ["low" if share > 0.5 else "medium" if share else "high" for share in shares]
+        return {"ratings": ratings} if len(ratings) > 1 else {"rating": ratings[0]}
     if call.purpose == "refine":
         return {"trace": f"{texts.get('FACTS', '')} so {texts['ANSWER']}"}
     return {"template": "{name} {value} so {answer}"} if call.purpose == "template" else {"better": "first"}
@@ -144,7 +146,7 @@ def _summed(found: dict[str, Any]) -> dict[str, Any]:
     quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
     out = {}
     for arm, runs in found.items():
-        out[arm] = {"runs": runs}
+        out[arm] = dict[str, Any](runs=runs)
         for name in ("accuracy", "contradicted", "collapse"):
             values = [run[name] for run in runs]
             n, mean = len(values), sum(values) / len(values)

@@ -20,7 +20,7 @@ def save(arms: Mapping[str, Any], path: Path) -> None:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
         for ax, (name, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items()):
-            for at, (arm, found) in enumerate(arms.items()):
+            for at, found in enumerate(arms.values()):
                 ax.plot([at] * len(found["runs"]), [run[name] for run in found["runs"]], "o", color=f"C{at}", ms=4)
                 mean, half = found[name]["mean"], found[name]["half_width"]
                 ax.errorbar(at + 0.18, mean, yerr=half, fmt="_", color=f"C{at}", capsize=4, ms=10)

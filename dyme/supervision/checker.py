@@ -1,8 +1,8 @@
 """Checker: thinking scores of the completions of one group, lexical, by the judge, or both.
 
-The judge sees only what can matter, and every trace once. The rows of a group are compared with each other, so they
-are scored on one scale: where a verdict of the group is missing, the whole group is scored lexically and said to be
-degraded.
+The judge sees only what can matter, every trace once and those of a group together. The rows of a group are compared
+with each other, so they are scored on one scale: where a verdict of the group is missing, the whole group is scored
+lexically and said to be degraded.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from dyme.supervision.asking import Asker, Deadline, done, then, wait_for
 from dyme.supervision.facts import Facts, FactsBook, with_facts
 from dyme.supervision.judge.types import Answer
 from dyme.supervision.lexical import thinking_score
-from dyme.supervision.prompts import Prompts, task_of
+from dyme.supervision.prompts import Prompts, addresses_judge, task_of
 from dyme.supervision.settings import SupervisionConfig
 
 Source = Literal["lexical", "judge", "both", "degraded", "skipped", "none"]
+TOGETHER = 16
+"""Traces of a group that are rated by one answer."""
 RATINGS: Mapping[str, float] = {"low": 0.0, "medium": 0.5, "high": 1.0}
 
 
@@ -44,18 +46,18 @@ class Thinking:
 
 
 class PendingCheck:
-    """Scores that wait for verdicts; `asked` says how many."""
+    """Scores that wait for verdicts; `asked` says how many questions."""
 
     def __init__(
         self,
         rows: Sequence[CheckRow],
         cfg: SupervisionConfig,
-        verdicts: Mapping[str, Future[Answer]],
+        verdicts: Mapping[tuple[str, ...], Future[Answer]],
         facts: Future[Facts] | None,
-        mastered: bool,
+        decided: bool,
     ) -> None:
         self._rows, self._cfg, self._verdicts, self._facts = rows, cfg, verdicts, facts
-        self._mastered = mastered
+        self._decided = decided
 
     @property
     def asked(self) -> int:
@@ -66,11 +68,13 @@ class PendingCheck:
         if self._cfg.checker == "none":
             return [Thinking(None, "none")] * len(self._rows)
         limit = Deadline(deadline_s)
-        if self._cfg.checker == "lexical" or self._mastered or not self._rows:
+        if self._cfg.checker == "lexical" or self._decided or not self._rows:
             source: Source = "lexical" if self._cfg.checker == "lexical" else "skipped"
             return [Thinking(t, source) for t in self._lexical(limit)]
-        ratings = {trace: _rating(wait_for(v, limit.left(), Answer(None))) for trace, v in self._verdicts.items()}
-        if any(rating is None for rating in ratings.values()):
+        ratings: dict[str, float] = {}
+        for traces, verdict in self._verdicts.items():
+            ratings |= zip(traces, _ratings(wait_for(verdict, limit.left(), Answer(None)), len(traces)))
+        if len(ratings) < sum(map(len, self._verdicts)):
             return [Thinking(t, "degraded") for t in self._lexical(limit)]
         if self._cfg.checker == "judge":
             return [Thinking(*_judged(row, ratings)) for row in self._rows]
@@ -95,38 +99,50 @@ def start_check(
     judge: Asker | None,
     prompts: Prompts | None,
     facts: FactsBook | None,
+    *,
+    wrong_decides: bool = False,
 ) -> PendingCheck:
     """Starts to score the rows of one group, which share their record; asks the judge where the settings want one, and
     waits for nothing. Without `prompts`, `facts` or a judge the verdicts are missing.
 
-    Judged are different traces, of valid format, of a group in which not all rows are right.
+    Judged are different traces, of valid format, of a group in which not all rows are right. `wrong_decides`: if no row
+    is right the group does not train them, so its scores do not matter either.
     """
-    mastered = all(row.correct and row.valid for row in rows)
+    right = [row.correct and row.valid for row in rows]
+    decided = all(right) or (wrong_decides and not any(right))
     future = facts.future(rows[0].record) if facts and rows else None
-    verdicts: dict[str, Future[Answer]] = {}
-    if cfg.checker in ("judge", "both") and not mastered:
-        for trace in dict.fromkeys(_trace(row) for row in rows if row.valid and _trace(row)):
+    verdicts: dict[tuple[str, ...], Future[Answer]] = {}
+    if cfg.checker in ("judge", "both") and not decided:
+        for traces in _together([trace for row in rows if row.valid and (trace := _trace(row))]):
             if judge is None or prompts is None or facts is None or future is None:
-                verdicts[trace] = done(Answer(None, "no_judge"))
+                verdicts[traces] = done(Answer(None, "no_judge"))
             else:
-                verdicts[trace] = _ask(rows[0].record, trace, cfg, judge, prompts, facts, future)
-    return PendingCheck(rows, cfg, verdicts, future, mastered)
+                verdicts[traces] = _ask(rows[0].record, traces, cfg, judge, prompts, facts, future)
+    return PendingCheck(rows, cfg, verdicts, future, decided)
+
+
+def _together(traces: Sequence[str]) -> list[tuple[str, ...]]:
+    """Different traces, `TOGETHER` at most in a question. One that speaks to the judge is asked about alone: it shall
+    not speak for the others. In the order of their texts, so that the same traces are the same question."""
+    plain = sorted({trace for trace in traces if not addresses_judge(trace)})
+    parts = [tuple(plain[at : at + TOGETHER]) for at in range(0, len(plain), TOGETHER)]
+    return [*parts, *((trace,) for trace in sorted(set(traces) - set(plain)))]
 
 
 def _ask(
     record: Record,
-    trace: str,
+    traces: tuple[str, ...],
     cfg: SupervisionConfig,
     judge: Asker,
     prompts: Prompts,
     facts: FactsBook,
     future: Future[Facts],
 ) -> Future[Answer]:
-    """A verdict on one trace, asked for as soon as the facts are there; without facts the judge sees the pictures."""
+    """Verdicts on traces, asked for as soon as the facts are there; without facts the judge sees the pictures."""
     task = task_of(record, cfg.task)
 
     def send(known: Facts, images: tuple[bytes, ...]) -> Future[Answer]:
-        texts = {"question": record.question, "facts": known.text, "trace": trace}
+        texts = {"question": record.question, "facts": known.text, "trace": traces}
         return judge.submit(prompts.question("check", task, texts, record.id, images))
 
     def follow(known: Facts) -> Future[Answer]:
@@ -141,14 +157,18 @@ def _trace(row: CheckRow) -> str:
     return " ".join(row.thinking.split())
 
 
-def _rating(answer: Answer) -> float | None:
-    return RATINGS.get(str((answer.value or {}).get("rating")))
+def _ratings(answer: Answer, count: int) -> list[float]:
+    """One for each trace, or none at all."""
+    value = answer.value or {}
+    given = value.get("ratings") if count > 1 else [value.get("rating")]
+    known = [RATINGS[each] for each in given if each in RATINGS] if isinstance(given, list) else []
+    return known if len(known) == count else []
 
 
-def _judged(row: CheckRow, ratings: Mapping[str, float | None]) -> tuple[float, Source]:
+def _judged(row: CheckRow, ratings: Mapping[str, float]) -> tuple[float, Source]:
     if not row.valid or not _trace(row):
         return 0.0, "skipped"
-    return ratings[_trace(row)] or 0.0, "judge"
+    return ratings[_trace(row)], "judge"
 
 
 def _both(lexical: float | None, judged: float, source: Source) -> Thinking:

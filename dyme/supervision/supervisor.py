@@ -87,9 +87,9 @@ class Supervisor:
 
     # --- checker ------------------------------------------------------------------------------------
 
-    def check(self, rows: Sequence[CheckRow]) -> PendingCheck:
-        """Starts to score the thinking of rows of one group."""
-        return start_check(rows, self.cfg, self.judge, self.prompts, self.facts)
+    def check(self, rows: Sequence[CheckRow], wrong_decides: bool) -> PendingCheck:
+        """Starts to score the thinking of rows of one group; `wrong_decides`: see `start_check`."""
+        return start_check(rows, self.cfg, self.judge, self.prompts, self.facts, wrong_decides=wrong_decides)
 
     def verdicts(self, checks: Sequence[PendingCheck]) -> list[list[Thinking]]:
         """What came of checks, all together within the judge's deadline."""
