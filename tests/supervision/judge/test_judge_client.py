@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,19 @@ def test_a_name_that_is_looked_up_for_ever(monkeypatch: Any) -> None:
             assert time.monotonic() - started < 1.5
     finally:
         hanging.set()
+
+
+def test_pictures_are_let_go_when_the_answer_is_there(server: JudgeServer) -> None:
+    """Even where the deadline is far: extracting facts asks about every picture of a data set."""
+    with judge_of(server) as judge:
+        asked = question("q", images=(picture("PNG"),))
+        held = weakref.ref(asked)
+        assert judge.submit(asked, 3600).result(10).ok
+        del asked
+        end = time.monotonic() + 5
+        while held() is not None and time.monotonic() < end:
+            time.sleep(0.01)
+        assert held() is None
 
 
 def test_questions_that_no_wire_can_carry(server: JudgeServer) -> None:
