@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ class Waiter:
     deadline: float
     asked: float = field(default_factory=time.monotonic)
     future: Future[Answer] = field(default_factory=Future)
+    timer: asyncio.TimerHandle | None = field(default=None, init=False)
     # a caller's cancel() would make the later result an error
     running: bool = field(init=False)
 

@@ -61,6 +61,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(cfg.concurrency)
         self._cache = AnswerCache(folder, say, lambda: tally.add(cache_errors=1)) if folder else None
+        self._told_odd = False
         self._stuck: Future[str | None] | None = None
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(_Daemons())
@@ -109,7 +110,7 @@ class Worker:
         try:
             key = question_key(waiter.question, self._cfg.max_tokens, self._cfg.temperature)
         except Exception as error:  # an edge: what no JSON can say; nobody may wait in vain
-            self._say(f"judge: a question that cannot be sent: {type(error).__name__}")
+            self._odd(error)
             self._tally.settle(waiter, None, "bad_answer")
             return
         flight = self._flights.get(key)
@@ -119,7 +120,8 @@ class Worker:
         else:
             flight = self._flights[key] = _Flight(key, waiter.question, [waiter])
             flight.task = self._begin(self._fly(flight))
-        self._loop.call_later(max(0.0, waiter.deadline - time.monotonic()), self._expire, flight, waiter)
+        left = max(0.0, waiter.deadline - time.monotonic())
+        waiter.timer = self._loop.call_later(left, self._expire, flight, waiter)
 
     def _expire(self, flight: _Flight, waiter: Waiter) -> None:
         if waiter not in flight.waiters:
@@ -134,14 +136,22 @@ class Worker:
         try:
             outcome = await self._answer(flight)
         except Exception as error:  # an edge: nobody may wait in vain, whatever went wrong here
-            self._say(f"judge: {type(error).__name__} in the client; the question counts as a bad answer")
+            self._odd(error)
             outcome = (None, "bad_answer", False)
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         waiters, flight.waiters = flight.waiters, []
         for waiter in waiters:
+            if waiter.timer:
+                waiter.timer.cancel()  # it would hold the pictures until a deadline that may be far
             value = json.loads(json.dumps(outcome[0])) if outcome[0] and len(waiters) > 1 else outcome[0]
             self._tally.settle(waiter, value, *outcome[1:])
+
+    def _odd(self, error: Exception) -> None:
+        """Says only the kind, since the text may hold anything."""
+        if not self._told_odd:
+            self._told_odd = True
+            self._say(f"judge: a question that cannot be asked ({type(error).__name__}): bad_answer (said once)")
 
     async def _answer(self, flight: _Flight) -> Outcome:
         value = await self._cached(flight)

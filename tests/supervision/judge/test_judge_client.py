@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -142,16 +143,19 @@ def test_a_server_that_does_not_count_tokens(server: JudgeServer, usage: Any) ->
 
 def test_close_takes_less_than_a_second_with_calls_under_way(server: JudgeServer, tmp_path: Path) -> None:
     server.always(silence(30))
+    before = set(threading.enumerate())
     with judge_of(server, folder=tmp_path) as judge:
         futures = [judge.submit(question(str(i))) for i in range(50)]
         time.sleep(0.2)
         started = time.monotonic()
         judge.close()
-        assert time.monotonic() - started < 1.0
-        assert {future.result(0).reason for future in futures} == {"closed"}
+        took = time.monotonic() - started
+        assert {future.result(0).reason for future in futures} == {"closed"} and took < 1.0
         assert judge.submit(question("late")).result(0).reason == "closed"
         judge.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "judge" and thread.is_alive()]
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)  # on a busy machine the thread ends a little later
+        assert not thread.is_alive()
 
 
 def test_a_program_that_forgets_to_close_ends_all_the_same(server: JudgeServer) -> None:
@@ -223,6 +227,19 @@ def test_a_name_that_is_looked_up_for_ever(monkeypatch: Any) -> None:
             assert time.monotonic() - started < 1.5
     finally:
         hanging.set()
+
+
+def test_pictures_are_let_go_when_the_answer_is_there(server: JudgeServer) -> None:
+    """Even where the deadline is far: extracting facts asks about every picture of a data set."""
+    with judge_of(server) as judge:
+        asked = question("q", images=(picture("PNG"),))
+        held = weakref.ref(asked)
+        assert judge.submit(asked, 3600).result(10).ok
+        del asked
+        end = time.monotonic() + 5
+        while held() is not None and time.monotonic() < end:
+            time.sleep(0.01)
+        assert held() is None
 
 
 def test_questions_that_no_wire_can_carry(server: JudgeServer) -> None:

@@ -25,6 +25,8 @@ from supervision.judge.server import (
     truncated,
 )
 
+from dyme.supervision.judge import worker
+
 running_server, server = asking.SERVER
 short_pauses = asking.short_pauses
 pytestmark = pytest.mark.usefixtures("short_pauses")
@@ -172,16 +174,20 @@ def test_lasting_rate_limits_open_the_circuit(server: JudgeServer) -> None:
     assert reasons == ["rate_limited", "rate_limited", "breaker_open", "breaker_open"]
 
 
-def test_back_off_is_jittered_and_grows(server: JudgeServer) -> None:
+def test_back_off_is_jittered_and_grows(server: JudgeServer, monkeypatch: Any) -> None:
     server.always(status(500))
-    with judge_of(server, retries=4, breaker_failures=99) as judge:
-        gaps = []
-        for i in range(3):
-            judge.submit(question(str(i))).result(10)
-            times = [call.at for call in server.calls if call.user == str(i)]
-            gaps.append([b - a for a, b in itertools.pairwise(times)])
-    assert all(gap[3] > gap[0] and 0.2 <= gap[3] < 0.7 for gap in gaps), gaps
-    assert len({round(gap[3], 3) for gap in gaps}) == 3, "all at the same moment"
+    gaps = []
+    for shortest in (True, False):
+        monkeypatch.setattr(worker.random, "uniform", lambda low, high, shortest=shortest: low if shortest else high)
+        server.calls.clear()
+        with judge_of(server, retries=4, breaker_failures=99) as judge:
+            judge.submit(question("q")).result(10)
+        times = [call.at for call in server.calls]
+        gaps.append([b - a for a, b in itertools.pairwise(times)])
+    short, long = gaps
+    # 0.05 s doubled each time, and half of it to all of it
+    assert all(gap >= 0.025 * 2**i for i, gap in enumerate(short)) and short[3] < 0.39, gaps
+    assert all(gap >= 0.05 * 2**i for i, gap in enumerate(long)) and len(long) == 4, gaps
 
 
 def test_dies_and_returns_on_the_same_port(server: JudgeServer) -> None:
