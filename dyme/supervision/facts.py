@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -89,13 +90,14 @@ def read_facts(answer: Answer, version: str) -> Facts | None:
 
 class FactsBook:
     """Facts of the records in use. Where `facts: judge` is set the judge is asked about records without facts of their
-    own, once each; an answer that did not come is asked for again the next time. Used by one thread."""
+    own, once each; an answer that did not come is asked for again the next time. Safe for threads."""
 
     def __init__(self, cfg: SupervisionConfig, prompts: Prompts, judge: Asker | None) -> None:
         self._cfg, self._prompts, self._judge = cfg, prompts, judge
         self._asked: OrderedDict[str, Future[Facts]] = OrderedDict()
         self._worker = ThreadPoolExecutor(1, "facts")  # pictures are encoded beside the step
         self._closed = False
+        self._lock = threading.Lock()  # groups are scored in a thread beside the step
 
     def prefetch(self, records: Sequence[Record]) -> None:
         """Starts what `future` will be asked for."""
@@ -109,12 +111,13 @@ class FactsBook:
         known = rule_facts(record)
         if self._cfg.facts == "rules" or known.source == "record":
             return done(known)
-        held = self._asked.get(record.id)
-        if held is None or (held.done() and held.result().degraded):
-            held = self._asked[record.id] = self._ask(record, replace(known, degraded=True))
-            while len(self._asked) > _KEPT:
-                self._asked.popitem(last=False)
-        return held
+        with self._lock:
+            held = self._asked.get(record.id)
+            if held is None or (held.done() and held.result().degraded):
+                held = self._asked[record.id] = self._ask(record, replace(known, degraded=True))
+                while len(self._asked) > _KEPT:
+                    self._asked.popitem(last=False)
+            return held
 
     def pictures(self, record: Record) -> Future[tuple[bytes, ...]]:
         """The record's pictures as PNG, encoded in the background."""
@@ -126,7 +129,8 @@ class FactsBook:
 
     def close(self) -> None:
         """Encodes no more pictures; what needs them is `degraded` from now on."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, record: Record, otherwise: Facts) -> Future[Facts]:
