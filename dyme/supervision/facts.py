@@ -97,7 +97,7 @@ class FactsBook:
         self._asked: OrderedDict[str, Future[Facts]] = OrderedDict()
         self._worker = ThreadPoolExecutor(1, "facts")  # pictures are encoded beside the step
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # groups are scored in a thread beside the step
 
     def prefetch(self, records: Sequence[Record]) -> None:
         """Starts what `future` will be asked for."""
@@ -129,7 +129,8 @@ class FactsBook:
 
     def close(self) -> None:
         """Encodes no more pictures; what needs them is `degraded` from now on."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, record: Record, otherwise: Facts) -> Future[Facts]:

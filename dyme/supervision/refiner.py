@@ -4,6 +4,7 @@ judge makes of them."""
 from __future__ import annotations
 
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -66,28 +67,30 @@ class _Ahead:
 
 
 class Refiner:
-    """Refines reference traces, ahead of time where it is told which will be needed. Used by one thread."""
+    """Refines reference traces, ahead of time where it is told which will be needed. Safe for threads."""
 
     def __init__(
         self, cfg: SupervisionConfig, judge: Asker | None, prompts: Prompts, facts: FactsBook, flag: str = "Answer:"
     ) -> None:
         self._cfg, self._judge, self._prompts, self._facts, self._flag = cfg, judge, prompts, facts, flag
         self._ahead: OrderedDict[str, _Ahead] = OrderedDict()
+        self._lock = threading.Lock()
 
     def start(self, record: Record, pool: TemplatePool) -> PendingTrace:
         """The trace of a record; what runs for it already under the same best template is taken over. One that failed
         is tried again."""
         if self._cfg.refiner != "judge":
             return self._make(record, pool)
-        held = self._ahead.get(record.id)
-        if held and held.template == pool.best(held.kind, filled=False) and not held.pending.failed:
-            return held.pending
         known = wait_for(self._facts.future(record), 0.0, Facts("", "none"))
-        kind = kind_of(record, known)
-        self._ahead[record.id] = _Ahead(kind, pool.best(kind, filled=False), self._make(record, pool))
-        while len(self._ahead) > _KEPT:
-            self._ahead.popitem(last=False)
-        return self._ahead[record.id].pending
+        with self._lock:
+            held = self._ahead.get(record.id)
+            if held and held.template == pool.best(held.kind, filled=False) and not held.pending.failed:
+                return held.pending
+            kind = kind_of(record, known)
+            self._ahead[record.id] = _Ahead(kind, pool.best(kind, filled=False), self._make(record, pool))
+            while len(self._ahead) > _KEPT:
+                self._ahead.popitem(last=False)
+            return self._ahead[record.id].pending
 
     def prefetch(self, records: Sequence[Record], pool: TemplatePool) -> None:
         """Starts what `start` will be asked for. Rules need no time, so there is nothing to start for them."""

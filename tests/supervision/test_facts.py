@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_judge import FakeJudge, texts_of
@@ -116,6 +117,17 @@ def test_a_picture_that_cannot_be_read_costs_its_facts_only():
     judge = FakeJudge(lambda q: {"facts": ["red 4"]})
     assert book(judge).future(item).result() == Facts("", "none", RULES, degraded=True)
     assert not judge.questions
+
+
+def test_threads_ask_once():
+    judge = FakeJudge(lambda q: {"facts": ["red 4"]}, holds=True)
+    held = book(judge)
+    items = [record(f"r{i % 50}") for i in range(800)]
+    with ThreadPoolExecutor(8) as pool:
+        futures = list(pool.map(held.future, items))
+    held._worker.submit(int).result()
+    judge.release()
+    assert len(judge.questions) == 50 and {future.result().text for future in futures} == {"red 4"}
 
 
 def test_a_closed_book_still_answers():
