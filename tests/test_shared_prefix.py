@@ -233,11 +233,12 @@ def test_a_step_keeps_its_addresses(vlm, monkeypatch):
 
     def step(self):
         state = [t for t in vars(self).values() if isinstance(t, torch.Tensor)]
-        cache = [t for layer in self.cache.layers for t in (layer.keys, layer.values)]
-        before = tuple(t.data_ptr() for t in (*state, *cache, self.cache.at))
+        cache = [t for layer in self.cache.layers for t in vars(layer).values() if isinstance(t, torch.Tensor)]
+        state += [*cache, *(t for t in vars(self.cache).values() if isinstance(t, torch.Tensor))]
+        assert len(cache) == 4 * len(self.cache.layers) and self.cache.turn is self.turn
+        before = tuple(t.data_ptr() for t in state)
         plain(self)
-        assert before == tuple(t.data_ptr() for t in (*state, *cache, self.cache.at))
-        assert all(layer.at is self.cache.at for layer in self.cache.layers)
+        assert before == tuple(t.data_ptr() for t in state)
         seen[self.cache.shape].add(before)
 
     monkeypatch.setattr(shared_prefix.DecodeBatch, "step", step)
@@ -263,7 +264,7 @@ def test_the_same_tokens_from_whole_buckets(vlm, monkeypatch):
 
     monkeypatch.setattr(shared_prefix, "StepGraphs", Whole)
     assert generate(family, model, rows, sampling) == expected
-    assert all(rows in (1, 2, 3, 4) and columns % 64 == 0 for rows, columns in shapes)
+    assert all(shape.rows in (1, 2, 3, 4) and shape.columns == 64 and shape.prompt % 64 == 0 for shape in shapes)
 
 
 class FakeGraph:
@@ -319,13 +320,13 @@ def test_the_storage_goes_with_the_call(vlm, monkeypatch):
     """A cycle of references would keep it through the update."""
     family, model = vlm
     held = []
-    plain = shared_prefix.RowCache.__init__
+    plain = shared_prefix.GroupCache.__init__
 
     def init(self, *args, **kwargs):
         plain(self, *args, **kwargs)
         held.append(weakref.ref(self))
 
-    monkeypatch.setattr(shared_prefix.RowCache, "__init__", init)
+    monkeypatch.setattr(shared_prefix.GroupCache, "__init__", init)
     gc.collect()
     gc.disable()
     try:

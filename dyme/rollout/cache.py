@@ -2,8 +2,8 @@
 for the whole rollout.
 
 A prompt lies in the place of its group from column 0 on, a reply in that of its row. Keys carry their rotary positions,
-so a column says nothing but the order. Rows stand in the batch in any order; `GroupCache.arrange` lays them out as a grid
-of groups by branches, in which all rows of a group read their prompt at once (dyme/rollout/attention.py).
+so a column says nothing but the order. Rows stand in the batch in any order; `GroupCache.arrange` lays them out as a
+grid of groups by branches, in which all rows of a group read their prompt at once (dyme/rollout/attention.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Shape(NamedTuple):
 
 
 class GroupCache(Cache):
-    """`keys` and `values` of each layer: those of prompts [groups, kv heads, columns, D] and of replies [rows, kv heads,
+    """Keys and values of each layer: those of prompts [groups, kv heads, columns, D] and of replies [rows, kv heads,
     columns, D].
 
     A step sees the first ones of each, as many as `shape` says. Without graphs (`whole` is False) that is what is
@@ -75,8 +75,8 @@ class GroupCache(Cache):
         self.length[: len(keep)] = self.length[keep]
 
     def arrange(self, places: Sequence[int | None], prompts: dict[int, int]) -> None:
-        """Lays the rows out. places: the group of each row, None where there is no row; prompts: length of the prompt in
-        each place that holds one."""
+        """Lays the rows out. places: the place of each row's prompt, None where there is no row; prompts: length of the
+        prompt in each place that holds one."""
         inside: dict[int, list[int]] = {}
         for row, group in enumerate(places):
             if group is not None:
@@ -113,7 +113,7 @@ class GroupCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Writes one token a row [rows, kv heads, 1, D] where its reply has come to; returns the replies that are seen."""
+        """Writes a token of each row [rows, kv heads, 1, D] at the end of its reply; returns the replies seen."""
         assert self.now is not None
         return self.layers[layer_idx].update(key_states, value_states, self.now)
 
@@ -185,7 +185,7 @@ class Step:
         """What is added to the scores, [1, 1, 1, n]: that of replies [rows, columns], then that of prompts [groups,
         columns], or with a window [groups, width, columns]. A model takes it for a 4-D mask and passes it on as it is;
         `split` takes it apart."""
-        rows, columns, groups, width, prompt = self.shape
+        _, columns, groups, width, prompt = self.shape
         device = self.turn.device
         at = self.turn[:, None] - 1
         own = torch.arange(columns, device=device)
@@ -198,7 +198,7 @@ class Step:
         sees = torch.cat([replies.flatten(), prompts.flatten()])
         # finite: where a window sees nothing of a prompt, that part has weight zero and no NaN
         low = torch.finfo(self.dtype).min / 2
-        return torch.where(sees, 0.0, low).to(self.dtype)[None, None, None]
+        return torch.zeros(sees.shape, dtype=self.dtype, device=device).masked_fill_(~sees, low)[None, None, None]
 
     def split(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Of replies [rows, 1, 1, columns] and of prompts [groups, 1, 1 or width, columns], from `dense`."""
@@ -208,7 +208,7 @@ class Step:
         return replies.view(rows, 1, 1, columns), prompts.view(groups, 1, -1, prompt)
 
     def columns_of(self, heads: int) -> Tensor:
-        """int64 [rows * kv heads]: where the storage of replies, as [rows * kv heads * columns, D], takes a new token."""
+        """int64 [rows * kv heads]: where the storage of replies, as [rows * kv heads * columns, D], takes a token."""
         if ("columns", heads) not in self.made:
             row = torch.arange(self.shape.rows * heads, device=self.turn.device).view(-1, heads) * self.stride
             self.made["columns", heads] = (row + (self.turn[:, None] - 1)).flatten()

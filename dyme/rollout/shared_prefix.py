@@ -133,8 +133,8 @@ def prefill(family: Family, model: nn.Module, prompts: Sequence[Prompt]) -> list
 
 
 def largest_shape(rows: int, asked: Sequence[int], prompt: int, reply: int) -> Shape:
-    """The most that the cache holds while `rows` decode at once: groups of `asked` rows each, prompts of `prompt` tokens
-    at most, replies of `reply`."""
+    """The most that the cache holds while `rows` decode at once. asked: rows of each group; prompt, reply: tokens of
+    the longest."""
     groups = group_places(rows, sum(asked), len(asked))
     return Shape(rows, reply_bucket(reply), groups, min(rows, max(asked)), column_bucket(prompt))
 
