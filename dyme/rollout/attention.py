@@ -101,8 +101,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: fl
 def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The same with matrix products in float32. Output [B, heads, M, D] and float32 [B, heads, M]."""
     scores = query.float() @ key.float().transpose(-1, -2) * scale + bias
-    total = scores.logsumexp(-1)
-    return ((scores - total[..., None]).exp() @ value.float()).to(query.dtype), total
+    return (scores.softmax(-1) @ value.float()).to(query.dtype), scores.logsumexp(-1)
 
 
 def _fits(query: Tensor, value: Tensor) -> bool:
