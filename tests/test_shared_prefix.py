@@ -260,6 +260,7 @@ def test_attention_is_that_of_matrix_products(dtype, bound):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_on_a_gpu(dtype):
     query = torch.randn(8, 2, 56, 64, device="cuda").to(dtype)

@@ -307,22 +307,29 @@ class DecodeBatch:
         assert self.cache is not None
         left = max(self.begun[place] for place in living) + self.sampling.max_new_tokens - 1 - self.steps
         first = min(self.begun[place] for place in living)
-        for _ in range(min(CHECK_EVERY, left)):
-            self.cache.show(self.steps - first + 1)
-            self.graphs.run(self.cache.shape, self.step)
-            self.steps += 1
+        # inference mode: less to do for each operation; a prefill has none, for models keep some of what they make there
+        with decoding(self.model.config.get_text_config(), self.cache), torch.inference_mode():
+            for _ in range(min(CHECK_EVERY, left)):
+                self.cache.show(self.steps - first + 1)
+                self.graphs.run(self.cache.shape, self.step)
+                self.steps += 1
 
     def step(self) -> None:
         """One token more for each row. Reads and writes the tensors of this object and of the cache, nothing else."""
         cache = self.cache
         assert cache is not None
         layout, rows = cache.begin(), cache.shape.rows
-        with decoding(self.model.config.get_text_config(), cache):
-            mask = self.family.attention_mask(self.model, layout)  # type: ignore[arg-type]
-            position = self.position[:rows, None].expand(*self.axes, rows, 1)
-            hidden = self.family.hidden(self.model, self.token[:rows, None], mask, position, {}, cache)
+        out = self.family.language(
+            self.model
+        )(  # replies are text: nothing of what joins pictures to it
+            input_ids=self.token[:rows, None],
+            attention_mask=self.family.attention_mask(self.model, layout),  # type: ignore[arg-type]
+            position_ids=self.position[:rows, None].expand(*self.axes, rows, 1),
+            past_key_values=cache,
+            use_cache=True,
+        )
         self.position[:rows] += 1
-        self._put(slice(0, rows), self.family.head(self.model)(hidden[:, -1]))
+        self._put(slice(0, rows), self.family.head(self.model)(out.last_hidden_state[:, -1]))
 
     def _put(self, places: Tensor | slice, logits: Tensor) -> None:
         """Draws the next token of some places and notes what follows from it."""
