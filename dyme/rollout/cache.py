@@ -119,10 +119,8 @@ class GroupCache(Cache):
 
     def prompts(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the prompts that are seen, [groups, kv heads, columns, D]."""
-        layer, shape = self.layers[layer_idx], self.shape
-        return layer.prompt_keys[: shape.groups, :, : shape.prompt], layer.prompt_values[
-            : shape.groups, :, : shape.prompt
-        ]
+        layer, groups, columns = self.layers[layer_idx], self.shape.groups, self.shape.prompt
+        return layer.prompt_keys[:groups, :, :columns], layer.prompt_values[:groups, :, :columns]
 
 
 class GroupLayer(CacheLayerMixin):

@@ -307,7 +307,7 @@ class DecodeBatch:
         assert self.cache is not None
         left = max(self.begun[place] for place in living) + self.sampling.max_new_tokens - 1 - self.steps
         first = min(self.begun[place] for place in living)
-        # inference mode: less to do for each operation; a prefill has none, for models keep some of what they make there
+        # inference mode: less to do for each operation. Not in a prefill: models keep some of what they make there
         with decoding(self.model.config.get_text_config(), self.cache), torch.inference_mode():
             for _ in range(min(CHECK_EVERY, left)):
                 self.cache.show(self.steps - first + 1)
