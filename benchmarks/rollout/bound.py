@@ -1,5 +1,5 @@
-"""The bytes bound of a decode step: weights and KV cache read once for each token, those of a prompt once for its group,
-at the bandwidth of a copy."""
+"""The bytes bound of a decode step: weights and KV cache read once for each token, at the bandwidth of a copy; keys and
+values of a prompt are read once for its group."""
 
 from __future__ import annotations
 
