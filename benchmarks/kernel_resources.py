@@ -21,10 +21,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dyme_kernels import triton_groups, triton_rows, triton_scale
+from dyme_kernels import triton_groups, triton_rows, triton_sampling, triton_scale
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-INTEGERS = {"n": "i32", "stride": "i32", "out_stride": "i32"}
+INTEGERS = {name: "i32" for name in ("n", "stride", "out_stride", "score_stride", "seen_stride")}
 POINTERS = {
     "rows": "*i64",
     "targets": "*i64",
@@ -33,12 +33,31 @@ POINTERS = {
     "modes": "*i64",
     "memorize": "*i1",
     "scored": "*i1",
+    "keys": "*i64",
+    "positions": "*i64",
+    "tokens": "*i64",
+    "indices": "*i32",
+    "seen": "*i1",
+    "banned": "*i1",
 }
 FLOATS = (
     *("inverse", "inverse_memorize", "scale", "softcap", "lower", "upper", "delta", "cap", "tau_pos", "tau_neg"),
-    *("beta", "entropy_coef", "epsilon", "threshold", "same"),
+    *("beta", "entropy_coef", "epsilon", "threshold", "same", "temperature", "penalty"),
 )
-OPTIONAL = ("rows", "inverses", "olds", "refs", "memorize", "importance", "es", "accuracy", "scored")
+OPTIONAL = (
+    "rows",
+    "inverses",
+    "olds",
+    "refs",
+    "memorize",
+    "importance",
+    "es",
+    "accuracy",
+    "scored",
+    "scores",
+    "seen",
+    "banned",
+)
 
 
 @dataclass(frozen=True)
@@ -83,11 +102,33 @@ def cases() -> list[Case]:
                 )
                 out.append(Case(f"statistics {name}", triton_rows._statistics_kernel, dtype, head, options))
                 out.append(Case(f"gradient {name}", triton_rows._gradient_kernel, dtype, head, options, ("es",)))
+            out += sampling_cases(vocabulary, dtype)
     groups = {"DIVIDE": True, "BLOCK": triton_groups.BLOCK}
     for dtype in ("fp32", "fp64"):
         out.append(Case(f"groups {dtype}", triton_groups._groups_kernel, dtype, groups, {"num_warps": 1}, OPTIONAL))
     scale = {"BLOCK": triton_scale.BLOCK}
     out.append(Case("scale bf16", triton_scale._scale_kernel, "bf16", scale, {"num_warps": triton_scale.WARPS}))
+    return out
+
+
+def sampling_cases(vocabulary: int, dtype: str) -> list[Case]:
+    """Both kernels of `sample_tokens`, with banned tokens only, and for bf16 with the repetition penalty, with finished
+    scores, and greedy."""
+    parts, width = triton_sampling.slices(vocabulary)
+    kinds: dict[str, tuple[tuple[str, ...], bool]] = {"": (("banned",), False)}
+    if dtype == "bf16":
+        kinds |= {", penalty": (("banned", "seen"), False), ", scores": (("scores",), False)}
+        kinds |= {", greedy": (("banned",), True)}
+    out = []
+    for kind, (given, greedy) in kinds.items():
+        constants = {"V": vocabulary, "BLOCK": triton_sampling.BLOCK, "GREEDY": greedy}
+        name = f"{kind} V={vocabulary} {dtype}"
+        for step, kernel, more, warps in (
+            ("slices", triton_sampling._slices_kernel, {"WIDTH": width}, triton_sampling.WARPS),
+            ("merge", triton_sampling._merge_kernel, {"PARTS": parts}, triton_sampling.MERGE_WARPS),
+        ):
+            options = {"num_warps": warps}
+            out.append(Case(f"sampling {step}{name}", kernel, dtype, {**constants, **more}, options, given))
     return out
 
 

@@ -1,8 +1,8 @@
 """Profile: where the time of a step goes, as a Chrome trace and as a picture (`run.profile`).
 
-profile.json opens in Perfetto (ui.perfetto.dev) or chrome://tracing. It has a track of steps, one of their phases and
-one of what happens inside the update. Only here the host waits for the device at the borders of spans; without
-`run.profile` none of this exists.
+profile.json opens in Perfetto (ui.perfetto.dev) or chrome://tracing. It has a track of steps, one of their phases,
+one of what happens inside the update, and one for each thread beside it. Only here the host waits for the device at the
+borders of spans (not those of threads); without `run.profile` none of this exists.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ SHOWN = 12
 """Steps of the picture: the last."""
 PARTS = ("forward", "backward", "optimizer")
 """What is told apart inside the update."""
-TRACKS = ("step", "phase", "update")
+BESIDE = ("scoring", "prompts")
+"""Threads beside the step: scoring of what is decoded, and the prompts of the next step."""
+TRACKS = ("step", "phase", "update", *BESIDE)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,13 @@ class Profile:
         start = self._now()
         yield
         self._open.append(Span(track, name, step, start, self._now() - start))
+
+    @contextmanager
+    def background(self, track: str, step: int) -> Iterator[None]:
+        """A span of one of the threads `BESIDE`; it must end before the step does."""
+        start = time.perf_counter()
+        yield
+        self._open.append(Span(track, track, step, start, time.perf_counter() - start))
 
     def watch(self, engine: Any, step: Callable[[], int]) -> None:
         """From here on every forward, backward and optimizer step of an `Engine` is a span. `step`: the current one."""

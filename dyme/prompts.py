@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from PIL import Image
@@ -73,8 +74,11 @@ class PromptBook:
         config: PromptConfig,
         report: Callable[[str], None],
         max_pixels: int | None = None,
+        background: Callable[[str], AbstractContextManager[None]] = lambda track: nullcontext(),
     ) -> None:
+        """`background("prompts")` is entered around the work of the thread."""
         self.family, self.config, self.report, self.max_pixels = family, config, report, max_pixels
+        self._background = background
         self._resized = False
         self._pages: dict[str, Prompt | None] = {}
         self._ahead: list[tuple[Record, Future[_Page]]] = []
@@ -91,7 +95,7 @@ class PromptBook:
         """Starts to encode the records of the next step. One step ahead at most: an earlier call must have been
         followed by `turn`. Until `clear` or `turn` nobody but this book may use the processor."""
         assert not self._ahead, "turn the page first"
-        self._ahead = [(record, self._worker.submit(self._encode, record)) for record in records]
+        self._ahead = [(record, self._worker.submit(self._encode_ahead, record)) for record in records]
 
     def turn(self) -> None:
         """Forgets the encodings in use and takes those that were prefetched; waits for them."""
@@ -113,6 +117,10 @@ class PromptBook:
                 self.report(f"record {record.id} left out: {page.reason}")
             self.failed[record.id] = page.reason
         return page.prompt
+
+    def _encode_ahead(self, record: Record) -> _Page:
+        with self._background("prompts"):
+            return self._encode(record)
 
     def _encode(self, record: Record) -> _Page:
         resized = ""

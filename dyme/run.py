@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
@@ -21,10 +22,10 @@ from dyme.cursor import StepRows, step_rows
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
 from dyme.engine import Engine, deepspeed_config, lr_factor
-from dyme.evaluation.held_out import Evaluation, majority_rates
+from dyme.evaluation.held_out import Evaluation
 from dyme.families import Prompt, build_family, load_family
 from dyme.families.scratch import FREQUENT
-from dyme.metrics import open_metrics, read_jsonl, summarize
+from dyme.metrics import open_metrics
 from dyme.objective import LiveRows, resolve
 from dyme.profile import EVERY, Profile
 from dyme.progress import ProgressLine
@@ -35,6 +36,7 @@ from dyme.rewards.user import load_rewards
 from dyme.rollout import sampling_of
 from dyme.selection import GroupStats, ModeDecision, ModeSelector, make_selector
 from dyme.signals import MemorizeLog, mode_signals, rollout_signals
+from dyme.summary import report_on, write_summary
 from dyme.update import UpdateStats
 
 DONE = "DONE"
@@ -74,6 +76,7 @@ class Run:
         self.errors: Counter[str] = Counter()
         self._noted: dict[str, tuple[int, str]] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self.beside = ThreadPoolExecutor(1, "scoring")
         self._skipped_in_a_row = 0
         self._elapsed_before = 0.0
         self.first_step = self._resume()
@@ -87,7 +90,7 @@ class Run:
         self.metrics.truncate(self.first_step or -1)  # without a checkpoint the first evaluation is made again too
         self.best = checkpoint.best(self.checkpoints, self.first_step)[1]
         self.progress = ProgressLine(self.name, cfg.train.max_steps, self.first_step, self.rank)
-        self.book = PromptBook(self.family, cfg.prompt, self._note_bad, cfg.model.max_pixels)
+        self.book = PromptBook(self.family, cfg.prompt, self._note_bad, cfg.model.max_pixels, self.background)
         self.step = self.first_step
         self.profile = Profile(self.folder) if cfg.run.profile and self.rank == 0 else None
         if self.profile:
@@ -235,6 +238,12 @@ class Run:
             self._seconds[phase] += time.monotonic() - begin
 
     @contextmanager
+    def background(self, track: str) -> Iterator[None]:
+        """Around the work of a thread beside the step, see `profile.BESIDE`."""
+        with self.profile.background(track, self.step) if self.profile else nullcontext():
+            yield
+
+    @contextmanager
     def stepping(self, step: int) -> Iterator[None]:
         """Around everything that belongs to a step."""
         self.step = step
@@ -335,42 +344,14 @@ class Run:
             checkpoint.export(self.engine, self.folder / "export", recipe)
         self.metrics.close()
         if self.rank == 0:
-            self._write_summary()
+            write_summary(self)
             if self.profile:
                 self.profile.write()
             if self.cfg.run.report:
-                self._write_report()
+                report_on(self.folder)
             (self.folder / DONE).write_text("", encoding="utf-8")
             self.progress.say(f"done in {self.elapsed():.0f} s of training: {self.folder}")
         self.engine.barrier()
-
-    def _write_summary(self) -> None:
-        arguments = [a for a in sys.argv if not a.startswith("--local_rank")]
-        summary: dict[str, Any] = {
-            "command": " ".join(["deepspeed", f"--num_gpus {self.engine.world_size}", *arguments]),
-            "method": self.cfg.method,
-            **summarize(read_jsonl(self.folder / "metrics.jsonl")),
-            **(majority_rates(self.eval_records[: self.cfg.run.eval_records]) if self.eval_records else {}),
-            "parameters": self.parameters,
-            "ranks": self.engine.world_size,
-            "records": len(self.records),
-            "bad_records": {
-                **{b.record_id or f"{b.file}:{b.line}": b.reason for b in self.records.bad},
-                **self.book.failed,
-            },
-            "reward_errors": dict(self.errors),
-            "versions": checkpoint.versions(),
-            "config": self.name,
-        }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-
-    def _write_report(self) -> None:
-        from dyme.report import write_report  # matplotlib, only where it is used
-
-        try:
-            write_report([self.folder], self.folder)
-        except Exception as error:  # a picture must not cost a finished run
-            print(f"report not written: {error}; try python -m dyme.report {self.folder}", file=sys.stderr)
 
     def _note_bad(self, message: str) -> None:
         # any rank may meet a bad picture, so this one line does not wait for rank 0

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 
 from dyme.cursor import StepRows
-from dyme.data import Record
 from dyme.objective import LiveRow, LiveRows, live_rows, token_weights
 from dyme.plan import make_plan
-from dyme.prompts import has_reference, prompt_text, reply_text
-from dyme.rewards.calls import UserOutcome
-from dyme.rewards.columns import pictures, reward_columns
-from dyme.rewards.compose import score as score_completions
+from dyme.prompts import has_reference, reply_text
 from dyme.rollout import Rollout, RolloutRow, generate, row_key
 from dyme.run import Run
+from dyme.scoring import Scoring
 from dyme.selection import GroupStats, ModeDecision, group_stats, memorize_all
 from dyme.signals import COLUMNS, any_failed, column_names, table_columns
 from dyme.update import Work
@@ -48,8 +45,9 @@ def prompts(run: Run, rows: StepRows) -> PromptTable:
     return PromptTable(table[:, 0] > 0, [int(n) for n in table[:, 0]], modalities)
 
 
-def rollout(run: Run, rows: StepRows, step: int) -> dict[int, Rollout]:
-    """Completions of this rank's rows, without those whose prompt could not be encoded."""
+def rollout(run: Run, rows: StepRows, step: int, scoring: Scoring) -> dict[int, Rollout]:
+    """Completions of this rank's rows, without those whose prompt could not be encoded. `scoring` gets them as they
+    finish."""
     requests = {}
     for row in rows.rows(run.engine.rank):
         record = rows.records[rows.group_of(row)]
@@ -57,59 +55,35 @@ def rollout(run: Run, rows: StepRows, step: int) -> dict[int, Rollout]:
         if prompt is not None:
             key = row_key(run.cfg.run.seed, step, run.records[record].id, row % rows.group_size)
             requests[row] = RolloutRow(prompt, key)
-    return dict(
-        zip(requests, generate(run.family, run.engine.refresh(), list(requests.values()), run.sampling), strict=True)
+    asked = list(requests)
+    scoring.expect(asked)
+    rollouts = generate(
+        run.family,
+        run.engine.refresh(),
+        list(requests.values()),
+        run.sampling,
+        lambda i, rollout: scoring.finished(asked[i], rollout),
     )
+    return dict(zip(asked, rollouts, strict=True))
 
 
-def score(run: Run, rows: StepRows, rollouts: dict[int, Rollout]) -> Tensor:
+def score(run: Run, rows: StepRows, scoring: Scoring) -> Tensor:
     """The columns of `signals.column_names` for this rank's rows; rows without a completion are unscored."""
     titles = run.user_rewards.titles
     table = torch.zeros(len(rows.rows(run.engine.rank)), len(column_names(titles)), dtype=torch.float64)
     table[:, len(COLUMNS) : len(COLUMNS) + len(titles)] = torch.nan
-    texts = [run.family.decode(r.tokens) for r in rollouts.values()]
-    records = [run.records[rows.records[rows.group_of(row)]] for row in rollouts]
-    user = _user_scores(run, rows.step, rollouts, texts, records)
-    scores = score_completions(
-        texts,
-        records,
-        truncated=[r.truncated for r in rollouts.values()],
-        config=run.cfg.reward,
-        flag=run.cfg.prompt.answer_flag,
-        user=user.scores,
-    )
-    run.note_errors({f"verifier: {kind}": count for kind, count in scores.errors.items()}, {})
-    run.note_errors(user.errors, user.examples)
+    scored, scores, user = scoring.result()
     first = rows.starts[run.engine.rank]
-    for i, (row, rollout) in enumerate(rollouts.items()):
+    for i, row in enumerate(scored):
+        rollout = scoring.rollouts[row]
         parts = [
             float(a[i])
             for a in (scores.format, scores.thinking, scores.accuracy, scores.reward, scores.correct, scores.scored)
         ]
         parts += [rollout.truncated, len(rollout.tokens), not rollout.truncated]
-        own = [*user.scores.values[i].tolist(), *user.scores.failed[i].tolist()]
+        own = [*user.values[i].tolist(), *user.failed[i].tolist()]
         table[row - first] = torch.tensor([*parts, *own], dtype=torch.float64)
     return table
-
-
-def _user_scores(
-    run: Run, step: int, rollouts: dict[int, Rollout], texts: list[str], records: list[Record]
-) -> UserOutcome:
-    """What the user's reward functions say; no collective inside, so a slow one delays the others at the next gather
-    only."""
-    cfg = run.cfg
-    columns = reward_columns(
-        [prompt_text(record, cfg.prompt) for record in records],
-        texts,
-        records,
-        completion_ids=[r.tokens for r in rollouts.values()],
-        truncated=[r.truncated for r in rollouts.values()],
-        flag=cfg.prompt.answer_flag,
-        step=step,
-        max_steps=cfg.train.max_steps,
-    )
-    weights = [reward.weight.at(step) for reward in cfg.reward.user]
-    return run.user_rewards.score(columns, lambda: pictures(records), len(texts), weights)
 
 
 def gather(run: Run, rows: StepRows, table: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dyme import stages
 from dyme.evaluation import held_out
 from dyme.run import Run, Stop
+from dyme.scoring import Scoring
 from dyme.update import component_norms, run_update, with_reference
 
 
@@ -41,9 +42,10 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     with run.clock("rollout"):
         run.book.turn()
         prompts = stages.prompts(run, rows)
-        rollouts = stages.rollout(run, rows, step) if explores else {}
+        scoring = Scoring(run, rows)
+        rollouts = stages.rollout(run, rows, step, scoring) if explores else {}
     with run.clock("score"):
-        scores = stages.score(run, rows, rollouts)
+        scores = stages.score(run, rows, scoring)
     with run.clock("gather"):
         columns = stages.gather(run, rows, scores) if explores else {}
     with run.clock("plan"):

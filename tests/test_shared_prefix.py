@@ -109,6 +109,21 @@ def test_long_rollouts_enter_leave_and_move(vlm):
         assert mixed == [expected[i] for i in order]
 
 
+@pytest.mark.parametrize("engine", ["shared_prefix", "hf"])
+def test_rows_are_told_as_they_finish(vlm, engine):
+    """Each once, with its completion; the first ones before the last ones have entered."""
+    family, model = vlm
+    rows = rows_of(prompts_of(family), 4)
+    told: list[tuple[int, Rollout]] = []
+    steps: list[int] = []
+    counter = family.head(model).register_forward_pre_hook(lambda *_: steps.append(len(told)))
+    sampling = Sampling(12, temperature=1.0, batch_size=4, engine=engine)
+    out = generate(family, model, rows, sampling, lambda i, rollout: told.append((i, rollout)))
+    counter.remove()
+    assert sorted(i for i, _ in told) == list(range(len(rows))) and all(out[i] is rollout for i, rollout in told)
+    assert steps[0] == 0 < steps[-1] < len(rows)
+
+
 def test_all_rows_end_at_once(vlm):
     family, model = vlm
     with liked(family, model, 1e4):

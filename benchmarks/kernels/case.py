@@ -13,6 +13,7 @@ TASKS = {
     "linear_ce": "cross-entropy of hidden states and head weight; gradients of both",
     "logits_policy": "clipped policy loss of logits; gradient of the logits",
     "logprobs": "log-probability of a token under logits; gradient of the logits",
+    "sample": "a sampled token a row and its log-probability",
     "advantages": "rewards of groups to advantages and group statistics",
 }
 EPSILON = 0.2

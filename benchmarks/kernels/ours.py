@@ -16,7 +16,7 @@ from benchmarks.kernels.provider import (
     needs_package,
     runs_anywhere,
 )
-from dyme_kernels import LossSpec, group_advantages, linear_policy_loss, policy_loss, token_logprobs
+from dyme_kernels import LossSpec, group_advantages, linear_policy_loss, policy_loss, sample_tokens, token_logprobs
 
 LINEAR = ("linear_policy", "linear_ce")
 LOSSES = (*LINEAR, "logits_policy", "logprobs")
@@ -57,7 +57,19 @@ def make_ours(inputs: Inputs, backend: str = "auto", budget_mb: float = 256) -> 
             return Outcome(group_advantages(inputs.rewards, offsets, backend=backend).advantages.sum())
 
         return Calls(groups, None)
+    if case.task == "sample":
+        return sampling_calls(inputs, backend)
     return logits_calls(inputs, policy if case.task == "logits_policy" else logprobs)
+
+
+def sampling_calls(inputs: Inputs, backend: str) -> Calls:
+    places = torch.arange(inputs.case.tokens, device=inputs.device)
+
+    def sample() -> Outcome:
+        logprobs = sample_tokens(inputs.logits, inputs.targets, places, backend=backend)[1]
+        return Outcome(logprobs.sum(), logprobs)
+
+    return Calls(sample, None)
 
 
 def make_ours_large(inputs: Inputs) -> Calls:
@@ -86,6 +98,8 @@ def _group_loss(rewards: Tensor, group: int) -> Tensor:
 
 def make_eager(inputs: Inputs, compiled: bool = False) -> Calls:
     case = inputs.case
+    if case.task == "sample":
+        return sampling_calls(inputs, "torch")
     rest = (inputs.targets, inputs.old_logprobs, inputs.advantages, inputs.weights)
     if case.task == "advantages":
         group_loss = torch.compile(_group_loss) if compiled else _group_loss
@@ -108,8 +122,8 @@ def compile_obstacle(device: torch.device) -> str | None:
 
 
 PROVIDERS = (
-    Provider("ours", (*LOSSES, "advantages"), "drops", runs_anywhere, make_ours),
+    Provider("ours", (*LOSSES, "sample", "advantages"), "drops", runs_anywhere, make_ours),
     Provider("ours, 1 GiB of logits", LINEAR, "drops", runs_anywhere, make_ours_large),
-    Provider("torch eager", (*LOSSES, "advantages"), "computes", runs_anywhere, make_eager),
+    Provider("torch eager", (*LOSSES, "sample", "advantages"), "computes", runs_anywhere, make_eager),
     Provider("torch.compile", (*LOSSES, "advantages"), "computes", compile_obstacle, make_compiled),
 )

@@ -45,6 +45,8 @@ def full() -> Preset:
         *(Case("linear_ce", 16384, *s) for s in (SMOL, LARGE)),
         *(Case("logits_policy", n, v) for v in (QWEN[0], SMOL[0]) for n in (600, 4096, 16384)),
         *(Case("logprobs", n, QWEN[0]) for n in (16384, 4096, 600)),
+        *(Case("sample", n, QWEN[0]) for n in (64, 256, 8)),
+        Case("sample", 64, SMOL[0]),
         Case("advantages", 4096, group=8, dtype="float32"),
     )
     peaked = (
@@ -68,6 +70,7 @@ def tiny() -> Preset:
         case("linear_ce", peaked=True),
         *(case("logits_policy", live=f) for f in (1.0, 0.5)),
         case("logprobs"),
+        case("sample", 8),
         case("linear_policy", dtype="bfloat16"),
         Case("advantages", 32, group=4, dtype="float32"),
     )

@@ -32,7 +32,8 @@ def work(case: Case, mode: str) -> Work:
     """Of `mode` "forward" or "forward_backward"; tokens that are not live need no work beside zeros in the gradient.
 
     Logits in: each live logit is read once (2 bytes in bfloat16), and with the gradient one is written for every logit.
-    "logprobs" reads its logits again in the backward: the gradient that arrives there is not known before.
+    "logprobs" reads its logits again in the backward: the gradient that arrives there is not known before. "sample"
+    reads each logit once.
     Linear: 2 N V H FLOPs, with gradients 6; weight and hidden are read once, their gradients written once.
     """
     size = getattr(torch, case.dtype).itemsize

@@ -22,6 +22,7 @@ from dyme.families.attention import PADDING
 from dyme.launch import quiet
 from dyme.objective import LiveRow, LiveRows
 from dyme.run import Run
+from dyme.scoring import Scoring
 from dyme.signals import column_names
 from dyme.trainer import train_step
 
@@ -135,8 +136,9 @@ def _scripted(ours: Ours) -> Iterator[None]:
     """The scores of real rewards are computed and then replaced by the script's."""
     score, live = stages.score, stages.live
 
-    def scripted_score(run: Run, rows: Any, rollouts: dict[int, Any], *args: Any, **kwargs: Any) -> Tensor:
-        table = score(run, rows, rollouts, *args, **kwargs)
+    def scripted_score(run: Run, rows: Any, scoring: Scoring) -> Tensor:
+        table = score(run, rows, scoring)
+        rollouts = dict(sorted(scoring.rollouts.items()))
         names = column_names(run.user_rewards.titles)
         rewards = scripted([run.records[rows.records[rows.group_of(row)]].id for row in rollouts])
         table[:, names.index("reward")] = torch.tensor(rewards, dtype=table.dtype)

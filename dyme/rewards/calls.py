@@ -22,8 +22,10 @@ import numpy as np
 import torch
 
 from dyme.rewards.compose import UserScores
-from dyme.rewards.user import IMAGE, IMAGES, PICTURES, LoadedReward, told
+from dyme.rewards.user import IMAGE, IMAGES, PICTURES, LoadedReward, Per, told
 
+AT_ONCE = 4
+"""Calls of a function that run at the same time; the next one waits for one of them."""
 MAX_HANGING = 3
 """Calls of a function that were left behind and still run, after which it is not called until one of them ends."""
 MAX_REWARD = 1e9
@@ -60,50 +62,74 @@ class _Failed(Exception):
 
 
 class UserRewards:
-    """The user's reward functions of this rank."""
+    """The user's reward functions of this rank. Calls are started and collected by one thread at a time."""
 
     def __init__(self, rewards: Sequence[LoadedReward]) -> None:
         self.rewards = tuple(rewards)
         self._workers: list[list[_Worker]] = [[] for _ in self.rewards]
+        self._ended = threading.Condition()
 
     @property
     def titles(self) -> tuple[str, ...]:
         return tuple(reward.title for reward in self.rewards)
 
     def score(self, columns: Columns, pictures: Pictures, rows: int, weights: Sequence[float]) -> UserOutcome:
-        """Calls every function with what it takes of `columns` (lists of `rows` entries, or single values).
+        """Calls every function and waits for what they return."""
+        return self.start(columns, pictures, rows).outcome(weights)
+
+    def start(self, columns: Columns, pictures: Pictures, rows: int, per: Per | None = None) -> Started:
+        """Calls every function, or those of one `per`, with what it takes of `columns` (lists of `rows` entries, or
+        single values). Waits only where a function has `AT_ONCE` calls under way.
 
         `pictures` gives the column of pictures to functions that name it. Never raises for what a function does.
         """
-        values = np.full((rows, len(self.rewards)), math.nan)
-        failed = np.zeros((rows, len(self.rewards)), dtype=np.bool_)
-        errors: Counter[str] = Counter()
-        examples: dict[str, str] = {}
-        calls = [self._start(j, columns, pictures, rows) for j in range(len(self.rewards))] if rows else []
-        for j, call in enumerate(calls):
-            outcome = call.outcome() if call else _Failed("busy", f"{MAX_HANGING} calls that timed out still run")
-            if isinstance(outcome, _Failed):
-                outcome = _Values(values[:, j], [outcome.kind] * rows, {outcome.kind: str(outcome)})
-            values[:, j] = outcome.values
-            failed[:, j] = [bool(kind) for kind in outcome.kinds]
-            for kind in filter(None, outcome.kinds):
-                key = f"{self.rewards[j].title}: {kind}"
-                errors[key] += 1
-                examples.setdefault(key, outcome.example[kind])
-        return UserOutcome(UserScores(values, failed, tuple(weights)), dict(errors), examples)
+        asked = [j for j, reward in enumerate(self.rewards) if rows and per in (None, reward.per)]
+        return Started(self.titles, rows, {j: self._start(j, columns, pictures, rows) for j in asked})
 
     def _start(self, j: int, columns: Columns, pictures: Pictures, rows: int) -> _Call | None:
         """The call under way, None where too many earlier ones hang."""
         workers = self._workers[j]
-        worker = next((worker for worker in workers if worker.idle), None)
-        if worker is None:
-            if len(workers) == MAX_HANGING:
-                return None
-            worker = _Worker(f"reward {self.rewards[j].title}")
-            workers.append(worker)
-        call = _Call(self.rewards[j], columns, pictures, rows)
-        worker.take(call)
+        with self._ended:
+            while (worker := next((worker for worker in workers if worker.call is None), None)) is None:
+                left = [call.left() for each in workers if (call := each.call)]
+                late = left.count(0.0)
+                if late >= MAX_HANGING:
+                    return None
+                if len(left) - late < AT_ONCE:
+                    worker = _Worker(f"reward {self.rewards[j].title}", self._ended)
+                    workers.append(worker)
+                    break
+                self._ended.wait(min(seconds for seconds in left if seconds))
+            call = _Call(self.rewards[j], columns, pictures, rows)
+            worker.take(call)
         return call
+
+
+@dataclass(frozen=True)
+class Started:
+    """Calls under way, by the number of their function; None: it is not called, because too many earlier ones hang."""
+
+    titles: tuple[str, ...]
+    rows: int
+    calls: Mapping[int, _Call | None]
+
+    def outcome(self, weights: Sequence[float]) -> UserOutcome:
+        """Waits for all of them. Functions that were not asked have NaN values and no failures."""
+        values = np.full((self.rows, len(self.titles)), math.nan)
+        failed = np.zeros((self.rows, len(self.titles)), dtype=np.bool_)
+        errors: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        for j, call in self.calls.items():
+            outcome = call.outcome() if call else _Failed("busy", f"{MAX_HANGING} calls that timed out still run")
+            if isinstance(outcome, _Failed):
+                outcome = _Values(values[:, j], [outcome.kind] * self.rows, {outcome.kind: str(outcome)})
+            values[:, j] = outcome.values
+            failed[:, j] = [bool(kind) for kind in outcome.kinds]
+            for kind in filter(None, outcome.kinds):
+                key = f"{self.titles[j]}: {kind}"
+                errors[key] += 1
+                examples.setdefault(key, outcome.example[kind])
+        return UserOutcome(UserScores(values, failed, tuple(weights)), dict(errors), examples)
 
 
 class _Call:
@@ -163,15 +189,16 @@ class _Call:
 class _Worker:
     """A daemon thread that makes one call after the other. It keeps its event loop, and so the clients bound to it."""
 
-    def __init__(self, name: str) -> None:
-        self.idle = True
+    def __init__(self, name: str, ended: threading.Condition) -> None:
+        self.call: _Call | None = None
+        self._ended = ended
         self._calls: SimpleQueue[_Call] = SimpleQueue()
         # the current device is a property of the thread; a model of the user's belongs on the rank's own
         self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def take(self, call: _Call) -> None:
-        self.idle = False
+        self.call = call
         self._calls.put(call)
 
     def _run(self) -> None:
@@ -182,7 +209,9 @@ class _Worker:
         while True:
             call = self._calls.get()
             call.make(loop)
-            self.idle = True  # before anybody can ask for the next call
+            with self._ended:
+                self.call = None  # before anybody can ask for the next call
+                self._ended.notify_all()
             call.finish()
             del call
 

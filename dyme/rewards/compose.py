@@ -97,6 +97,14 @@ class Scores:
     errors: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Checked:
+    """Format, thinking and accuracy of R completions as float64 [R, 3]; `errors` counts verifiers that failed."""
+
+    parts: Array
+    errors: dict[str, int]
+
+
 def score(
     texts: Sequence[str],
     records: Sequence[Record],
@@ -105,13 +113,25 @@ def score(
     config: RewardConfig,
     flag: str,
     style: Style = "think",
-    user: UserScores | None = None,
 ) -> Scores:
-    """Score completion i as an answer to record i; a truncated completion has format and accuracy 0.
+    """`check` and `compose`, without user rewards."""
+    return compose(check(texts, records, truncated=truncated, config=config, flag=flag, style=style), config)
+
+
+def check(
+    texts: Sequence[str],
+    records: Sequence[Record],
+    *,
+    truncated: Sequence[bool],
+    config: RewardConfig,
+    flag: str,
+    style: Style = "think",
+) -> Checked:
+    """Check completion i as an answer to record i; a truncated completion has format and accuracy 0.
 
     In style "direct" the whole completion is the answer, or else what it gives plainly ("**4**", "4. The bar shows
     it."); any answer that is not guessed is a valid format, and thinking has no weight.
-    Raises `ValueError` only for sequences of different length; what fails in a row is counted in `Scores.errors`.
+    Raises `ValueError` only for sequences of different length; what fails in a row is counted in `Checked.errors`.
     """
     if not len(texts) == len(records) == len(truncated):
         raise ValueError(
@@ -133,7 +153,7 @@ def score(
             # a gold answer may itself have two lines or sentences, so the whole goes first
             if row[2] < 1.0 and whole != parts.answer:
                 row[2] = max(row[2], _accuracy(verifier, parts.answer, record, errors))
-    return _compose(rows, config, dict(errors), user)
+    return Checked(rows, dict(errors))
 
 
 def _accuracy(verifier: Verifier, answer: str | None, record: Record, errors: Counter[str]) -> float:
@@ -153,8 +173,9 @@ def _accuracy(verifier: Verifier, answer: str | None, record: Record, errors: Co
     return accuracy
 
 
-def _compose(rows: Array, config: RewardConfig, errors: dict[str, int], user: UserScores | None) -> Scores:
-    valid, thinking, accuracy = (rows[:, column].copy() for column in range(3))
+def compose(checked: Checked, config: RewardConfig, user: UserScores | None = None) -> Scores:
+    """R of completions that were checked; every row stands for itself."""
+    valid, thinking, accuracy = (checked.parts[:, column].copy() for column in range(3))
     weights = config.weights
     reward = weights.format * valid + weights.thinking * thinking + weights.accuracy * accuracy
     scored = ~np.isnan(accuracy)
@@ -166,4 +187,4 @@ def _compose(rows: Array, config: RewardConfig, errors: dict[str, int], user: Us
     if config.require_format:
         reward[(valid == 0.0) & scored] = 0.0
     # w_a = 0 must not hide a failure: NaN times 0 is NaN, so the row stays unscored
-    return Scores(valid, thinking, accuracy, reward, accuracy * valid, scored, errors)
+    return Scores(valid, thinking, accuracy, reward, accuracy * valid, scored, checked.errors)

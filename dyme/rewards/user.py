@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,6 +45,9 @@ SCALARS = ("step", "trainer_state")
 IMAGE, IMAGES = PICTURES = ("image", "images")
 """A list too, but decoded only for functions that name it."""
 
+Per = Literal["step", "group"]
+"""What a call gets."""
+
 _REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)")
 
 
@@ -59,6 +62,8 @@ class UserReward(Schema):
     """Name in metrics and messages; default is that of the function."""
     timeout_s: float = Field(default=30.0, gt=0, le=600)
     """Seconds a call may take; after that its rows are unscored."""
+    per: Per = "step"
+    """step: one call with all completions of the rank. group: one for each prompt, while others are still decoded."""
 
     @model_validator(mode="after")
     def _names(self) -> UserReward:
@@ -88,6 +93,7 @@ class LoadedReward:
     arguments: frozenset[str]
     timeout_s: float
     path: Path
+    per: Per = "step"
 
 
 def load_rewards(rewards: tuple[UserReward, ...]) -> list[LoadedReward]:
@@ -115,7 +121,7 @@ def _load(reward: UserReward, modules: dict[Path, ModuleType]) -> LoadedReward:
         raise ConfigError(f"{where}: the file has no function '{name}'; {hint}")
     if not callable(function):
         raise ConfigError(f"{where}: '{name}' is a {type(function).__name__}, not a function; name a function")
-    return LoadedReward(reward.title, function, _arguments(where, function), reward.timeout_s, path)
+    return LoadedReward(reward.title, function, _arguments(where, function), reward.timeout_s, path, reward.per)
 
 
 def _module(where: str, path: Path) -> ModuleType:

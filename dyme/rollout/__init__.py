@@ -9,7 +9,7 @@ from torch import nn
 from dyme.families.base import Family, ModelError
 from dyme.rollout import hf, shared_prefix
 from dyme.rollout.noise import gumbel, row_key
-from dyme.rollout.types import Rollout, RolloutRow, Sampling, sampling_of
+from dyme.rollout.types import Finished, Rollout, RolloutRow, Sampling, ignore, sampling_of
 
 __all__ = ["Rollout", "RolloutRow", "Sampling", "engine_of", "generate", "gumbel", "row_key", "sampling_of"]
 
@@ -17,10 +17,17 @@ __all__ = ["Rollout", "RolloutRow", "Sampling", "engine_of", "generate", "gumbel
 ENGINES = {"hf": hf.generate, "shared_prefix": shared_prefix.generate}
 
 
-def generate(family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampling: Sampling) -> list[Rollout]:
+def generate(
+    family: Family,
+    model: nn.Module,
+    rows: Sequence[RolloutRow],
+    sampling: Sampling,
+    finished: Finished = ignore,
+) -> list[Rollout]:
     """Completions of `rows`, in their order, through the engine that `sampling.engine` names. `model` is a plain (not
-    partitioned) copy of the weights in eval mode. Raises `ModelError` where the family cannot use the engine."""
-    return ENGINES[engine_of(family, sampling.engine)](family, model, rows, sampling)
+    partitioned) copy of the weights in eval mode. `finished` gets the index of each row and its completion as soon as
+    the engine knows it, while others still decode. Raises `ModelError` where the family cannot use the engine."""
+    return ENGINES[engine_of(family, sampling.engine)](family, model, rows, sampling, finished)
 
 
 def engine_of(family: Family, engine: str) -> str:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from dyme.families.base import Family
 from dyme.rollout.noise import gumbel
 from dyme.rollout.sampler import restrict, seen_tokens
-from dyme.rollout.types import Rollout, RolloutRow, Sampling
+from dyme.rollout.types import Finished, Rollout, RolloutRow, Sampling, ignore
 
 
 class KeyedSampler(LogitsProcessor):
@@ -41,8 +41,11 @@ class KeyedSampler(LogitsProcessor):
 
 
 @torch.no_grad()
-def generate(family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampling: Sampling) -> list[Rollout]:
-    """Completions of `rows`, in their order. `model` is a plain (not partitioned) copy of the weights in eval mode."""
+def generate(
+    family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampling: Sampling, finished: Finished = ignore
+) -> list[Rollout]:
+    """Completions of `rows`, in their order; those of a batch finish together. `model` is a plain (not partitioned)
+    copy of the weights in eval mode."""
     out: dict[int, Rollout] = {}
     # image rows apart from text rows; equal lengths together, so that little is padded
     order = sorted(range(len(rows)), key=lambda i: (bool(rows[i].prompt.pixels), len(rows[i].prompt)))
@@ -50,7 +53,10 @@ def generate(family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampl
         same = [i for i in order if bool(rows[i].prompt.pixels) == images]
         for at in range(0, len(same), sampling.batch_size):
             part = same[at : at + sampling.batch_size]
-            out.update(zip(part, _generate_batch(family, model, [rows[i] for i in part], sampling), strict=True))
+            made = _generate_batch(family, model, [rows[i] for i in part], sampling)
+            out.update(zip(part, made, strict=True))
+            for i in part:
+                finished(i, out[i])
     return [out[i] for i in range(len(rows))]
 
 

@@ -26,6 +26,8 @@ def draw(
     The log-probability is that of the policy at the sampling temperature (1 where it is greedy) over the whole
     vocabulary, as training takes it: before bans, penalty and cuts.
     """
+    if logits.is_cuda:
+        return draw_fused(logits, seen, keys, positions, banned, sampling)
     logits = logits.float()
     scores = restrict(logits, seen, banned, sampling)
     if not sampling.greedy:
@@ -33,6 +35,29 @@ def draw(
     tokens = scores.argmax(-1)
     policy = logits if sampling.greedy else logits / sampling.temperature
     return tokens, policy.gather(1, tokens[:, None])[:, 0] - policy.logsumexp(-1)
+
+
+def draw_fused(
+    logits: Tensor,
+    seen: Tensor | None,
+    keys: Tensor,
+    positions: Tensor,
+    banned: Tensor,
+    sampling: Sampling,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`draw` through `dyme_kernels.sample_tokens`, whose `backend` it is: noise, arg-max and log-probability in one
+    read of the logits. Top-k, top-p and min-p are done here before it."""
+    from dyme_kernels import sample_tokens  # predicting on a CPU loads no kernels
+
+    cuts = 0 < sampling.top_k < logits.shape[1] or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    if cuts and not sampling.greedy:
+        scores = restrict(logits, seen, banned, sampling)
+        return sample_tokens(logits, keys, positions, temperature=sampling.temperature, scores=scores, backend=backend)
+    return sample_tokens(
+        logits, keys, positions, temperature=sampling.temperature, banned=banned, seen=seen,
+        penalty=sampling.repetition_penalty, backend=backend,
+    )  # fmt: skip
 
 
 def restrict(logits: Tensor, seen: Tensor | None, banned: Tensor, sampling: Sampling) -> Tensor:

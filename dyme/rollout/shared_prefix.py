@@ -24,7 +24,7 @@ from dyme.rollout.attention import decoding
 from dyme.rollout.cache import GroupCache, Shape, column_bucket, group_places, reply_bucket, row_bucket
 from dyme.rollout.graphs import StepGraphs
 from dyme.rollout.sampler import draw, seen_tokens
-from dyme.rollout.types import Rollout, RolloutRow, Sampling
+from dyme.rollout.types import Finished, Rollout, RolloutRow, Sampling, ignore
 
 PREFILL_TOKENS = 8192  # padded tokens of the prompts that are prefilled together
 CHECK_EVERY = 8  # steps between two looks at which rows are finished: each look waits for the device
@@ -58,12 +58,14 @@ class Held:
 
 
 @torch.no_grad()
-def generate(family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampling: Sampling) -> list[Rollout]:
+def generate(
+    family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampling: Sampling, finished: Finished = ignore
+) -> list[Rollout]:
     """Completions of `rows`, in their order. `model` is a plain (not partitioned) copy of the weights in eval mode."""
     if not rows:
         return []
     with _masked_attention(model):
-        return DecodeBatch(family, model, rows, sampling).run()
+        return DecodeBatch(family, model, rows, sampling, finished).run()
 
 
 @contextmanager
@@ -143,8 +145,10 @@ class DecodeBatch:
     """The rows that decode together. What a step reads and writes are tensors over the most rows that there may be, of
     which it takes the first ones: their addresses never change, which captured graphs rely on."""
 
-    def __init__(self, family: Family, model: Any, rows: Sequence[RolloutRow], sampling: Sampling) -> None:
-        self.family, self.model, self.sampling = family, model, sampling
+    def __init__(
+        self, family: Family, model: Any, rows: Sequence[RolloutRow], sampling: Sampling, finished: Finished = ignore
+    ) -> None:
+        self.family, self.model, self.sampling, self.tell = family, model, sampling, finished
         self.keys = [row.key for row in rows]
         self.groups = group_rows(rows)
         self.waiting = deque((index, row) for index, group in enumerate(self.groups) for row in group.rows)
@@ -274,6 +278,7 @@ class DecodeBatch:
                 row = self.slots[place]
                 assert row is not None
                 self.done[row[1]] = Rollout(tuple(ids[:n]), ids[n - 1] not in self.family.stop_ids, tuple(logs[:n]))
+                self.tell(row[1], self.done[row[1]])
                 self.slots[place] = None
         living = self.living
         used = {row[0] for row in self.slots if row is not None} | {group for group, _ in self.waiting}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dyme.families.base import Prompt
@@ -60,3 +61,11 @@ class Rollout:
     tokens: tuple[int, ...]
     truncated: bool
     logprobs: tuple[float, ...] = field(default=(), compare=False)  # rounding depends on the batch, tokens do not
+
+
+Finished = Callable[[int, Rollout], None]
+"""What is told of a row that is complete: its index and completion. Returns at once."""
+
+
+def ignore(row: int, rollout: Rollout) -> None:
+    """The `Finished` of callers who wait for all rows."""

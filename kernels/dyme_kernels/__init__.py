@@ -2,13 +2,15 @@
 
 Four operations share one vocabulary of arguments: `group_advantages`, `token_logprobs`, `policy_loss` (logits in) and
 `linear_policy_loss` (hidden states and head weight in, logits never held). `LossSpec` says what the loss is, `preset`
-names common ones. Nothing here needs Triton, a GPU or the rest of this repository.
+names common ones. `sample_tokens` draws the tokens that they train. Nothing here needs Triton, a GPU or the rest of
+this repository.
 """
 
 from dyme_kernels.advantages import EXPLORE, MEMORIZE, SKIP, GroupAdvantages, group_advantages
 from dyme_kernels.linear import linear_policy_loss
 from dyme_kernels.logprobs import TokenLogprobs, token_logprobs
 from dyme_kernels.policy import policy_loss
+from dyme_kernels.sampling import gumbel_noise, sample_tokens
 from dyme_kernels.spec import NORMALIZATIONS, PRESETS, SURROGATES, TOKEN_SHAPINGS, LossSpec, preset
 from dyme_kernels.tokens import PolicyLossOutput
 from dyme_kernels.vocab_parallel import Shard, vocab_parallel_linear_policy_loss, vocabulary_shard
@@ -27,9 +29,11 @@ __all__ = [
     "Shard",
     "TokenLogprobs",
     "group_advantages",
+    "gumbel_noise",
     "linear_policy_loss",
     "policy_loss",
     "preset",
+    "sample_tokens",
     "token_logprobs",
     "vocab_parallel_linear_policy_loss",
     "vocabulary_shard",

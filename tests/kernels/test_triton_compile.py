@@ -12,7 +12,13 @@ from conftest import ROOT, environment
 
 CASES = (
     *("losses V=151936 bf16", "losses, all options V=49280", "statistics V=257", "gradient V=257", "groups fp32"),
-    "scale bf16",
+    *(
+        "scale bf16",
+        "sampling slices V=151936 bf16",
+        "sampling slices, penalty V=151936",
+        "sampling slices, scores V=257",
+    ),
+    *("sampling slices, greedy V=49280", "sampling merge, penalty V=151936", "sampling merge V=257 bf16"),
 )
 
 
@@ -36,7 +42,7 @@ def test_nothing_spills(tmp_path):
 @pytest.mark.slow
 def test_nothing_spills_at_any_vocabulary(tmp_path):
     run("-m", "benchmarks.kernel_resources", "--json", f"{tmp_path}/rows.json")
-    check(json.loads((tmp_path / "rows.json").read_text()), 22)
+    check(json.loads((tmp_path / "rows.json").read_text()), 63)
 
 
 def test_a_spill_and_an_unknown_case_are_errors(monkeypatch, capsys):
@@ -55,7 +61,14 @@ def test_a_spill_and_an_unknown_case_are_errors(monkeypatch, capsys):
 def lengths_compile_nothing(*arguments: str) -> None:
     found = json.loads(run("tests/programs/compilations.py", *arguments).splitlines()[-1])
     # with and without `live`, which is a flag of the losses
-    wanted = {"_losses_kernel": 2, "_statistics_kernel": 1, "_gradient_kernel": 1, "_groups_kernel": 1}
+    wanted = {
+        "_losses_kernel": 2,
+        "_statistics_kernel": 1,
+        "_gradient_kernel": 1,
+        "_groups_kernel": 1,
+        "_slices_kernel": 1,
+        "_merge_kernel": 1,
+    }
     assert found == {name: [count, count] for name, count in wanted.items()}
 
 

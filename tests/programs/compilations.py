@@ -58,7 +58,7 @@ def compile_without_gpu() -> None:
 
 def batch(n: int, device: str) -> None:
     """Every kernel, with vectors that begin in the middle of others and numbers that are whole."""
-    from dyme_kernels import LossSpec, group_advantages, linear_policy_loss, policy_loss, token_logprobs
+    from dyme_kernels import LossSpec, group_advantages, linear_policy_loss, policy_loss, sample_tokens, token_logprobs
 
     g = torch.Generator().manual_seed(n)
 
@@ -78,17 +78,22 @@ def batch(n: int, device: str) -> None:
     token_logprobs(hidden @ weight.T, t["targets"], 1 if n % 2 else 0.7, backend="triton").logprobs.sum().backward()
     rows = LossSpec(surrogate="gspo")
     policy_loss(hidden @ weight.T, **t, segments=live.repeat_interleave(2)[:n], spec=rows, backend="triton")
+    keys, temperature = (256 * vector(n % 3)).long(), 1 if n % 2 else 0.7
+    sample_tokens(
+        hidden.detach() @ weight.T.detach(), keys, vector(n % 5).long(), temperature=temperature, backend="triton"
+    )
     offsets = torch.tensor([0, n // 3, n]).to(device)
     group_advantages(vector(n % 4), offsets, epsilon=1 if n % 2 else 0.5, backend="triton")
 
 
 def counts() -> dict[str, int]:
-    from dyme_kernels import triton_groups, triton_rows
+    from dyme_kernels import triton_groups, triton_rows, triton_sampling
 
     kernels = {
         name: getattr(triton_rows, name) for name in ("_losses_kernel", "_statistics_kernel", "_gradient_kernel")
     }
     kernels["_groups_kernel"] = triton_groups._groups_kernel
+    kernels |= {name: getattr(triton_sampling, name) for name in ("_slices_kernel", "_merge_kernel")}
     return {name: sum(len(entry[0]) for entry in kernel.device_caches.values()) for name, kernel in kernels.items()}
 
 
@@ -97,7 +102,7 @@ def main() -> None:
     if "--without-gpu" in sys.argv:
         device = "cpu"
         compile_without_gpu()
-        from dyme_kernels import triton_groups, triton_rows  # noqa: F401  built as for a GPU, before the next line
+        from dyme_kernels import triton_groups, triton_rows, triton_sampling  # noqa: F401  built as for a GPU
 
         os.environ["TRITON_INTERPRET"] = "1"  # for our dispatcher, which else keeps CPU tensors from Triton
     assert len(set(LENGTHS)) == 50

@@ -20,9 +20,9 @@ from test_train import lines, write_config
 
 from dyme.config import ConfigError, dump_config, load_config
 from dyme.data.record import ImageError, LazyImage, Record
-from dyme.rewards.calls import MAX_HANGING, UserRewards
+from dyme.rewards.calls import AT_ONCE, MAX_HANGING, UserRewards
 from dyme.rewards.columns import pictures, reward_columns
-from dyme.rewards.compose import RewardConfig, UserScores, score
+from dyme.rewards.compose import RewardConfig, UserScores, check, compose
 from dyme.rewards.schedule import WeightSchedule
 from dyme.rewards.user import load_rewards
 
@@ -253,6 +253,36 @@ def test_functions_run_at_the_same_time(written):
     assert time.monotonic() - begin < 2.0  # 2.4 s one after the other
 
 
+def test_calls_of_a_function_run_at_the_same_time_but_not_all(written):
+    rewards = written(
+        "import threading, time\n"
+        "lock, now, most = threading.Lock(), 0, 0\n"
+        "def nap(completions):\n"
+        "    global now, most\n"
+        "    with lock:\n"
+        "        now += 1\n"
+        "        most = max(most, now)\n"
+        "    time.sleep(0.1)\n"
+        "    with lock:\n"
+        "        now -= 1\n"
+        "    return [1] * len(completions)\n",
+        "nap",
+    )
+    calls = [rewards.start(COLUMNS, list, 2) for _ in range(3 * AT_ONCE)]
+    assert all(call.outcome([1.0]).scores.values.tolist() == [[1], [1]] for call in calls)
+    assert rewards.rewards[0].function.__globals__["most"] == AT_ONCE
+
+
+def test_calls_that_hang_leave_room_for_others(written):
+    rewards = written(SLOW, "hangs", timeout_s=0.1)
+    calls = [
+        rewards.start(COLUMNS, list, 2) for _ in range(MAX_HANGING + 1)
+    ]  # all but the last time out in the meantime
+    assert [call.outcome([1.0]).errors for call in calls] == [{"hangs: time_out": 2}] * MAX_HANGING
+    assert rewards.start(COLUMNS, list, 2).outcome([1.0]).errors == {"hangs: busy": 2}
+    rewards.rewards[0].function.__globals__["gate"].set()
+
+
 def test_time_outs_and_what_hangs_behind_them(written):
     rewards = written(SLOW, "hangs", "sleeps", timeout_s=0.1)
     space = rewards.rewards[0].function.__globals__
@@ -324,31 +354,32 @@ def test_weight_schedules(schedule, expected):
     assert WeightSchedule.model_validate(weight.model_dump()) == weight
 
 
-def compose(values, failed, own, **settings):
+def composed(values, failed, own, **settings):
     config = RewardConfig.model_validate({"user": [{"function": "a.py:f"}], **settings})
     user = UserScores(np.array(values, dtype=float), np.array(failed, dtype=bool), tuple(own))
-    return score(TEXTS, RECORDS, truncated=[False, False], config=config, flag="Answer:", user=user)
+    checked = check(TEXTS, RECORDS, truncated=[False, False], config=config, flag="Answer:")
+    return compose(checked, config, user)
 
 
 def test_rewards_add_up():
-    got = compose([[0.5, -1], [math.nan, 2]], [[0, 0], [0, 0]], [2.0, -0.25])
+    got = composed([[0.5, -1], [math.nan, 2]], [[0, 0], [0, 0]], [2.0, -0.25])
     assert got.reward.tolist() == [3 + 1 + 0.25, -0.5]  # None counts 0
     assert got.scored.all() and got.errors == {}
-    only = compose([[0.5], [3]], [[0], [0]], [1.0], weights={"format": 0, "thinking": 0, "accuracy": 0})
+    only = composed([[0.5], [3]], [[0], [0]], [1.0], weights={"format": 0, "thinking": 0, "accuracy": 0})
     assert only.reward.tolist() == [0.5, 3.0]
-    strict = compose([[0.5], [3]], [[0], [0]], [1.0], require_format=True)
+    strict = composed([[0.5], [3]], [[0], [0]], [1.0], require_format=True)
     assert strict.reward.tolist() == [3.5, 0.0]
 
 
 @pytest.mark.parametrize("require_format", [False, True])
 def test_failed_rows_are_unscored_and_keep_their_accuracy(require_format):
-    got = compose([[math.nan], [math.nan]], [[1], [1]], [0.5], require_format=require_format)
+    got = composed([[math.nan], [math.nan]], [[1], [1]], [0.5], require_format=require_format)
     assert not got.scored.any() and np.isnan(got.reward).all()
     assert got.accuracy.tolist() == [1, 0] and got.correct.tolist() == [1, 0]
 
 
 def test_a_failure_without_weight_costs_nothing():
-    got = compose([[math.nan, 1], [1, math.nan]], [[1, 0], [0, 1]], [0.0, 1.0])
+    got = composed([[math.nan, 1], [1, math.nan]], [[1, 0], [0, 1]], [0.0, 1.0])
     assert got.scored.tolist() == [True, False]
     assert got.reward[0] == 4.0 and math.isnan(got.reward[1])
 
@@ -471,7 +502,7 @@ def test_a_run_survives_rewards_that_fail_on_one_rank(tmp_path):
     own.write_text(FAILING)
     user = [
         {"function": f"{own}:loud"},
-        {"function": f"{own}:fine", "weight": {"start": 1.0, "end": 0.0, "steps": 2}},
+        {"function": f"{own}:fine", "weight": {"start": 1.0, "end": 0.0, "steps": 2}, "per": "group"},
         {"function": f"{own}:slow", "weight": -1.0, "timeout_s": 1.5, "name": "slow-one"},
     ]
     config = write_config(tmp_path, reward={"user": user}, method="grpo", run__export=False)

@@ -1,0 +1,121 @@
+"""Scoring: the completions of a step are scored group by group as they come out of the rollout, in a thread beside it.
+
+What a thread of ours costs the loop that starts the decoding, it saves after it; reward functions and judges that wait
+for others cost it nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from dyme.cursor import StepRows
+from dyme.data import Record
+from dyme.prompts import prompt_text
+from dyme.rewards.calls import Per, Started
+from dyme.rewards.columns import pictures, reward_columns
+from dyme.rewards.compose import Checked, Scores, UserScores, check, compose
+from dyme.rollout import Rollout
+from dyme.run import Run
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is known of the rows of a group: their texts, what was checked, and calls that are under way."""
+
+    rows: tuple[int, ...]
+    texts: tuple[str, ...]
+    checked: Checked
+    calls: Started
+
+
+class Scoring:
+    """The scores of this rank's rows in a step. A group, or what this rank holds of it, is scored when its last row
+    `finished`."""
+
+    def __init__(self, run: Run, rows: StepRows) -> None:
+        self.run, self.rows = run, rows
+        self.rollouts: dict[int, Rollout] = {}
+        self._waiting: dict[int, list[int]] = {}
+        self._left: Counter[int] = Counter()
+        self._parts: list[Future[_Part]] = []
+
+    def expect(self, rows: Iterable[int]) -> None:
+        """Names the rows that will have a completion, before the first one has."""
+        waiting = defaultdict[int, list[int]](list)
+        for row in rows:
+            waiting[self.rows.group_of(row)].append(row)
+        self._waiting = dict(waiting)
+        self._left = Counter({group: len(members) for group, members in waiting.items()})
+
+    def finished(self, row: int, rollout: Rollout) -> None:
+        """Called from the rollout; returns at once."""
+        self.rollouts[row] = rollout
+        group = self.rows.group_of(row)
+        self._left[group] -= 1
+        if not self._left[group]:
+            members = tuple(self._waiting.pop(group))
+            given = [self.rollouts[member] for member in members]
+            self._parts.append(self.run.beside.submit(self._score, members, given))
+
+    def _score(self, rows: tuple[int, ...], rollouts: Sequence[Rollout]) -> _Part:
+        run, cfg = self.run, self.run.cfg
+        with run.background("scoring"):
+            texts = tuple(run.family.decode(rollout.tokens) for rollout in rollouts)
+            calls = self._call("group", rows, texts)
+            checked = check(
+                texts,
+                [self._record(row) for row in rows],
+                truncated=[rollout.truncated for rollout in rollouts],
+                config=cfg.reward,
+                flag=cfg.prompt.answer_flag,
+            )
+            return _Part(rows, texts, checked, calls)
+
+    def _call(self, per: Per, rows: Sequence[int], texts: Sequence[str]) -> Started:
+        """Starts the user's reward functions. No collective inside, so a slow one delays the others at the next gather
+        only."""
+        cfg = self.run.cfg
+        records = [self._record(row) for row in rows]
+        columns = reward_columns(
+            [prompt_text(record, cfg.prompt) for record in records],
+            texts,
+            records,
+            completion_ids=[self.rollouts[row].tokens for row in rows],
+            truncated=[self.rollouts[row].truncated for row in rows],
+            flag=cfg.prompt.answer_flag,
+            step=self.rows.step,
+            max_steps=cfg.train.max_steps,
+        )
+        return self.run.user_rewards.start(columns, lambda: pictures(records), len(texts), per)
+
+    def result(self) -> tuple[list[int], Scores, UserScores]:
+        """Rows with a completion in ascending order, and their scores, float64 [R] each. Waits for what is under way;
+        failures of verifiers and rewards are noted in the run."""
+        run = self.run
+        parts = [part.result() for part in self._parts]
+        rows = sorted(self.rollouts)
+        order = np.argsort(np.array([row for part in parts for row in part.rows], dtype=np.int64))
+        texts = {row: text for part in parts for row, text in zip(part.rows, part.texts, strict=True)}
+        weights = [reward.weight.at(self.rows.step) for reward in run.cfg.reward.user]
+        whole = self._call("step", rows, [texts[row] for row in rows]).outcome(weights)
+        groups = [part.calls.outcome(weights) for part in parts]
+        for part, outcome in zip(parts, groups, strict=True):
+            run.note_errors({f"verifier: {kind}": count for kind, count in part.checked.errors.items()}, {})
+            run.note_errors(outcome.errors, outcome.examples)
+        run.note_errors(whole.errors, whole.examples)
+        user = whole.scores
+        of_groups = [reward.per == "group" for reward in run.user_rewards.rewards]
+        if parts and any(of_groups):
+            for name in ("values", "failed"):
+                column = np.concatenate([getattr(outcome.scores, name) for outcome in groups])[order]
+                getattr(user, name)[:, of_groups] = column[:, of_groups]
+        checked = np.concatenate([np.zeros((0, 3)), *(part.checked.parts for part in parts)])[order]
+        return rows, compose(Checked(checked, {}), run.cfg.reward, user), user
+
+    def _record(self, row: int) -> Record:
+        return self.run.records[self.rows.records[self.rows.group_of(row)]]

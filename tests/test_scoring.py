@@ -1,0 +1,156 @@
+"""Scoring beside the rollout: the same scores as afterwards, and begun before the last group is decoded."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_train import write_config
+
+from dyme import stages
+from dyme.config import RunConfig, load_config
+from dyme.cursor import StepRows
+from dyme.data import Record
+from dyme.rewards.calls import UserRewards
+from dyme.rewards.compose import score
+from dyme.rewards.user import load_rewards
+from dyme.rollout import Rollout
+from dyme.scoring import Scoring
+from dyme.signals import column_names
+
+RECORDS = [
+    Record("r0", "How many?", ("4",), hint="The red bar shows 4."),
+    Record("r1", "How many?", ("7",), hint="The blue bar shows 7."),
+    Record("r2", "How many?", ("9",), hint="The green bar shows 9."),
+]
+SAID = ["red bar 4. Answer: 4", "red Answer: 5", "Answer: 4", "blue 7 Answer: 7", "nothing", "Answer: 1", "Answer: 9"]
+ROWS = StepRows((0, 1, 2), 3, (0, 7, 9), 0.1, step=5)  # the last group goes over to rank 1 after its first row
+
+
+class Family:
+    def decode(self, tokens: tuple[int, ...]) -> str:
+        return SAID[tokens[0]]
+
+
+def rollout(row: int) -> Rollout:
+    return Rollout((row, 0), truncated=row == 5)
+
+
+def run_of(cfg: RunConfig) -> SimpleNamespace:
+    noted: Counter[str] = Counter()
+    return SimpleNamespace(
+        cfg=cfg,
+        family=Family(),
+        records=RECORDS,
+        user_rewards=UserRewards(load_rewards(cfg.reward.user)),
+        beside=ThreadPoolExecutor(1),
+        background=lambda track: nullcontext(),
+        note_errors=lambda errors, examples: noted.update(errors),
+        noted=noted,
+        engine=SimpleNamespace(rank=0),
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "calls = []\n"
+        "def each(completions, **columns):\n"
+        "    calls.append(list(completions))\n"
+        "    return [len(text) for text in completions]\n"
+        "def whole(completions, **columns):\n"
+        "    return [len(completions)] * len(completions)\n"
+        "def bad(id, **columns):\n"
+        "    if 'r1' in id: raise ValueError('no')\n"
+        "    return [1.0] * len(id)\n"
+    )
+    user = [{"function": f"{own}:{name}", "per": per} for name, per in (("whole", "step"), ("each", "group"))]
+    user.append({"function": f"{own}:bad", "per": "group", "weight": 0.5})
+    return run_of(load_config(write_config(tmp_path, reward={"user": user})))
+
+
+def decoded(run, order):
+    scoring = Scoring(run, ROWS)
+    scoring.expect(range(7))
+    for row in order:
+        scoring.finished(row, rollout(row))
+    return scoring
+
+
+@pytest.mark.parametrize("order", [range(7), reversed(range(7)), (3, 0, 6, 4, 1, 5, 2)])
+def test_scores_do_not_depend_on_who_finishes_first(run, order):
+    rows, scores, user = decoded(run, order).result()
+    assert rows == list(range(7))
+    after = score(
+        SAID,
+        [RECORDS[row // 3] for row in rows],
+        truncated=[row == 5 for row in rows],
+        config=run.cfg.reward,
+        flag=run.cfg.prompt.answer_flag,
+    )
+    for name in ("format", "thinking", "accuracy", "correct"):
+        np.testing.assert_array_equal(getattr(scores, name), getattr(after, name))
+    lengths = [len(text) for text in SAID]
+    failed = [3 <= row < 6 for row in rows]
+    np.testing.assert_array_equal(user.values[:, 0], [7] * 7)
+    np.testing.assert_array_equal(user.values[:, 1], lengths)
+    np.testing.assert_array_equal(user.values[:, 2], [math.nan if each else 1.0 for each in failed])
+    np.testing.assert_array_equal(user.failed[:, 2], failed)
+    np.testing.assert_array_equal(scores.scored, ~np.array(failed))
+    expected = after.reward + 7 + lengths + 0.5
+    np.testing.assert_allclose(scores.reward, np.where(failed, math.nan, expected))
+    assert run.noted == {"bad: ValueError": 3}
+    calls = run.user_rewards.rewards[1].function.__globals__["calls"]
+    assert sorted(calls) == sorted([SAID[:3], SAID[3:6], SAID[6:]])
+
+
+def test_a_group_is_scored_while_others_still_decode(run, monkeypatch):
+    asked = threading.Event()
+    scoring = Scoring(run, ROWS)
+    scoring.expect(range(7))
+    original = run.user_rewards.start
+
+    def start(columns, pictures, rows, per):
+        asked.set()
+        return original(columns, pictures, rows, per)
+
+    monkeypatch.setattr(run.user_rewards, "start", start)
+    scoring.finished(0, rollout(0))
+    scoring.finished(1, rollout(1))
+    assert not asked.wait(0.05)
+    scoring.finished(2, rollout(2))
+    assert asked.wait(10)
+    assert len(scoring.rollouts) == 3  # nobody has finished since
+
+
+def test_the_table_leaves_rows_without_completion_unscored(run):
+    scoring = Scoring(run, ROWS)
+    scoring.expect((0, 1, 2, 6))  # the picture of r1 could not be decoded
+    for row in (0, 1, 2, 6):
+        scoring.finished(row, rollout(row))
+    table = stages.score(run, ROWS, scoring)
+    names = column_names(run.user_rewards.titles)
+    assert table.shape == (7, len(names))
+    columns = dict(zip(names, table.T.tolist()))
+    assert columns["scored"] == [1, 1, 1, 0, 0, 0, 1] and columns["length"] == [2, 2, 2, 0, 0, 0, 2]
+    assert columns["user/whole"][:3] == [4, 4, 4] and all(map(math.isnan, columns["user/whole"][3:6]))
+
+
+def test_a_step_without_completions(run):
+    scoring = Scoring(run, ROWS)
+    scoring.expect(())
+    rows, scores, user = scoring.result()
+    assert rows == [] and len(scores.reward) == 0 and user.values.shape == (0, 3)
+
+
+def test_what_breaks_in_the_thread_ends_the_step(run, monkeypatch):
+    monkeypatch.setattr(run.family, "decode", lambda tokens: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        decoded(run, range(7)).result()
