@@ -1,6 +1,7 @@
 """What the batch scripts ask, inside a SLURM job.
 
 job.py folder ARGUMENTS             prints the run folder of a launcher's arguments (in an array job: of this seed)
+job.py summary ARGUMENTS            prints the file that a finished evaluation with these arguments leaves
 job.py port                         prints a port that is free on this node
 job.py node [--module] SCRIPT ...   becomes DeepSpeed's launcher of this node; RANKS_PER_NODE, MASTER_ADDR, MASTER_PORT
                                     and RANK_LOGS (a folder, or empty: no files) come from the batch script
@@ -27,19 +28,32 @@ def seed_folder(folder: str, seed: str) -> str:
     return f"{folder}-seed{seed}"
 
 
-def run_folder(arguments: Sequence[str], env: Mapping[str, str]) -> str:
+def run_folder(arguments: Sequence[str], env: Mapping[str, str]) -> Path:
     """`run.dir` of the arguments of launchers/train.py or launchers/evaluate.py. Raises `ConfigError`."""
     from dyme.config import load_config
 
-    parser = argparse.ArgumentParser(prog="job.py folder")
+    args = _parse(arguments)
+    folder = load_config(args.config, args.overrides).run.dir
+    seed = env.get("SLURM_ARRAY_TASK_ID")
+    return Path(seed_folder(folder, seed) if seed else folder)
+
+
+def summary_file(arguments: Sequence[str]) -> Path:
+    """The summary of an evaluation, from the arguments of launchers/evaluate.py. Raises `ConfigError`."""
+    from dyme.data.paths import expand
+    from dyme.evaluation.files import SUMMARY
+
+    out = _parse(arguments).out
+    return (expand(out) if out else run_folder(arguments, {}) / "evaluation") / SUMMARY
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="job.py")
     parser.add_argument("--config", required=True)
     for name in ("--deepspeed_config", "--model", "--out"):
         parser.add_argument(name)
     parser.add_argument("overrides", nargs="*")
-    args = parser.parse_intermixed_args(arguments)
-    folder = load_config(args.config, args.overrides).run.dir
-    seed = env.get("SLURM_ARRAY_TASK_ID")
-    return seed_folder(folder, seed) if seed else folder
+    return parser.parse_intermixed_args(arguments)
 
 
 def free_port(job_id: int) -> int:
@@ -82,12 +96,12 @@ def launch_command(program: Sequence[str], env: Mapping[str, str]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     task, *rest = arguments
-    if task == "folder":
+    if task in ("folder", "summary"):
         sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
         from dyme.config import ConfigError
 
         try:
-            print(run_folder(rest, os.environ))
+            print(run_folder(rest, os.environ) if task == "folder" else summary_file(rest))
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -99,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         os.execv(command[0], command)
     else:
-        raise SystemExit(f"job.py: no task '{task}': folder, port or node")
+        raise SystemExit(f"job.py: no task '{task}': folder, summary, port or node")
     return 0
 
 

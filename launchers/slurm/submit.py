@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--model", help="with --evaluate: the checkpoint folder; default: export/ of the run folder")
     parser.add_argument("--out", help="with --evaluate: the folder of the result")
     parser.add_argument("--dry-run", action="store_true", help="print the sbatch line and stop")
-    known, unknown = parser.parse_known_intermixed_args(arguments)
+    known, unknown = parser.parse_known_args(arguments)
     known.overrides = [item for item in unknown if not item.startswith("-")]
     if wrong := [item for item in known.overrides if "=" not in item]:
         parser.error(f"'{wrong[0]}' is neither key.sub=value nor an option: write options of sbatch as --name=value")
