@@ -62,7 +62,7 @@ def ranks(m: Meeting) -> Finding:
     if len(m.reports) == m.world_size:
         uneven = len(set(nodes.values())) > 1
         shape = ", ".join(f"{n}: {c}" for n, c in nodes.items()) if uneven else f"{len(m.reports) // len(nodes)} each"
-        return Finding("ranks", "ok", f"{m.world_size} ranks on {_count(len(nodes), 'node')} ({shape})")
+        return Finding("ranks", "ok", f"{_count(m.world_size, 'rank')} on {_count(len(nodes), 'node')} ({shape})")
     missing = sorted(set(range(m.world_size)) - {f.rank for f in m.reports})
     return Finding(
         "ranks",
@@ -178,6 +178,8 @@ def all_reduce(m: Meeting) -> Finding:
         return Finding("all-reduce", "fail", b.error if b else "not measured", mend + "; NCCL_DEBUG=INFO says more")
     if not b.right:
         return Finding("all-reduce", "fail", f"{b.backend}: a wrong sum", "drop nodes one by one: hardware is broken")
+    if m.world_size == 1:
+        return Finding("all-reduce", "ok", "one rank: nothing to measure")
     told = f"{b.backend}: {b.bytes_per_s / 1e9:.2f} GB/s, {1e6 * b.latency_s:.0f} us for one number"
     several = len({f.node for f in m.reports}) > 1
     if several and b.backend == "nccl" and b.bytes_per_s < SLOW_GB_S * 1e9:

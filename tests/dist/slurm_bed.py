@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
+GPUS = 2
 DAEMONS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 
 CONF = """
@@ -38,6 +40,7 @@ SelectTypeParameters=CR_CPU
 SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=100000
 SlurmdParameters=config_overrides
+GresTypes=gpu
 ReturnToService=2
 SlurmctldTimeout=30
 SlurmdTimeout={node_timeout}
@@ -101,7 +104,7 @@ class Bed:
         names = [f"node{i + 1}" for i in range(self.nodes)]
         host = socket.gethostname().split(".")[0]
         lines = [
-            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} State=UNKNOWN"
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} Gres=gpu:{GPUS} State=UNKNOWN"
             for name, port in zip(names, ports, strict=True)
         ]
         text = CONF.format(
@@ -113,6 +116,10 @@ class Bed:
             nodes="\n".join(lines),
         )
         (self.folder / "slurm.conf").write_text(text, encoding="utf-8")
+        for i in range(GPUS):  # SLURM asks no more of a GPU than a file
+            (self.folder / f"gpu{i}").touch()
+        gres = f"Name=gpu File={self.folder}/gpu[0-{GPUS - 1}]\n"
+        (self.folder / "gres.conf").write_text(gres, encoding="utf-8")
         try:
             self._spawn("slurmctld", "slurmctld", "-D")
             for name in names:
@@ -150,6 +157,8 @@ class Bed:
             states = self.run("sinfo", "-h", "-N", "-o", "%T", check=False).stdout.split()
             if len(states) == self.nodes and set(states) == {"idle"}:
                 return
+            if any("drain" in state or "inval" in state for state in states):
+                raise RuntimeError(f"SLURM refuses a node:\n{self.logs()}")
             dead = [key for key, daemon in self.daemons.items() if daemon.poll() is not None]
             if dead:
                 raise RuntimeError(f"{dead[0]} did not start:\n{self.logs()}")
@@ -158,32 +167,33 @@ class Bed:
 
     def stop(self) -> None:
         """Cancels what runs and ends every process of the cluster, jobs included."""
-        if "slurmctld" in self.daemons and self.daemons["slurmctld"].poll() is None:
-            self.run("scancel", "--quiet", "--user", getpass.getuser(), check=False)
-        started = {pid for daemon in self.daemons.values() for pid in descendants(daemon.pid)}
-        started |= {p for pid in step_daemons(self.folder) for p in (pid, *descendants(pid))}
+        started = {p for pid in step_daemons(self.folder) for p in (pid, *descendants(pid))}
+        for pid in started:
+            kill(pid)
         for daemon in self.daemons.values():
             daemon.terminate()
         for daemon in self.daemons.values():
             try:
-                daemon.wait(timeout=10)
+                daemon.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
         self.daemons.clear()
-        for pid in started | set(step_daemons(self.folder)):
-            kill(pid)
+        for pid in step_daemons(self.folder):  # begun meanwhile
+            for below in (pid, *descendants(pid)):
+                kill(below)
 
     def run(
-        self, *command: object, check: bool = True, timeout: float = 60, **more: object
+        self, *command: object, check: bool = True, timeout: float = 60, cwd: Path | None = None, **more: object
     ) -> subprocess.CompletedProcess[str]:
-        """One of SLURM's commands, or any program, against this cluster."""
+        """One of SLURM's commands, or any program, against this cluster; `more` goes into its environment."""
         done = subprocess.run(
             [*map(str, command)],
             env=self.env | {str(k): str(v) for k, v in more.items()},
             capture_output=True,
             text=True,
             timeout=timeout,
+            cwd=cwd,
         )
         if check and done.returncode:
             raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
@@ -253,3 +263,11 @@ def kill(pid: int) -> None:
         os.kill(pid, 9)
     except ProcessLookupError:
         return
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs; one that nobody has waited for does not."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
