@@ -194,9 +194,8 @@ def _leaders(m: Meeting) -> list[Facts]:
 
 def _odd(m: Meeting, name: str) -> list[tuple[str, str, str]]:
     """(node, its version, the usual version) of the nodes that stand out."""
-    values = Counter(f.versions.get(name, "missing") for f in m.reports)
-    usual = values.most_common(1)[0][0]
-    nodes = {f.node: f.versions.get(name, "missing") for f in m.reports}
+    nodes = {f.node: f.versions.get(name, "missing") for f in _leaders(m)}
+    usual = Counter(nodes.values()).most_common(1)[0][0]
     return [(node, value, usual) for node, value in nodes.items() if value != usual]
 
 

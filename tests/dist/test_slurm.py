@@ -117,6 +117,7 @@ def test_a_job_of_two_nodes_to_the_end(undisturbed):
     assert not (run / ".preflight").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(bed, config, undisturbed):
     run, _, _ = undisturbed
     before = (run / "metrics.jsonl").stat().st_mtime_ns
@@ -126,6 +127,7 @@ def test_a_finished_run_is_left_alone(bed, config, undisturbed):
     assert (run / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_requeue_in_mid_run_ends_with_the_same_weights(bed, config, undisturbed, tmp_path):
     run = tmp_path / "run"
     job, log = submit(bed, "--nodes", 2, "--config", config, f"run.dir={run}", FIRST_START_SLEEPS=1)
@@ -149,16 +151,6 @@ def test_a_job_over_its_time_limit_goes_on_by_itself(bed, config, undisturbed, t
     same_weights(run, undisturbed[0])
 
 
-def test_cancelled_is_cancelled(bed, config, tmp_path):
-    run = tmp_path / "run"
-    job, log = submit(bed, "--nodes", 2, "--config", config, f"run.dir={run}", FIRST_START_SLEEPS=5)
-    until(lambda: (run / "checkpoints" / "step-00000001").exists(), told=str(log))
-    bed.run("scancel", job)
-    time.sleep(2)
-    assert finish(bed, job, log, "CANCELLED")["Restarts"] == "0"
-    assert not (run / "DONE").exists() and "back into the queue" not in log.read_text()
-
-
 def test_a_job_that_cannot_start_fails_once_with_what_to_mend(bed, config, tmp_path):
     options = ("data.train={source: jsonl, path: " + str(tmp_path / "missing.jsonl") + "}", f"run.dir={tmp_path / 'run'}")
     job, log = submit(bed, "--nodes", 2, "--config", config, *options)
@@ -176,10 +168,10 @@ def test_a_mistake_in_the_configuration_is_said_before_it_is_queued(bed, config)
     assert bed.run("squeue", "--noheader").stdout == ""
 
 
-def probe(bed: Bed, folder: Path, *options: str) -> str:
-    """A job that starts tests/dist/probe.py the way the batch scripts start a launcher."""
+def probe(bed: Bed, folder: Path, *options: str, after: str = "") -> str:
+    """A job that starts tests/dist/probe.py the way the batch scripts start a launcher; `after` is what it does then."""
     script = folder / "probe.sbatch"
-    body = f"source launchers/slurm/common.sh\nRANK_LOGS='' on_all_nodes {PROBE} {folder}\nsay code $?\n"
+    body = f"source launchers/slurm/common.sh\nRANK_LOGS='' on_all_nodes {PROBE} {folder}\nsay code $?\n{after}\n"
     script.write_text(f"#!/usr/bin/env bash\n{body}")
     command = ("sbatch", "--parsable", "--ntasks-per-node=1", f"--output={folder}/log", *options, script)
     return bed.run(*command, cwd=ROOT, PATH=f"{Path(sys.executable).parent}:{bed.env['PATH']}").stdout.strip()
@@ -210,6 +202,23 @@ def test_a_warning_reaches_every_rank_and_spares_the_launchers(bed, tmp_path):
     finish(bed, job, tmp_path / "log")  # the probe ends by itself, a second after the warning
     told = (tmp_path / "log").read_text()
     assert "warned" in told and "code 0" in told
+
+
+def test_cancelled_is_cancelled(bed, tmp_path):
+    """What ends because somebody cancelled it must not come back, whatever the batch script would do next."""
+    job = probe(bed, tmp_path, "--nodes=2", "--cpus-per-task=4", after="requeue after the probe")
+    until(lambda: len(list(tmp_path.glob("rank*.json"))) == 2)
+    bed.run("scancel", job)
+    assert finish(bed, job, tmp_path / "log", "CANCELLED")["Restarts"] == "0"
+    until(lambda: bed.run("squeue", "--noheader").stdout == "", 30)
+    assert bed.job(job)["JobState"] == "CANCELLED" and "back into the queue" not in (tmp_path / "log").read_text()
+
+
+def test_what_ended_goes_back_into_the_queue(bed, tmp_path):
+    job = probe(bed, tmp_path, "--nodes=2", after="((${SLURM_RESTART_COUNT:-0})) || requeue once")
+    (tmp_path / "stop").touch()
+    assert finish(bed, job, tmp_path / "log")["Restarts"] == "1"
+    assert "back into the queue: once" in (tmp_path / "log").read_text()
 
 
 def test_nothing_is_left_of_a_cluster_that_breaks(tmp_path):
