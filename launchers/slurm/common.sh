@@ -49,13 +49,15 @@ grace_left() {
     echo $((left > 0 ? left : 0))
 }
 
-# Runs `job.py node ...` once on every node; returns its exit code, 1 if it outlived the grace after a warning.
+# Runs `job.py node ...` once on every node; returns its exit code, 1 after a warning that it
+# did not heed in time or that came before.
 on_all_nodes() {
     local pid code
+    ((warned)) && return 1
     MASTER_PORT=$(python launchers/slurm/job.py port) || return 1
     export MASTER_PORT
     srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$cpus" --cpu-bind=none \
-        --kill-on-bad-exit=1 --wait=300 --unbuffered python launchers/slurm/job.py node "$@" &
+        --kill-on-bad-exit=1 --wait=300 python launchers/slurm/job.py node "$@" &
     pid=$!
     while :; do
         interrupted=0
