@@ -140,9 +140,12 @@ class Bed:
     def kill_node(self, name: str) -> None:
         """As if the machine lost its power: its daemon and everything it started is gone at once."""
         daemon = self.daemons.pop(name)
-        victims = [daemon.pid, *step_daemons(self.folder, name)]
-        for pid in {p for victim in victims for p in (victim, *descendants(victim))}:
-            kill(pid)
+        kill(daemon.pid)
+        for pid in step_daemons(self.folder):  # they do not say of which node they are; their children do
+            below = descendants(pid)
+            if any(f"SLURMD_NODENAME={name}" in _environment(p) for p in below):
+                for victim in (pid, *below):
+                    kill(victim)
         daemon.wait()
 
     def _spawn(self, key: str, *command: str) -> None:
@@ -242,20 +245,17 @@ def descendants(pid: int) -> list[int]:
     return found[1:]
 
 
-def step_daemons(folder: Path, node: str = "") -> list[int]:
-    """slurmstepd of this cluster (of one node of it): they leave slurmd's family, so their environment tells."""
-    return [
-        pid
-        for pid, (_, command) in _processes().items()
-        if "slurmstepd" in command and _belongs(pid, folder) and (not node or f" {node}" in f" {command}")
-    ]
+def step_daemons(folder: Path) -> list[int]:
+    """slurmstepd of this cluster: they leave slurmd's family, so their environment tells."""
+    conf = f"SLURM_CONF={folder / 'slurm.conf'}"
+    return [pid for pid, (_, command) in _processes().items() if "slurmstepd" in command and conf in _environment(pid)]
 
 
-def _belongs(pid: int, folder: Path) -> bool:
+def _environment(pid: int) -> list[str]:
     try:
-        return f"SLURM_CONF={folder / 'slurm.conf'}".encode() in (Path("/proc") / str(pid) / "environ").read_bytes()
+        return (Path("/proc") / str(pid) / "environ").read_text(errors="replace").split("\0")
     except OSError:
-        return False
+        return []
 
 
 def kill(pid: int) -> None:

@@ -173,7 +173,7 @@ def probe(bed: Bed, folder: Path, *options: str, after: str = "") -> str:
     script = folder / "probe.sbatch"
     body = f"source launchers/slurm/common.sh\nRANK_LOGS='' on_all_nodes {PROBE} {folder}\nsay code $?\n{after}\n"
     script.write_text(f"#!/usr/bin/env bash\n{body}")
-    command = ("sbatch", "--parsable", "--ntasks-per-node=1", f"--output={folder}/log", *options, script)
+    command = ("sbatch", "--parsable", "--ntasks-per-node=1", "--open-mode=append", f"--output={folder}/log", *options, script)
     return bed.run(*command, cwd=ROOT, PATH=f"{Path(sys.executable).parent}:{bed.env['PATH']}").stdout.strip()
 
 
