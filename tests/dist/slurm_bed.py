@@ -207,7 +207,7 @@ class Bed:
         text = self.run("scontrol", "show", "job", "-o", job_id).stdout
         return dict(item.split("=", 1) for item in text.split() if "=" in item)
 
-    def wait(self, job_id: str, *states: str, timeout: float = 120) -> dict[str, str]:
+    def wait(self, job_id: str, *states: str, timeout: float = 180) -> dict[str, str]:
         """Waits until the job is in one of these states; returns what SLURM says of it then."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:

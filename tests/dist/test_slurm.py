@@ -151,6 +151,30 @@ def test_a_job_over_its_time_limit_goes_on_by_itself(bed, config, undisturbed, t
     same_weights(run, undisturbed[0])
 
 
+@pytest.mark.slow
+def test_an_array_job_trains_a_run_for_each_seed(bed, config, tmp_path):
+    options = ("--nodes", 1, "--array", "3,5", "--config", config, "train.max_steps=1", f"run.dir={tmp_path / 'run'}")
+    job, log = submit(bed, *options)
+    until(lambda: bed.run("squeue", "--noheader").stdout == "", 240)
+    for seed in (3, 5):
+        run = tmp_path / f"run-seed{seed}"
+        assert (run / "DONE").is_file(), bed.logs()
+        assert yaml.safe_load((run / "config.yaml").read_text())["run"]["seed"] == seed
+        assert "finished" in log.with_name(f"run-{job}_{seed}.out").read_text()
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_two_nodes(bed, config, undisturbed, tmp_path):
+    run, out = undisturbed[0], tmp_path / "evaluation"
+    data = "data.eval={source: charts, count: 4, split: test}"
+    job, log = submit(
+        bed, "--nodes", 2, "--evaluate", "--out", out, "--config", config, f"run.dir={run}", "evaluate.direct=false", data
+    )
+    finish(bed, job, log)
+    assert (out / "summary.json").is_file() and len((out / "items.jsonl").read_text().splitlines()) == 4
+    assert f"finished: {out}/summary.json" in log.read_text() and "accuracy" in log.read_text()
+
+
 def test_a_job_that_cannot_start_fails_once_with_what_to_mend(bed, config, tmp_path):
     options = ("data.train={source: jsonl, path: " + str(tmp_path / "missing.jsonl") + "}", f"run.dir={tmp_path / 'run'}")
     job, log = submit(bed, "--nodes", 2, "--config", config, *options)
@@ -166,6 +190,20 @@ def test_a_mistake_in_the_configuration_is_said_before_it_is_queued(bed, config)
     )
     assert done.returncode == 2 and "lrr" in done.stderr
     assert bed.run("squeue", "--noheader").stdout == ""
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_down_costs_no_more_than_the_last_steps(config, undisturbed, tmp_path):
+    """SLURM puts the job back once it misses the node, and starts it again when there are two nodes."""
+    run = tmp_path / "run"
+    with Bed(tmp_path / "bed", node_timeout=15) as bed:
+        job, log = submit(bed, "--nodes", 2, "--config", config, f"run.dir={run}", FIRST_START_SLEEPS=3)
+        until(lambda: (run / "checkpoints" / "step-00000002").exists(), told=str(log))
+        bed.kill_node("node2")
+        bed.wait(job, "PENDING")
+        bed.start_node("node2")
+        assert int(finish(bed, job, log)["Restarts"]) >= 1
+    same_weights(run, undisturbed[0])
 
 
 def probe(bed: Bed, folder: Path, *options: str, after: str = "") -> str:
