@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = range(15000, 31000)  # below the ports that systems give to outgoing connections
+BLOCK = 8  # ports of a job: a closed one stays taken for a minute
 
 
 def seed_folder(folder: str, seed: str) -> str:
@@ -57,9 +58,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def free_port(job_id: int) -> int:
-    """A free port on this node. Jobs on one node begin to look at different places."""
+    """A free port on this node. Jobs look in blocks of their own: seconds pass until a port is taken, and two jobs on
+    one node must not choose the same."""
     for i in range(len(PORTS)):
-        port = PORTS[(job_id + i) % len(PORTS)]
+        port = PORTS[(BLOCK * job_id + i) % len(PORTS)]
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))

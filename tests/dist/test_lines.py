@@ -119,11 +119,12 @@ def test_the_launcher_of_a_node():
     assert not any("each_rank_log" in item for item in job.launch_command(["x.py"], ENV))
 
 
-def test_a_taken_port_is_passed_over():
+def test_a_taken_port_is_passed_over_within_the_ports_of_the_job():
     port = job.free_port(7)
+    assert job.PORTS.start + 7 * job.BLOCK <= port < job.PORTS.start + 8 * job.BLOCK
     with socket.socket() as held:
         held.bind(("", port))
-        assert job.free_port(7) != port
+        assert port < job.free_port(7) < port + job.BLOCK
 
 
 def test_deepspeed_reads_the_hostfile():
