@@ -119,6 +119,7 @@ class JudgeServer:
         self.latency_ms, self.key, self.refuses = latency_ms, key, refuses
         self.port, self.tls = port or free_port(), tls
         self._busy = 0
+        self._fault: Fault | None = None
         self._script: deque[Fault] = deque()
         self.clear()
         self._server: uvicorn.Server | None = None
@@ -133,7 +134,7 @@ class JudgeServer:
 
     def always(self, fault: Fault | None) -> None:
         """For every request that finds no script."""
-        self._always = fault
+        self._fault = fault
 
     def count(self, purpose: str | None = None) -> int:
         """Requests with a question of `purpose`; without it all but the client's own pings."""
@@ -146,7 +147,7 @@ class JudgeServer:
         self.busiest = 0
         """Requests that were under way at once, at most."""
         self._script.clear()
-        self._always: Fault | None = None
+        self._fault = None
 
     def start(self) -> JudgeServer:
         listener = socket.socket()
@@ -203,7 +204,7 @@ class JudgeServer:
         if self.key is not None and call.headers.get("authorization") != f"Bearer {self.key}":
             given = call.headers.get("authorization", "")
             return JSONResponse({"error": {"message": f"Incorrect API key provided: {given}"}}, status_code=401)
-        fault = self._script.popleft() if self._script else self._always
+        fault = self._script.popleft() if self._script else self._fault
         if fault and fault.kind == "status":
             error = {"error": {"message": fault.text, "type": "scripted"}}
             return JSONResponse(error, status_code=fault.code, headers=dict(fault.headers))
@@ -220,8 +221,8 @@ class JudgeServer:
                 error = {"error": {"message": f"Unsupported parameter: '{name}'.{hint}"}}
                 return JSONResponse(error, status_code=400)
         await asyncio.sleep(self.latency_ms / 1000 + (fault.seconds if fault and fault.kind == "delay" else 0.0))
-        given = fault.text if fault and fault.kind == "says" else self.answer(call)
-        text = given if isinstance(given, str) else json.dumps(given)
+        said: Any = fault.text if fault and fault.kind == "says" else self.answer(call)
+        text = said if isinstance(said, str) else json.dumps(said)
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         reply = {"id": "1", "object": "chat.completion", "model": call.model, "choices": [choice], "usage": usage}
@@ -237,8 +238,8 @@ class JudgeServer:
 
 def read_call(body: dict[str, Any], headers: dict[str, str]) -> Call:
     messages = {message["role"]: message["content"] for message in body["messages"]}
-    content = messages["user"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    content: Any = messages["user"]
+    parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content
     urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
     user = "".join(part["text"] for part in parts if part["type"] == "text")
     form = body.get("response_format", {}).get("json_schema")
@@ -284,7 +285,8 @@ class _Protocol(H11Protocol):
     def handle_events(self) -> None:
         super().handle_events()
         if getattr(self, "scope", None):
-            self.scope.setdefault("extensions", {})["transport"] = self.transport
+            extensions: Any = self.scope.setdefault("extensions", {})
+            extensions["transport"] = self.transport
 
 
 def _cut(transport: Any) -> Response:
