@@ -28,6 +28,7 @@ TIME_PARTS = {
     "rollout": "#4477AA",
     "score": "#66CCEE",
     "gather": "#228833",
+    "refine": "#999933",
     "plan": "#CCBB44",
     "update": "#EE6677",
     "refresh": "#AA3377",

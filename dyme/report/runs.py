@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,8 @@ def _notes(run: Run, has_summary: bool) -> tuple[str, ...]:
     if isinstance(failed := run.summary.get("reward_errors"), dict) and failed:
         told = ", ".join(f"{kind} ({count} rows)" for kind, count in failed.items())
         notes.append(f"verifiers or rewards failed: {told}")
+    if isinstance(counts := run.summary.get("supervision"), dict):
+        notes += _supervised(counts)
     if run.train and not run.has("rollout/"):
         notes.append(f"method {run.method} makes no rollouts, so it has no rewards, collapse rates or lengths")
     if run.train and not any(run.has(f"mode/{mode}_ratio") for mode in MODES):
@@ -137,6 +139,20 @@ def _notes(run: Run, has_summary: bool) -> tuple[str, ...]:
     if not run.samples:
         notes.append("no sample answers were written")
     return tuple(notes)
+
+
+def _supervised(counts: Mapping[str, float]) -> list[str]:
+    """What a judge did and did not do."""
+    sent, cached, failed = (int(counts.get(f"judge/{name}", 0)) for name in ("sent", "cached", "failed"))
+    rows, traces = (int(counts.get(f"{stage}/degraded", 0)) for stage in ("check", "refine"))
+    notes = []
+    if sent or cached:
+        notes.append(f"judge: {sent} questions sent, {cached} answered from the cache, {failed} without an answer")
+    if rows or traces:
+        notes.append(
+            f"for want of an answer {rows} rows were checked by words alone and {traces} reference traces not refined"
+        )
+    return notes
 
 
 def _with_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

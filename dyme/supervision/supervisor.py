@@ -88,7 +88,10 @@ class Supervisor:
     # --- checker ------------------------------------------------------------------------------------
 
     def check(self, rows: Sequence[CheckRow], wrong_decides: bool) -> PendingCheck:
-        """Starts to score the thinking of rows of one group; `wrong_decides`: see `start_check`."""
+        """Starts to score the thinking of rows of one group; `wrong_decides`: see `start_check`. Of a group that will
+        memorize the reference is begun too, while others are still decoded."""
+        if self.judge and wrong_decides and not any(row.correct and row.valid for row in rows):
+            self.refiner.prefetch([rows[0].record], self.pool)
         return start_check(rows, self.cfg, self.judge, self.prompts, self.facts, wrong_decides=wrong_decides)
 
     def verdicts(self, checks: Sequence[PendingCheck]) -> list[list[Thinking]]:
