@@ -43,7 +43,7 @@ def training_line(step: int, method: str, noise: random.Random, steps: int) -> d
     form = min(1.0, 0.99 * sigmoid(25 * (x - 0.08)) + noise.gauss(0, 0.01)) if method == "dyme" else 0.0
     thinking = (0.15 + 0.6 * sigmoid(9 * (x - 0.25)) if method == "dyme" else 0.08) + noise.gauss(0, 0.015)
     explore = mixed if method == "dyme" else 1.0
-    seconds = {"rollout": 0.9 + 0.25 * x, "score": 0.02, "gather": 0.01, "plan": 0.005,
+    seconds = {"rollout": 0.9 + 0.25 * x, "score": 0.02, "gather": 0.01, "refine": 0.01, "plan": 0.005,
                "update": 0.55 + 0.2 * explore, "refresh": 0.06}  # fmt: skip
     if method == "sft":
         del seconds["rollout"], seconds["score"], seconds["gather"]
