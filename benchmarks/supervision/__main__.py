@@ -55,9 +55,8 @@ def answer(call: Call) -> dict[str, Any]:
 def train(run: Path, *overrides: object, ranks: int) -> list[dict[str, Any]]:
     """The steps of a run in folder `run`, which is made unless it is there."""
     if not (run / "DONE").exists():
-        command = ["deepspeed", f"--num_gpus={ranks}", f"--master_port={20000 + os.getpid() % 20000}"]
-        command += ["launchers/train.py", "--config", CONFIG, f"run.dir={run}", *map(str, overrides)]
-        subprocess.run(command, check=True)
+        command = [*_deepspeed(ranks), "launchers/train.py", "--config", CONFIG, f"run.dir={run}"]
+        subprocess.run([*command, *map(str, overrides)], check=True)
     return [line for line in read_jsonl(run / "metrics.jsonl") if not line.get("eval")]
 
 
@@ -115,8 +114,10 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
             seeded = (f"run.seed={seed}", "run.eval_every=0", "run.eval_records=512", *overrides, *_base(options))
             train(run, *seeded, ranks=options.ranks)
             if not (run / "evaluation" / "summary.json").exists():
-                command = ["deepspeed", f"--num_gpus={options.ranks}", "launchers/evaluate.py", "--config", CONFIG]
-                subprocess.run([*command, f"run.dir={run}", "evaluate.direct_template=null"], check=True)
+                subprocess.run(
+                    [*_deepspeed(options.ranks), "launchers/evaluate.py", "--config", CONFIG, f"run.dir={run}"],
+                    check=True,
+                )
             found.setdefault(arm, []).append({"seed": seed, **_figures(run)})
             _write(options.out, {"quality": _summed(found)})
     return _summed(found)
@@ -153,6 +154,10 @@ def _summed(found: dict[str, Any]) -> dict[str, Any]:
             spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else math.nan
             out[arm][name] = {"mean": mean, "half_width": quantile.get(n, math.nan) * spread / math.sqrt(n)}
     return out
+
+
+def _deepspeed(ranks: int) -> list[str]:
+    return ["deepspeed", f"--num_gpus={ranks}", f"--master_port={20000 + os.getpid() % 20000}"]
 
 
 def _judge(server: JudgeServer) -> tuple[str, ...]:
