@@ -37,10 +37,12 @@ from dyme_kernels import LossSpec, PolicyLossOutput
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """`applied` is False when a non-finite loss or gradient on any rank made all ranks drop the step."""
+    """`applied` is False when a non-finite loss or gradient on any rank made all ranks drop the step; `bad_ranks` saw
+    it."""
 
     applied: bool
     grad_norm: float
+    bad_ranks: tuple[int, ...] = ()
 
 
 class Engine:
@@ -125,7 +127,8 @@ class Engine:
         finite, self._finite = bool(self._finite) and self._gradients_finite(), True
         if not self.all_true(finite):
             self.ds.optimizer.zero_grad()
-            return UpdateResult(False, math.nan)
+            saw = self.all_reduce([float(rank == self.rank and not finite) for rank in range(self.world_size)])
+            return UpdateResult(False, math.nan, tuple(rank for rank, bad in enumerate(saw) if bad))
         for group, peak in zip(self.ds.optimizer.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         self.rollout_copy.wait()  # a refresh that is still under way reads the weights
