@@ -1,7 +1,7 @@
 """Preemption: signals that ask a run to leave, and ranks that never outlive their launcher.
 
-The first SIGTERM or SIGUSR1 is noted, and the loop leaves after its step with a checkpoint. A second one ends the process
-at once. Signals are read from a pipe by a thread, so they arrive while the main thread waits inside a collective.
+The first SIGTERM or SIGUSR1 is noted, and the loop leaves after its step with a checkpoint. A second one ends the
+process at once. Signals are read from a pipe by a thread, so they arrive while the main thread waits inside a collective.
 """
 
 from __future__ import annotations
@@ -51,9 +51,8 @@ class Preemption:
                 if not self.asked:
                     self.ask(signal.Signals(number).name)
                 elif time.monotonic() - self._first > SAME_S:
-                    print(
-                        f"{signal.Signals(number).name}: a second signal, leaving at once", file=sys.stderr, flush=True
-                    )
+                    name = signal.Signals(number).name
+                    print(f"{name}: a second signal, leaving at once", file=sys.stderr, flush=True)
                     os._exit(128 + number)
 
     def _watch(self, launcher: int, outer: int) -> None:

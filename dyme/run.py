@@ -313,7 +313,7 @@ class Run:
             f"step {step}: held-out accuracy {result.accuracy:.3f}, valid format {result.format_rate:.3f} "
             f"({result.n} records)"
         )
-        if step and result.accuracy > self.best:
+        if step and result.accuracy > self.best and not self.agenda.skipped_in_a_row:
             self.best = result.accuracy
             self.save(step)
             if self.rank == 0:

@@ -30,8 +30,8 @@ def train(run: Run) -> None:
             stop = run.must_stop()
             if stop is Stop.BROKEN:
                 raise RuntimeError(
-                    f"{cfg.run.max_skipped_updates} updates in a row had a non-finite loss or gradient: lower optim.lr; "
-                    f"{run.folder / 'bad_steps'} has the batches, the newest checkpoint is from before"
+                    f"{cfg.run.max_skipped_updates} updates in a row had a non-finite loss or gradient: lower "
+                    f"optim.lr; {run.folder / 'bad_steps'} has the batches, the newest checkpoint is from before"
                 )
             last = stop is Stop.TIME or (stop is None and step == cfg.train.max_steps)
             if last or (stop is None and run.agenda.must_evaluate(step)):

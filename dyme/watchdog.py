@@ -60,7 +60,7 @@ class Watchdog:
 
     def __init__(
         self, folder: Path, rank: int, world_size: int, timeout_s: float, end: Callable[[int], Any] = os._exit
-    ):
+    ) -> None:
         self.folder, self.world_size, self.timeout_s, self._end = folder / "watchdog", world_size, timeout_s, end
         self._beat = Beat(rank, since=time.time())
         self._moved = time.monotonic()
