@@ -1,7 +1,8 @@
 """Preemption: signals that ask a run to leave, and ranks that never outlive their launcher.
 
 The first SIGTERM or SIGUSR1 is noted, and the loop leaves after its step with a checkpoint. A second one ends the
-process at once. Signals are read from a pipe by a thread, so they arrive while the main thread waits inside a collective.
+process at once. Signals are read from a pipe by a thread, so they arrive while the main thread waits inside a
+collective.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 
 
@@ -46,7 +47,7 @@ def ask_to_leave(run, after: int, phase: str) -> None:
         def log_then_ask(step: int, signals: dict) -> None:
             log_step(step, signals)
             if step == after:
-                os.kill(os.getpid(), signal.SIGUSR1)
+                ask(run)
 
         run.log_step = log_then_ask
         return
@@ -55,9 +56,15 @@ def ask_to_leave(run, after: int, phase: str) -> None:
     def beat_then_ask(**where) -> None:
         beat(**where)
         if where.get("phase") == phase and run.step + 1 == after and not run.agenda.preemption.asked:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            ask(run)
 
     run.watchdog.beat = beat_then_ask
+
+
+def ask(run) -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    while not run.agenda.preemption.asked:  # a thread notes it
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":
