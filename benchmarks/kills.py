@@ -1,9 +1,9 @@
 """Kills a tiny run at random moments, again and again: `python -m benchmarks.kills --kills 20 --out FILE`.
 
-Each time `kill -9` hits a random process (a rank, its launcher, the deepspeed command) at a random moment: while the run
-opens, while it trains, or while a checkpoint is written. After each kill all processes must be gone by themselves, every
-checkpoint must be as it was written, and no more than `run.save_every` steps may be lost; the next start must go on at the
-newest checkpoint, and each finished run must have the parameters of one that nobody disturbed, bit for bit.
+Each time `kill -9` hits a random process (a rank, its launcher, the deepspeed command) at a random moment: while the
+run opens, while it trains, or while a checkpoint is written. After each kill all processes must be gone by themselves,
+every checkpoint must be as it was written, and no more than `run.save_every` steps may be lost; the next start must go
+on at the newest checkpoint, and each finished run must have the parameters of one that nobody disturbed, bit for bit.
 """
 
 from __future__ import annotations
@@ -35,14 +35,7 @@ RANKS, STEPS, SAVE_EVERY = 2, 24, 3
 GONE_S = 90.0  # that all processes may take to end after a kill
 TARGETS = ("rank 0", "rank 1", "launcher", "deepspeed")
 MOMENTS = ("opening", "training", "checkpoint", "checkpoint")
-TINY = {
-    "hidden_size": 32,
-    "layers": 2,
-    "vision_hidden_size": 32,
-    "vision_layers": 1,
-    "patch_size": 8,
-    "vocab_size": 320,
-}
+TINY = {"hidden_size": 32, "layers": 2, "vision_hidden_size": 32, "vision_layers": 1, "patch_size": 8}
 
 
 @dataclass(frozen=True)
@@ -92,10 +85,9 @@ class Start:
     def processes(self) -> dict[str, psutil.Process]:
         """Those of `TARGETS` that are there."""
         found = {"deepspeed": psutil.Process(self.process.pid)}
-        launchers = [
-            p for p in found["deepspeed"].children() if any("deepspeed.launcher.launch" in w for w in p.cmdline())
-        ]
-        for launcher in launchers:
+        for launcher in found["deepspeed"].children():
+            if not any("deepspeed.launcher.launch" in word for word in launcher.cmdline()):
+                continue
             found["launcher"] = launcher
             ranks = [p for p in launcher.children() if any("launchers/train.py" in word for word in p.cmdline())]
             found |= {f"rank {i}": p for i, p in enumerate(sorted(ranks, key=lambda p: p.create_time()))}

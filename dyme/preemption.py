@@ -20,6 +20,9 @@ MARKER = "PREEMPTED"
 SAME_S = 1.0  # one warning reaches a rank twice where a launcher passes on what the whole process group got
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 1.0
+_launched_by: list[
+    tuple[int, int]
+] = []  # this rank's launcher and the `deepspeed` command above it, as they were first
 
 
 class Preemption:
@@ -35,8 +38,8 @@ class Preemption:
         for number in SIGNALS:
             signal.signal(number, _noted)
         threading.Thread(target=self._read, args=(read,), name="signals", daemon=True).start()
-        if watched := _outer_launcher():
-            threading.Thread(target=self._watch, args=watched, name="launcher", daemon=True).start()
+        if _launched_by:
+            threading.Thread(target=self._watch, args=_launched_by[0], name="launcher", daemon=True).start()
 
     def ask(self, why: str) -> None:
         """The same as a first signal."""
@@ -64,10 +67,12 @@ class Preemption:
 
 def die_with_parent() -> None:
     """From here on the kernel ends this rank (SIGKILL) when its launcher dies. Without a launcher nothing happens: a
-    shell may end before what it started."""
+    shell may end before what it started. The end of the `deepspeed` command above the launcher counts as a signal."""
     if "LOCAL_RANK" not in os.environ or not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
+    if outer := _outer_launcher(parent):
+        _launched_by[:] = [(parent, outer)]
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died meanwhile
         os._exit(128 + signal.SIGKILL)
@@ -77,14 +82,14 @@ def _noted(number: int, frame: object) -> None:
     """Python needs a handler to pass a signal on to the pipe."""
 
 
-def _outer_launcher() -> tuple[int, int] | None:
-    """The launcher of this node and the `deepspeed` command that started it; None where another program did."""
-    launcher = os.getppid()
+def _outer_launcher(launcher: int) -> int:
+    """The `deepspeed` command that started the launcher of this node; 0 where another program did."""
     outer = _parent(launcher)
-    if "LOCAL_RANK" not in os.environ or outer < 2:
-        return None
-    words = Path(f"/proc/{outer}/cmdline").read_bytes().split(b"\0")
-    return (launcher, outer) if any(word.split(b"/")[-1] == b"deepspeed" for word in words[:3]) else None
+    try:
+        words = Path(f"/proc/{outer}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return 0
+    return outer if any(word.split(b"/")[-1] == b"deepspeed" for word in words[:3]) else 0
 
 
 def _parent(process: int) -> int:

@@ -16,6 +16,8 @@ import traceback
 
 
 def main() -> None:
+    import torch
+
     from dyme.config import load_config
     from dyme.engine import close_distributed, init_distributed
     from dyme.launch import quiet
@@ -28,6 +30,7 @@ def main() -> None:
         jobs = json.load(file)
     for job in jobs:
         try:
+            torch.manual_seed(0)  # each as in a process of its own
             run = Run(load_config(job["config"], job["overrides"]))
             if rank == run.engine.world_size - 1 and job.get("stop_after"):
                 ask_to_leave(run, job["stop_after"], job.get("stop_in", ""))
