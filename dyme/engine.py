@@ -317,7 +317,8 @@ def deepspeed_config(cfg: RunConfig) -> dict[str, Any]:
         ds = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from error
-    for key in ("train_batch_size", "optimizer", "scheduler", "fp16", "bf16", "gradient_accumulation_steps"):
+    decided = ("train_batch_size", "gradient_accumulation_steps", "optimizer", "scheduler", "fp16", "bf16")
+    for key in (*decided, "checkpoint"):  # its writers leave checkpoints that they cannot load: docs/recovery.md
         ds.pop(key, None)
     zero = {k: v for k, v in ds.get("zero_optimization", {}).items() if v != "auto"}
     if zero.get("stage") not in (1, 2, 3):

@@ -20,9 +20,8 @@ MARKER = "PREEMPTED"
 SAME_S = 1.0  # one warning reaches a rank twice where a launcher passes on what the whole process group got
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 1.0
-_launched_by: list[
-    tuple[int, int]
-] = []  # this rank's launcher and the `deepspeed` command above it, as they were first
+_launched_by: list[tuple[int, int]] = []
+"""The launcher of this rank and the `deepspeed` command above it, as they were when the rank began; or nothing."""
 
 
 class Preemption:
