@@ -76,6 +76,8 @@ class Start:
 
     def __init__(self, config: Path, run: Path, port: int) -> None:
         self.run, self.began, self.log = run, time.time(), run.with_suffix(".log")
+        self.targets: dict[str, psutil.Process] = {}
+        self.family: list[psutil.Process] = []
         self._at = self.log.stat().st_size if self.log.exists() else 0
         command = [str(Path(sys.executable).parent / "deepspeed"), f"--num_gpus={RANKS}", f"--master_port={port}"]
         command += ["launchers/train.py", "--config", str(config), f"run.dir={run}"]
@@ -93,9 +95,10 @@ class Start:
             found |= {f"rank {i}": p for i, p in enumerate(sorted(ranks, key=lambda p: p.create_time()))}
         return found
 
-    def family(self) -> list[psutil.Process]:
+    def look(self) -> None:
+        """Notes the processes: a kill must not wait for it."""
         outer = psutil.Process(self.process.pid)
-        return [outer, *outer.children(recursive=True)]
+        self.targets, self.family = self.processes(), [outer, *outer.children(recursive=True)]
 
     def trains(self) -> bool:
         """Whether the loop has begun in this start."""
@@ -123,6 +126,7 @@ def wait_for_moment(start: Start, moment: str, seconds: float, rng: random.Rando
     while not start.trains():
         if not _sleeps(start, 0.02):
             return False
+    start.look()  # takes longer than a checkpoint
     if moment == "training":
         return _sleeps(start, rng.uniform(0.0, 0.8 * seconds))
     skipped = rng.randrange(4)  # checkpoints that pass before
@@ -131,7 +135,7 @@ def wait_for_moment(start: Start, moment: str, seconds: float, rng: random.Rando
         for partial in (start.run / "checkpoints").glob(f"{checkpoint.PARTIAL}step-*"):
             seen.add(partial.name)
         if len(seen) > skipped:
-            return _sleeps(start, rng.uniform(0.0, 0.06))
+            return _sleeps(start, rng.uniform(0.0, 0.03))
         if not _sleeps(start, 0.001):
             return False
 
@@ -144,7 +148,9 @@ def _sleeps(start: Start, seconds: float) -> bool:
 def kill(start: Start, target: str, moment: str) -> Kill | None:
     """Kills and looks at what is left; None where the target was not there yet or no more."""
     try:
-        family, victim = start.family(), start.processes().get(target)
+        if not start.targets:
+            start.look()
+        victim, family = start.targets.get(target), start.family
         if victim is None:
             return None
         victim.send_signal(signal.SIGKILL)

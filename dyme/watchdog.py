@@ -68,11 +68,10 @@ class Watchdog:
         self._stack: Any = None
 
     def start(self) -> None:
-        """Starts to watch; files of an earlier start of the run go."""
+        """Starts to watch; what an earlier start of the run left is overwritten."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._beat.rank == 0:
-            for path in (*self.folder.glob("*.stack"), *self.folder.glob("hang.json")):
-                path.unlink(missing_ok=True)
+            (self.folder / "hang.json").unlink(missing_ok=True)
         self._stack = (self.folder / f"rank-{self._beat.rank}.stack").open("w")
         self._moved = time.monotonic()
         self._write()

@@ -102,7 +102,7 @@ def test_a_rank_that_hangs_is_named_and_the_job_ends(tmp_path):
     )
     config = write_config(
         tmp_path,
-        reward={"user": [{"function": f"{own}:sleeps", "timeout_s": 2000}]},
+        reward={"user": [{"function": f"{own}:sleeps", "timeout_s": 600}]},
         run__hang_timeout_s=6,
         train__max_steps=3,
     )
@@ -111,6 +111,7 @@ def test_a_rank_that_hangs_is_named_and_the_job_ends(tmp_path):
     done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
     watch = tmp_path / "run" / "watchdog"
     assert done.returncode != 0, done.stderr[-3000:]
+    assert (watch / "hang.json").exists(), done.stderr[-3000:]
     hang = json.loads((watch / "hang.json").read_text())
     assert [late["rank"] for late in hang["late"]] == [1], done.stderr[-3000:]
     late = hang["late"][0]
