@@ -31,6 +31,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["dyme", "dyme.*"]), *find_packages("kernels", include=["dyme_kernels*"])],
     package_dir={"dyme_kernels": "kernels/dyme_kernels"},
+    package_data={"dyme.supervision": ["prompts/*.yaml"]},
     install_requires=[
         "torch>=2.11",
         "deepspeed>=0.18",
@@ -38,6 +39,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "datasets>=4",
         "antlr4-python3-runtime>=4.11,<=4.13.2",  # the parser under math-verify, which does not ask for it by itself
+        "httpx2>=2",  # the judge's client
         "jinja2",  # chat templates
         "math-verify>=0.9,<0.10",
         "matplotlib",
@@ -55,19 +57,23 @@ setup(
     ],
     extras_require={
         "test": [
+            "cryptography",
+            "fastapi",  # with openai and uvicorn: `transformers serve`
             "hypothesis",
             "kernels",  # the Hugging Face package: a test imports it beside dyme_kernels
             "liger-kernel",
             "mypy",
+            "openai",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            "starlette",
             "trl",
             "types-PyYAML",
+            "uvicorn",
         ],
         "flash": ["flash-attn"],
-        "judge": ["openai", "diskcache"],
         "wandb": ["wandb"],
     },
 )

@@ -47,6 +47,7 @@ class TrainState:
     skipped_in_a_row: int = 0
     reward_errors: dict[str, int] = field(default_factory=dict)
     evaluated: int = -1
+    supervision: dict[str, Any] = field(default_factory=dict)
 
 
 def checkpoint_dir(folder: Path, step: int) -> Path:

@@ -21,6 +21,8 @@ from dyme.lora_config import LoraConfig
 from dyme.rewards.compose import RewardConfig
 from dyme.rollout_config import RolloutConfig
 from dyme.schema import Schema
+from dyme.supervision.judge.settings import JudgeConfig
+from dyme.supervision.settings import SupervisionConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -281,6 +283,8 @@ class RunConfig(Schema):
     prompt: PromptConfig = PromptConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
+    judge: JudgeConfig = JudgeConfig()
     selector: SelectorConfig = SelectorConfig()
     memorize: MemorizeConfig = MemorizeConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -305,6 +309,11 @@ class RunConfig(Schema):
             raise ValueError(
                 f"objective.beta={self.objective.beta} needs explored rows of one policy, method={self.method} has "
                 "none: set it to 0, or run the second stage as method=grpo from the first one's export"
+            )
+        if self.supervision.asks_judge and not self.judge.endpoints:
+            raise ValueError(
+                f"supervision.{self.supervision.asks_judge} asks a judge, and judge.endpoints is empty: name a server "
+                "there (url, model), or set it to rules or lexical"
             )
         if self.run.eval_every and self.data.eval is None:
             raise ValueError("run.eval_every needs data.eval")

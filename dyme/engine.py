@@ -55,6 +55,10 @@ class Engine:
         whole, packed = resolve_attention(
             cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=self.device.type == "cuda"
         )
+        if packed == "flex_attention" and self.device.type == "cpu":
+            raise ConfigError(
+                "model.packed_attention=flex_attention: PyTorch has its backward pass on a GPU only: set it to auto"
+            )
         self.joined = joins_groups(packed) and family.packs_trees
         freeze_parts(family.parts(model), cfg.model.freeze)
         if cfg.model.lora:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -33,11 +32,13 @@ from dyme.progress import ProgressLine
 from dyme.prompts import PromptBook, prompt_text, reply_text
 from dyme.recipe import Recipe
 from dyme.rewards.calls import UserRewards
+from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
 from dyme.rollout import sampling_of
-from dyme.selection import GroupStats, ModeDecision, ModeSelector, make_selector
+from dyme.selection import GroupStats, Mode, ModeDecision, ModeSelector, make_selector
 from dyme.signals import MemorizeLog, mode_signals, rollout_signals
 from dyme.summary import report_on, write_summary
+from dyme.supervision.supervisor import Supervisor
 from dyme.update import UpdateStats
 from dyme.watchdog import Watchdog
 
@@ -58,6 +59,9 @@ class Run:
         deepspeed_config(cfg)  # a mistake in it must show before data and model load
         self.user_rewards = UserRewards(load_rewards(cfg.reward.user))  # and so must one in them
         self._check_folder()
+        self.supervisor = Supervisor(
+            cfg.supervision, cfg.judge, self.folder, rank=self.rank, flag=cfg.prompt.answer_flag, say=self._say
+        )
         self.records = load_records(cfg.data.train, cfg.data.max_bad_fraction)
         self.eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction) if cfg.data.eval else None
         self.spec, self.normalization = resolve(cfg)
@@ -69,8 +73,8 @@ class Run:
         self._selector = make_selector(cfg.selector)
         self._grpo = make_selector(SelectorConfig(name="always_explore"))
         self.memorize_log = MemorizeLog()
-        self.errors: Counter[str] = Counter()
-        self._noted: dict[str, tuple[int, str]] = {}
+        self._memorized = 1.0
+        self.failures = Failures()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self.beside = ThreadPoolExecutor(1, "scoring")
         self._elapsed_before = 0.0
@@ -85,7 +89,7 @@ class Run:
         self.metrics.truncate(self.first_step or -1)  # without a checkpoint the first evaluation is made again too
         self.best = checkpoint.best(self.checkpoints, self.first_step)[1]
         self.progress = ProgressLine(self.name, cfg.train.max_steps, self.first_step, self.rank)
-        self.book = PromptBook(self.family, cfg.prompt, self._note_bad, cfg.model.max_pixels, self.background)
+        self.book = PromptBook(self.family, cfg.prompt, self._say, cfg.model.max_pixels, self.background)
         self.step = self.first_step
         self.profile = Profile(self.folder) if cfg.run.profile and self.rank == 0 else None
         if self.profile:
@@ -134,7 +138,8 @@ class Run:
         self.memorize_log.load_state_dict(state.memorize_log)
         self._elapsed_before, self.agenda.skipped_in_a_row = state.elapsed_s, state.skipped_in_a_row
         self.agenda.evaluated = state.evaluated
-        self.errors.update(state.reward_errors)
+        self.failures.counts.update(state.reward_errors)
+        self.supervisor.load_state_dict(state.supervision)
         return state.step
 
     def _announce(self) -> None:
@@ -195,27 +200,16 @@ class Run:
         _ = self.family.anchors
         rows = self.step_rows(step)
         groups = dict.fromkeys(rows.group_of(row) for row in rows.rows(self.rank))
-        self.book.prefetch([self.records[rows.records[group]] for group in groups])
+        records = [self.records[rows.records[group]] for group in groups]
+        self.book.prefetch(records)
+        owned = [record for group, record in zip(groups, records) if rows.owner(group) == self.rank]
+        self.supervisor.prefetch(records, [record for record in owned if self._likely(record, step, rows.epoch)])
 
-    def refine(self, record: Record) -> str | None:
-        """The reference trace that is memorized: the record's hint."""
-        return record.hint
-
-    def note_errors(self, errors: dict[str, int], examples: dict[str, str]) -> None:
-        """Keeps this rank's failures of verifiers and rewards ("name: kind") for `share_errors`."""
-        for kind, count in errors.items():
-            before, example = self._noted.get(kind, (0, examples.get(kind, "")))
-            self._noted[kind] = before + count, example
-
-    def share_errors(self) -> None:
-        """Counts the noted failures of all ranks, which all call this; the first of each kind is said."""
-        for part in self.engine.gather_tokens([list(json.dumps(self._noted).encode())]):
-            for kind, (count, example) in json.loads(bytes(part[0])).items():
-                if kind not in self.errors:
-                    told = f" ({example})" if example else ""
-                    self.progress.say(f"reward failed, {kind}{told}: its rows stay unscored (said once)")
-                self.errors[kind] += count
-        self._noted.clear()
+    def _likely(self, record: Record, step: int, epoch: float) -> bool:
+        """Whether a record of the next step will likely be memorized: it was at its last visit, or most others are that
+        come for the first time too."""
+        first = epoch <= 1.0 and self._memorized > 0.5
+        return first or not self.makes_rollouts(step) or record.id in self.memorize_log.pending
 
     def must_stop(self) -> Stop | None:
         """The same answer on every rank; None to go on."""
@@ -257,6 +251,7 @@ class Run:
         stats: GroupStats | None,
     ) -> dict[str, float]:
         """Signals of a step before its update."""
+        self._memorized = decision.share(Mode.MEMORIZE)
         signals = {"epoch": rows.epoch, "lr": self.cfg.optim.lr * self.lr_factor(step), **mode_signals(decision)}
         if stats is not None:
             signals |= rollout_signals(columns, stats, rows.offsets)
@@ -290,6 +285,7 @@ class Run:
     # --- writing ----------------------------------------------------------------------------------
 
     def log_step(self, step: int, signals: dict[str, float]) -> None:
+        signals |= self.supervisor.signals(self.engine.all_reduce, self.engine.world_size)
         seconds = sum(self._seconds.values())
         worked = signals.get("rollout/tokens", 0.0) + signals.get("effective_tokens", 0.0)
         parts = {**self._seconds, **(self.profile.end_step() if self.profile else {})}
@@ -328,7 +324,8 @@ class Run:
             selector=self._selector.state_dict(),
             memorize_log=self.memorize_log.state_dict(),
             skipped_in_a_row=self.agenda.skipped_in_a_row,
-            reward_errors=dict(self.errors),
+            reward_errors=dict(self.failures.counts),
+            supervision=self.supervisor.state_dict(self.engine.gather_tokens),
             evaluated=self.agenda.evaluated,
         )
         checkpoint.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
@@ -345,6 +342,7 @@ class Run:
             )
             checkpoint.export(self.engine, self.folder / "export", recipe)
         self.metrics.close()
+        self.supervisor.close()
         if self.rank == 0:
             write_summary(self)
             if self.profile:
@@ -360,8 +358,8 @@ class Run:
         if self.rank == 0:
             print(f"[{self.name}] {message}", file=sys.stderr, flush=True)
 
-    def _note_bad(self, message: str) -> None:
-        # any rank may meet a bad picture, so this one line does not wait for rank 0
+    def _say(self, message: str) -> None:
+        # any rank may meet a bad picture or lose its judge, so this one line does not wait for rank 0
         print(f"[{self.name}] rank {self.rank}: {message}", file=sys.stderr, flush=True)
 
 

@@ -21,15 +21,20 @@ from dyme.rewards.columns import pictures, reward_columns
 from dyme.rewards.compose import Checked, Scores, UserScores, check, compose
 from dyme.rollout import Rollout
 from dyme.run import Run
+from dyme.supervision.checker import CheckRow, PendingCheck
+
+WRONG_MEMORIZES = ("variance", "any_correct")
+"""Selectors under which a group without a right row never trains its rollouts."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What is known of the rows of a group: their texts, what was checked, and calls that are under way."""
+    """What is known of the rows of a group: their texts, format and accuracy, and what is under way."""
 
     rows: tuple[int, ...]
     texts: tuple[str, ...]
     checked: Checked
+    thinking: PendingCheck
     calls: Started
 
 
@@ -40,6 +45,8 @@ class Scoring:
     def __init__(self, run: Run, rows: StepRows) -> None:
         self.run, self.rows = run, rows
         self.rollouts: dict[int, Rollout] = {}
+        self.thinking: dict[int, str] = {}
+        """What each row thought; known with the result."""
         self._waiting: dict[int, list[int]] = {}
         self._left: Counter[int] = Counter()
         self._parts: list[Future[_Part]] = []
@@ -67,14 +74,23 @@ class Scoring:
         with run.background("scoring"):
             texts = tuple(run.family.decode(rollout.tokens) for rollout in rollouts)
             calls = self._call("group", rows, texts)
+            record = self._record(rows[0])
             checked = check(
                 texts,
-                [self._record(row) for row in rows],
+                [record] * len(rows),
                 truncated=[rollout.truncated for rollout in rollouts],
                 config=cfg.reward,
                 flag=cfg.prompt.answer_flag,
             )
-            return _Part(rows, texts, checked, calls)
+            parts = zip(checked.thinking, *checked.parts[:, [0, 2]].T.tolist(), strict=True)
+            traces = [CheckRow(record, trace, valid > 0.5, accuracy > 0.5) for trace, valid, accuracy in parts]
+            return _Part(rows, texts, checked, run.supervisor.check(traces, self._wrong_decides(rows)), calls)
+
+    def _wrong_decides(self, rows: tuple[int, ...]) -> bool:
+        """Whether a group whose rows are these memorizes where all are wrong: what they thought is then of no use. It
+        is not known of a group that spans ranks."""
+        cfg = self.run.cfg
+        return cfg.method == "dyme" and cfg.selector.name in WRONG_MEMORIZES and len(rows) == self.rows.group_size
 
     def _call(self, per: Per, rows: Sequence[int], texts: Sequence[str]) -> Started:
         """Starts the user's reward functions. No collective inside, so a slow one delays the others at the next gather
@@ -105,17 +121,21 @@ class Scoring:
         whole = self._call("step", rows, [texts[row] for row in rows]).outcome(weights)
         groups = [part.calls.outcome(weights) for part in parts]
         for part, outcome in zip(parts, groups, strict=True):
-            run.note_errors({f"verifier: {kind}": count for kind, count in part.checked.errors.items()}, {})
-            run.note_errors(outcome.errors, outcome.examples)
-        run.note_errors(whole.errors, whole.examples)
+            run.failures.note({f"verifier: {kind}": count for kind, count in part.checked.errors.items()}, {})
+            run.failures.note(outcome.errors, outcome.examples)
+        run.failures.note(whole.errors, whole.examples)
         user = whole.scores
         of_groups = [reward.per == "group" for reward in run.user_rewards.rewards]
         if parts and any(of_groups):
             for name in ("values", "failed"):
                 column = np.concatenate([getattr(outcome.scores, name) for outcome in groups])[order]
                 getattr(user, name)[:, of_groups] = column[:, of_groups]
+        for part, thinking in zip(parts, run.supervisor.verdicts([part.thinking for part in parts]), strict=True):
+            part.checked.parts[:, 1] = [each.score or 0.0 for each in thinking]
         checked = np.concatenate([np.zeros((0, 3)), *(part.checked.parts for part in parts)])[order]
-        return rows, compose(Checked(checked, {}), run.cfg.reward, user), user
+        traces = [trace for part in parts for trace in part.checked.thinking]
+        self.thinking = {rows[i]: traces[at] for i, at in enumerate(order)}
+        return rows, compose(Checked(checked, (), {}), run.cfg.reward, user), user
 
     def _record(self, row: int) -> Record:
         return self.run.records[self.rows.records[self.rows.group_of(row)]]

@@ -15,7 +15,7 @@ from dyme.prompts import has_reference, reply_text
 from dyme.rollout import Rollout, RolloutRow, generate, row_key
 from dyme.run import Run
 from dyme.scoring import Scoring
-from dyme.selection import GroupStats, ModeDecision, group_stats, memorize_all
+from dyme.selection import GroupStats, Mode, ModeDecision, group_stats, memorize_all
 from dyme.signals import COLUMNS, any_failed, column_names, table_columns
 from dyme.update import Work
 
@@ -91,7 +91,7 @@ def gather(run: Run, rows: StepRows, table: Tensor) -> dict[str, Tensor]:
     columns, which are the same on all ranks, have any."""
     columns = table_columns(run.engine.gather_rows(table, rows.counts), run.user_rewards.titles)
     if any_failed(columns):
-        run.share_errors()
+        run.failures.share(run.engine.gather_tokens, run.progress.say)
     return columns
 
 
@@ -126,7 +126,16 @@ def live(
     return live_rows(decision, stats.advantages, trains, rows.offsets, keep_zero=keep_zero)
 
 
-def exchange(run: Run, rows: StepRows, rollouts: dict[int, Rollout], live: LiveRows) -> dict[LiveRow, list[int]]:
+def refine(run: Run, rows: StepRows, live: LiveRows) -> dict[int, str | None]:
+    """The reference traces of the groups that memorize and whose record this rank holds."""
+    groups = [row.group for row in live.rows if row.memorize and rows.owner(row.group) == run.engine.rank]
+    refined = run.supervisor.refine([run.records[rows.records[group]] for group in groups])
+    return {group: each.trace for group, each in zip(groups, refined, strict=True)}
+
+
+def exchange(
+    run: Run, rows: StepRows, rollouts: dict[int, Rollout], references: dict[int, str | None], live: LiveRows
+) -> dict[LiveRow, list[int]]:
     """Token ids of the live rows, from the ranks that hold them to all ranks."""
     engine = run.engine
     starts = rows.starts
@@ -138,16 +147,31 @@ def exchange(run: Run, rows: StepRows, rollouts: dict[int, Rollout], live: LiveR
             else next(r for r in range(engine.world_size) if row.row < starts[r + 1])
         )
 
-    mine = [list(_tokens(run, rows, rollouts, row)) for row in live.rows if holder(row) == engine.rank]
+    def tokens(row: LiveRow) -> list[int] | tuple[int, ...]:
+        if not row.memorize:
+            return rollouts[row.row].tokens
+        record = run.records[rows.records[row.group]]
+        return run.family.encode_reply(reply_text(record, run.cfg.prompt, references[row.group]))
+
+    mine = [list(tokens(row)) for row in live.rows if holder(row) == engine.rank]
     gathered = [iter(part) for part in engine.gather_tokens(mine)]
     return {row: next(gathered[holder(row)]) for row in live.rows}
 
 
-def _tokens(run: Run, rows: StepRows, rollouts: dict[int, Rollout], row: LiveRow) -> list[int] | tuple[int, ...]:
-    if not row.memorize:
-        return rollouts[row.row].tokens
-    record = run.records[rows.records[row.group]]
-    return run.family.encode_reply(reply_text(record, run.cfg.prompt, run.refine(record)))
+def learn(run: Run, rows: StepRows, columns: dict[str, Tensor], decision: ModeDecision, scoring: Scoring) -> None:
+    """Templates from the best right trace that this rank holds of each group which does not memorize."""
+    best: dict[int, int] = {}
+    for row, trace in scoring.thinking.items():
+        group = rows.group_of(row)
+        right = columns["scored"][row] > 0.5 and columns["correct"][row] > 0.5 and trace.strip()
+        better = group not in best or columns["thinking"][row] > columns["thinking"][best[group]]
+        if right and better and decision.mode[group] != Mode.MEMORIZE:
+            best[group] = row
+    traces = (
+        (scoring.thinking[row], run.records[rows.records[group]], float(columns["thinking"][row]))
+        for group, row in sorted(best.items())
+    )
+    run.supervisor.learn(traces, rows.step)
 
 
 def plan(

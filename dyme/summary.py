@@ -30,7 +30,8 @@ def write_summary(run: Run) -> None:
             **{b.record_id or f"{b.file}:{b.line}": b.reason for b in run.records.bad},
             **run.book.failed,
         },
-        "reward_errors": dict(run.errors),
+        "reward_errors": dict(run.failures.counts),
+        **({"supervision": dict(run.supervisor.totals)} if run.cfg.supervision.on else {}),
         "versions": checkpoint.versions(),
         "config": run.name,
     }

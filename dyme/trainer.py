@@ -58,13 +58,15 @@ def train_step(run: Run, step: int) -> dict[str, float]:
         scores = stages.score(run, rows, scoring)
     with run.clock("gather"):
         columns = stages.gather(run, rows, scores) if explores else {}
-    with run.clock("plan"):
+    with run.clock("refine"):
         decision, groups = stages.select(run, rows, columns, prompts, step)
         live = stages.live(run, rows, columns, decision, groups)
-        tokens = stages.exchange(run, rows, rollouts, live)
+        references = stages.refine(run, rows, live)
+    with run.clock("plan"):
+        tokens = stages.exchange(run, rows, rollouts, references, live)
         work = stages.plan(run, rows, columns, decision, live, tokens, prompts)
     signals = run.step_signals(step, rows, columns, decision, groups)
-    run.prefetch(step + 1)  # pictures and prompts, while this step's update runs
+    run.prefetch(step + 1)  # pictures, prompts, facts and references, while this step's update runs
     with run.clock("update"):
         if live.rows:  # a step in which nothing lives has no backward and no optimizer step
             work = with_reference(run.engine, work)
@@ -78,6 +80,9 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     with run.clock("refresh"):
         if explores:
             run.engine.begin_refresh()
+    if run.supervisor.learns and explores:
+        stages.learn(run, rows, columns, decision, scoring)
+    run.supervisor.update(step, run.engine.gather_tokens)
     run.book.clear()
     return signals
 
@@ -103,6 +108,7 @@ def _leave(run: Run, step: int) -> None:
     if step and not run.agenda.skipped_in_a_row:
         run.save(step)
     run.metrics.close()
+    run.supervisor.close()
     if run.rank == 0:
         asked = run.agenda.preemption.asked or "a signal to another rank"
         (run.folder / MARKER).write_text(json.dumps({"step": step, "asked_by": asked}), encoding="utf-8")

@@ -50,12 +50,14 @@ def main() -> int:
     from dyme.engine import close_distributed, init_distributed
     from dyme.families import ModelError
     from dyme.run import Run
+    from dyme.supervision.prompts import PromptFileError
+    from dyme.supervision.templates import PoolError
     from dyme.trainer import train
 
     init_distributed(cfg.run.seed)
     try:
         train(Run(cfg))
-    except (CheckpointError, ConfigError, DataError, ModelError) as error:
+    except (CheckpointError, ConfigError, DataError, ModelError, PoolError, PromptFileError) as error:
         return say_error(error)
     close_distributed()
     return 0

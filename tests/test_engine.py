@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_train import write_config
 
-from dyme.config import ConfigError, OptimConfig
+from dyme.config import ConfigError, OptimConfig, load_config
 from dyme.engine import Engine, _unflatten, deepspeed_config, freeze_parts, lr_factor, parameter_groups
 from dyme.families import ModelError
 from dyme.objective import LossInputs
@@ -122,6 +123,16 @@ def test_deepspeed_json(tmp_path):
     assert ds["zero_optimization"] == {"stage": 3} and "fp16" not in ds and "train_batch_size" not in ds
     assert ds["bf16"] == {"enabled": True} and ds["data_types"] == {"grad_accum_dtype": "fp32"}
     assert ds["gradient_clipping"] == 0.5 and ds["gradient_accumulation_steps"] == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has FlexAttention's backward pass")
+def test_flex_attention_is_refused_where_it_cannot_train(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    family, model, _ = scenario.build()
+    cfg = load_config(write_config(tmp_path, model__packed_attention="flex_attention"))
+    with pytest.raises(ConfigError, match=r"model.packed_attention=flex_attention: .*set it to auto"):
+        Engine(cfg, family, model, LossSpec())
 
 
 def test_ragged_lists_survive_flattening():

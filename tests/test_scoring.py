@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,10 +19,13 @@ from dyme.cursor import StepRows
 from dyme.data import Record
 from dyme.rewards.calls import UserRewards
 from dyme.rewards.compose import score
+from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
 from dyme.rollout import Rollout
 from dyme.scoring import Scoring
 from dyme.signals import column_names
+from dyme.supervision.lexical import lexical_checker
+from dyme.supervision.supervisor import Supervisor
 
 RECORDS = [
     Record("r0", "How many?", ("4",), hint="The red bar shows 4."),
@@ -43,7 +46,9 @@ def rollout(row: int) -> Rollout:
 
 
 def run_of(cfg: RunConfig) -> SimpleNamespace:
-    noted: Counter[str] = Counter()
+    supervisor = Supervisor(
+        cfg.supervision, cfg.judge, Path(cfg.run.dir), rank=0, flag=cfg.prompt.answer_flag, say=print
+    )
     return SimpleNamespace(
         cfg=cfg,
         family=Family(),
@@ -51,8 +56,8 @@ def run_of(cfg: RunConfig) -> SimpleNamespace:
         user_rewards=UserRewards(load_rewards(cfg.reward.user)),
         beside=ThreadPoolExecutor(1),
         background=lambda track: nullcontext(),
-        note_errors=lambda errors, examples: noted.update(errors),
-        noted=noted,
+        failures=Failures(),
+        supervisor=supervisor,
         engine=SimpleNamespace(rank=0),
     )
 
@@ -86,6 +91,7 @@ def decoded(run, order):
 
 @pytest.mark.parametrize("order", [range(7), reversed(range(7)), (3, 0, 6, 4, 1, 5, 2)])
 def test_scores_do_not_depend_on_who_finishes_first(run, order):
+    said: list[str] = []
     rows, scores, user = decoded(run, order).result()
     assert rows == list(range(7))
     after = score(
@@ -94,6 +100,7 @@ def test_scores_do_not_depend_on_who_finishes_first(run, order):
         truncated=[row == 5 for row in rows],
         config=run.cfg.reward,
         flag=run.cfg.prompt.answer_flag,
+        checker=lexical_checker(run.cfg.supervision),
     )
     for name in ("format", "thinking", "accuracy", "correct"):
         np.testing.assert_array_equal(getattr(scores, name), getattr(after, name))
@@ -106,7 +113,8 @@ def test_scores_do_not_depend_on_who_finishes_first(run, order):
     np.testing.assert_array_equal(scores.scored, ~np.array(failed))
     expected = after.reward + 7 + lengths + 0.5
     np.testing.assert_allclose(scores.reward, np.where(failed, math.nan, expected))
-    assert run.noted == {"bad: ValueError": 3}
+    run.failures.share(lambda mine: [mine], said.append)
+    assert run.failures.counts == {"bad: ValueError": 3} and "ValueError: no (line 8)" in said[0]
     calls = run.user_rewards.rewards[1].function.__globals__["calls"]
     assert sorted(calls) == sorted([SAID[:3], SAID[3:6], SAID[6:]])
 

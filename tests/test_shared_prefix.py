@@ -19,9 +19,12 @@ from PIL import Image
 
 from dyme.config import load_config
 from dyme.families import IMAGE, Family, ModelError, Prompt, build_family
+from dyme.families import memory as mem
+from dyme.families.check import decoder_sizes
 from dyme.packing import pack
 from dyme.rollout import Rollout, RolloutRow, Sampling, generate, row_key, sampling_of, shared_prefix
-from dyme.rollout.cache import column_bucket, row_bucket
+from dyme.rollout.attention import attend, attention, decoding, merge, plain
+from dyme.rollout.cache import GroupCache, Shape, column_bucket, group_places, reply_bucket, row_bucket
 from dyme.rollout.graphs import StepGraphs
 from dyme.rollout.sampler import draw, restrict, seen_tokens
 
@@ -237,6 +240,164 @@ def test_prompts_run_once(vlm):
     assert out[:9] == out[9:]
 
 
+# --- attention to prompt and reply ----------
+
+
+def test_parts_merge_into_one_softmax():
+    """In float64 to its rounding; a part of weight zero (a window that sees nothing of it) counts for nothing."""
+    query, key, value = (torch.randn(3, 2, n, 8, dtype=torch.float64) * 3 for n in (4, 30, 30))
+    expected = (query @ key.mT * 0.3).softmax(-1) @ value
+    scores = [query @ key[:, :, part].mT * 0.3 for part in (slice(0, 7), slice(7, 30))]
+    parts = [x.softmax(-1) @ value[:, :, part] for x, part in zip(scores, (slice(0, 7), slice(7, 30)))]
+    first, second = (x.logsumexp(-1) for x in scores)
+    weight = torch.sigmoid(second - first)[..., None]
+    assert (parts[0] * (1 - weight) + parts[1] * weight - expected).abs().max() < 1e-12
+    got = merge(parts[0].float(), first.float(), parts[1].float(), second.float())
+    assert (got - expected).abs().max() < 2e-6
+    nothing = torch.full_like(first.float(), torch.finfo(torch.float32).min / 2)
+    assert torch.equal(merge(parts[0].float(), first.float(), parts[1].float(), nothing), parts[0].float())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_attention_is_that_of_matrix_products(dtype, bound):
+    """The fused kernel of the CPU, keys in storage that is wider than what is seen, and a bias that masks."""
+    query = torch.randn(3, 2, 4, 12).to(dtype)
+    key, value = (torch.randn(3, 2, 64, 12).to(dtype)[:, :, :37] for _ in range(2))
+    low = torch.finfo(dtype).min / 2
+    for shape in ((3, 1, 1, 37), (3, 1, 4, 37)):
+        bias = torch.zeros(shape, dtype=dtype).masked_fill_(torch.rand(shape) < 0.5, low)
+        bias[0] = low  # nothing to see
+        out, total = attention(query, key, value, bias, 0.4)
+        expected, sums = plain(query, key, value, bias, 0.4)
+        assert (out.transpose(1, 2) - expected).abs().max() < bound
+        assert torch.allclose(total.transpose(1, 2), sums, rtol=bound, atol=bound) and (total[0] < -1e30).all()
+        assert out.is_contiguous() and total.is_contiguous()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_on_a_gpu(dtype):
+    query = torch.randn(8, 2, 56, 64, device="cuda").to(dtype)
+    key, value = (torch.randn(8, 2, 1536, 64, device="cuda").to(dtype)[:, :, :1280] for _ in range(2))
+    length = torch.randint(1, 1280, (8, 1, 1, 1), device="cuda")
+    low = torch.finfo(dtype).min / 2
+    bias = torch.zeros(8, 1, 1, 1280, dtype=dtype, device="cuda")
+    bias.masked_fill_(torch.arange(1280, device="cuda") >= length, low)
+    out, total = attention(query, key, value, bias, 0.125)
+    expected, sums = plain(query, key, value, bias, 0.125)
+    assert (out.transpose(1, 2) - expected).abs().max() < 2e-2
+    assert (total.transpose(1, 2) - sums).abs().max() < 2e-2
+
+
+class Layer(torch.nn.Module):
+    layer_idx = 0
+
+
+@pytest.mark.parametrize("window", [None, 3, 9])
+@pytest.mark.parametrize("whole", [False, True])
+def test_rows_see_their_prompt_and_their_reply(window, whole):
+    """Rows in any order, places without rows, prompts of unlike lengths, and windows that end in the reply or in the
+    prompt: beside each row's own softmax over its prompt and reply."""
+    heads, share, size = 2, 3, 8
+    places, lengths, turns = [2, 0, None, 2, 0, 2, None], {0: 5, 2: 11, 1: 3}, [1, 4, 2, 6, 1, 3, 9]
+    turn = torch.tensor([*turns, 1])
+    made = [(torch.randn(heads, 1, size), torch.randn(heads, 1, size))]
+    cache = GroupCache(made, turn, Shape(8, 64, 4, 4, 64), whole=whole)
+    prompts = {place: [torch.randn(heads, n, size) for _ in range(2)] for place, n in lengths.items()}
+    for place, (keys, values) in prompts.items():
+        cache.put_prompt(place, [(keys, values)])
+    replies = [torch.randn(7, heads, 64, size) for _ in range(2)]
+    cache.layers[0].keys[:7], cache.layers[0].values[:7] = replies
+    cache.arrange(places, lengths)
+    cache.show(6)
+    assert cache.shape == (Shape(7, 64, 3, 3, 64) if whole else Shape(7, 6, 3, 3, 11))
+    query, key, value = (torch.randn(7, n, 1, size) for n in (heads * share, heads, heads))
+    step = cache.begin()
+    seen = cache.update(key, value, 0)
+    config = transformers.PretrainedConfig()
+    with decoding(config, cache):
+        out, _ = attend(Layer(), query, *seen, step.dense(window), scaling=0.4)
+    for row, place in enumerate(places):
+        if place is None:
+            assert out[row].isfinite().all()
+            continue
+        both = []
+        for part, (reply, new) in enumerate(zip(replies, (key, value))):
+            own = torch.cat([reply[row, :, : turns[row] - 1], new[row]], 1)
+            both.append(torch.cat([prompts[place][part], own], 1)[:, -(window or 10**6) :].double())
+        scores = query[row].double().view(heads, share, size) @ both[0].mT * 0.4
+        expected = (scores.softmax(-1) @ both[1]).view(heads * share, size)
+        assert (out[row, 0] - expected).abs().max() < 2e-6
+
+
+def test_rows_and_prompts_move(vlm):
+    turn = torch.tensor([3, 2, 1, 4])
+    made = [(torch.randn(2, 1, 8), torch.randn(2, 1, 4))] * 2
+    cache = GroupCache(made, turn, Shape(4, 64, 3, 2, 64), whole=False)
+    prompts = [[(torch.randn(2, n, 8), torch.randn(2, n, 4)) for _ in made] for n in (7, 5, 3)]
+    for place, prompt in enumerate(prompts):
+        cache.put_prompt(place, prompt)
+    cache.arrange([0, 1, 2, 2], {0: 7, 1: 5, 2: 3})
+    cache.show(4)
+    for layer in cache.layers:
+        layer.keys[:], layer.values[:] = torch.randn(4, 2, 64, 8), torch.randn(4, 2, 64, 4)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    cache.move_rows(torch.tensor([1, 3]))
+    cache.move_groups(torch.tensor([1, 2]))
+    cache.arrange([0, 1], {0: 5, 1: 3})
+    assert cache.length[:2].tolist() == [5, 3] and cache.shape == Shape(2, 4, 2, 1, 5)
+    for at, (layer, (keys, values)) in enumerate(zip(cache.layers, before)):
+        assert torch.equal(layer.keys[:2, :, :4], keys[[1, 3], :, :4])
+        assert torch.equal(layer.values[:2, :, :4], values[[1, 3], :, :4])
+        for place, prompt in enumerate(prompts[1:]):
+            seen = cache.prompts(at)
+            assert torch.equal(seen[0][place, :, : len(prompt[at][0][0])], prompt[at][0])
+            assert torch.equal(seen[1][place, :, : len(prompt[at][1][0])], prompt[at][1])
+
+
+def test_soft_caps_are_refused(vlm):
+    with pytest.raises(ValueError, match="soft-capped"):
+        attend(Layer(), *torch.randn(4, 1, 2, 1, 8), softcap=30.0)
+
+
+def test_memory_is_what_the_estimate_says(opened, monkeypatch):
+    """Prompts once per group: the cache that a rollout holds, and the formula of `python -m dyme.memory`."""
+    family, model = opened
+    prompts, made = prompts_of(family), []
+    prompts = [replace_ids(prompts[0], n) for n in range(6)]
+    plain_init = shared_prefix.GroupCache.__init__
+
+    def init(self, *args, **kwargs):
+        plain_init(self, *args, **kwargs)
+        made.append(sum(t.numel() * t.element_size() for layer in self.layers for t in vars(layer).values()
+                        if isinstance(t, torch.Tensor)))  # fmt: skip
+
+    monkeypatch.setattr(shared_prefix.GroupCache, "__init__", init)
+    decoder, longest = decoder_sizes(family, model), len(prompts[0])
+    for size in (4, 8, 24):
+        generate(family, model, rows_of(prompts, 4), Sampling(5, batch_size=size, engine="shared_prefix"))
+        load = mem.Load(1, 4, 0, 0, 0, 0, size, longest, 5, prompt_columns=64 * -(-longest // 64), reply_columns=64)
+        assert made.pop() == mem.generation(load, decoder, size, 4, 6)["KV cache"]
+
+
+def replace_ids(prompt: Prompt, shift: int) -> Prompt:
+    """Another prompt of the same length."""
+    ids = prompt.input_ids.clone()
+    ids[-1] -= shift
+    return replace(prompt, input_ids=ids)
+
+
+def test_prompts_wait_for_a_place(vlm):
+    """With tails of many groups in the batch no place is left for another prompt, and rows wait."""
+    family, model = vlm
+    rows = rows_of([family.encode(f"Which of {'them ' * n}?") for n in range(9)], 4)
+    sampling = Sampling(30, batch_size=8, engine="shared_prefix")
+    with liked(family, model, 3.0):
+        assert generate(family, model, rows, sampling) == generate(family, model, rows, replace(sampling, engine="hf"))
+    assert group_places(8, 36, 9) == 4 < 8
+
+
 # --- static buffers and graphs ----------
 
 
@@ -248,11 +409,12 @@ def test_a_step_keeps_its_addresses(vlm, monkeypatch):
 
     def step(self):
         state = [t for t in vars(self).values() if isinstance(t, torch.Tensor)]
-        cache = [t for layer in self.cache.layers for t in (layer.keys, layer.values)]
-        before = tuple(t.data_ptr() for t in (*state, *cache, self.cache.at))
+        cache = [t for layer in self.cache.layers for t in vars(layer).values() if isinstance(t, torch.Tensor)]
+        state += [*cache, *(t for t in vars(self.cache).values() if isinstance(t, torch.Tensor))]
+        assert len(cache) == 4 * len(self.cache.layers) and self.cache.turn is self.turn
+        before = tuple(t.data_ptr() for t in state)
         plain(self)
-        assert before == tuple(t.data_ptr() for t in (*state, *cache, self.cache.at))
-        assert all(layer.at is self.cache.at for layer in self.cache.layers)
+        assert before == tuple(t.data_ptr() for t in state)
         seen[self.cache.shape].add(before)
 
     monkeypatch.setattr(shared_prefix.DecodeBatch, "step", step)
@@ -278,7 +440,7 @@ def test_the_same_tokens_from_whole_buckets(vlm, monkeypatch):
 
     monkeypatch.setattr(shared_prefix, "StepGraphs", Whole)
     assert generate(family, model, rows, sampling) == expected
-    assert all(rows in (1, 2, 3, 4) and columns % 64 == 0 for rows, columns in shapes)
+    assert all(shape.rows in (1, 2, 3, 4) and shape.columns == 64 and shape.prompt % 64 == 0 for shape in shapes)
 
 
 class FakeGraph:
@@ -328,19 +490,27 @@ def test_buckets():
         1, 2, 3, 4, 6, 8, 12, 16, 48, 64, 96, 100, 100,
     ]  # fmt: skip
     assert [column_bucket(n) for n in (1, 64, 65, 512, 513, 1000)] == [64, 64, 128, 512, 768, 1024]
+    assert [reply_bucket(n) for n in (1, 64, 65, 256, 257)] == [64, 64, 128, 256, 512]
+    assert [group_places(*n) for n in ((64, 64, 8), (64, 512, 64), (64, 64, 64), (5, 9, 3), (1, 9, 3))] == [
+        8,
+        16,
+        64,
+        3,
+        1,
+    ]
 
 
 def test_the_storage_goes_with_the_call(vlm, monkeypatch):
     """A cycle of references would keep it through the update."""
     family, model = vlm
     held = []
-    plain = shared_prefix.RowCache.__init__
+    plain = shared_prefix.GroupCache.__init__
 
     def init(self, *args, **kwargs):
         plain(self, *args, **kwargs)
         held.append(weakref.ref(self))
 
-    monkeypatch.setattr(shared_prefix.RowCache, "__init__", init)
+    monkeypatch.setattr(shared_prefix.GroupCache, "__init__", init)
     gc.collect()
     gc.disable()
     try:

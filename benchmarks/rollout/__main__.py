@@ -95,7 +95,7 @@ def _measure(size: Size, options: Options, model: str, name: str) -> dict[str, A
     family, opened, asked = _opened(size, model, options.out, device)
     prompts = [prompt for _, _, prompt in asked]
     lengths = [len(prompt) for prompt in prompts for _ in range(k)]
-    moved = weight_bytes(family, opened) + kv_bytes(family, opened, lengths, n)
+    moved = weight_bytes(family, opened) + kv_bytes(family, opened, [len(prompt) for prompt in prompts], k, n)
     if name == "vllm":
         if device.type != "cuda":
             raise Skip("vLLM is compared on a GPU")

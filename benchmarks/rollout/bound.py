@@ -1,4 +1,5 @@
-"""The bytes bound of a decode step: weights and KV cache read once for each token, at the bandwidth of a copy."""
+"""The bytes bound of a decode step: weights and KV cache read once for each token, at the bandwidth of a copy; keys and
+values of a prompt are read once for its group."""
 
 from __future__ import annotations
 
@@ -20,11 +21,11 @@ def weight_bytes(family: Family, model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in held.values())
 
 
-def kv_bytes(family: Family, model: nn.Module, lengths: Sequence[int], new_tokens: int) -> float:
-    """Keys and values of all rows, halfway through the reply. lengths: tokens of each row's prompt. Every row reads its
-    prompt's; an engine that reads a prompt once for all rows of a group can be faster than this bound."""
+def kv_bytes(family: Family, model: nn.Module, prompts: Sequence[int], group_size: int, new_tokens: int) -> float:
+    """Keys and values of all prompts, and of all replies halfway through them. prompts: tokens of each, which has
+    `group_size` rows. An engine that holds a prompt once for each row reads more than this."""
     text = model.config.get_text_config()  # type: ignore[union-attr, operator]
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     size = next(model.parameters()).element_size()
-    return 2 * text.num_hidden_layers * heads * width * size * sum(n + new_tokens / 2 for n in lengths)
+    return 2 * text.num_hidden_layers * heads * width * size * sum(n + group_size * new_tokens / 2 for n in prompts)

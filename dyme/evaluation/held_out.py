@@ -17,6 +17,7 @@ from dyme.prompts import PromptBook
 from dyme.rewards.answer import read_completion
 from dyme.rewards.compose import score
 from dyme.rollout import Rollout, RolloutRow, generate, sampling_of
+from dyme.supervision.lexical import lexical_checker
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def evaluate(
         config=cfg.reward,
         flag=cfg.prompt.answer_flag,
         style=cfg.prompt.style,
+        checker=lexical_checker(cfg.supervision),  # a judge's verdicts would differ from one evaluation to the next
     )
     rows = torch.tensor(
         [

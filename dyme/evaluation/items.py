@@ -57,8 +57,7 @@ def judge(
     count_tokens: Callable[[str], int],
 ) -> tuple[list[Reply], dict[str, int]]:
     """Reply i to record i, and the verifier's failures by kind. `lengths` are in tokens."""
-    without_checker = reward.model_copy(update={"thinking": "none"})  # the reading of traces is ours, not the reward's
-    scores = score(texts, records, truncated=truncated, config=without_checker, flag=flag, style=style)
+    scores = score(texts, records, truncated=truncated, config=reward, flag=flag, style=style)
     replies = []
     for i, (text, record) in enumerate(zip(texts, records, strict=True)):
         parts = read_completion(text, flag, style)

@@ -21,7 +21,8 @@ from dyme.lora import matching_linears
 from dyme.lora_config import LoraConfig
 from dyme.prompts import fit_pixels
 from dyme.rollout import engine_of
-from dyme.rollout.shared_prefix import PREFILL_TOKENS, most_columns
+from dyme.rollout.cache import column_bucket, reply_bucket
+from dyme.rollout.shared_prefix import PREFILL_TOKENS
 
 SIZES = ((600, 400), (1200, 800))
 QUESTION = "What is shown in this picture?"
@@ -283,7 +284,12 @@ def sizes(
     evaluated = -(-cfg.run.eval_records // ranks) if cfg.data.eval else 0
     load = _load(family, model, cfg, ranks, max([text_prompt, *(p.prompt for p in seen)]))
     return Sizes(
-        load=replace(load, rows=min(rows, cfg.rollout.batch_size), evaluated=min(evaluated, cfg.rollout.batch_size)),
+        load=replace(
+            load,
+            rows=min(rows, cfg.rollout.batch_size),
+            evaluated=min(evaluated, cfg.rollout.batch_size),
+            prompts=-(-rows // cfg.rollout.group_size),
+        ),
         zero=zero,
         decoder=decoder_sizes(family, model),
         tower=_tower(family, model, seen, pictures),
@@ -326,7 +332,8 @@ def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: 
         trains_head=not lora and id(family.head(model).weight) in trains,
         trains_tower=lora.vision if lora else sees,
         reference=cfg.objective.beta > 0 and not lora,
-        columns=most_columns(prompt, cfg.rollout.max_new_tokens) if shares else 0,
+        prompt_columns=column_bucket(prompt) if shares else 0,
+        reply_columns=reply_bucket(cfg.rollout.max_new_tokens) if shares else 0,
         group=cfg.rollout.group_size,
         prefilled=PREFILL_TOKENS,
     )

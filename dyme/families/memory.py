@@ -63,8 +63,8 @@ class Load:
     layer, parameter and Linear with an adapter. evaluated: rows of an evaluation decoded at once. dense_mask: packed
     groups under sdpa. reference: a frozen copy of the policy is kept. offload: the rollout copy leaves the GPU.
 
-    Of rollout engine shared_prefix: columns of its cache (0: engine hf), rows of a group that share a prompt, and the
-    most prompt tokens that it prefills together."""
+    Of rollout engine shared_prefix: columns of its cache for a prompt and for a reply (0: engine hf), rows of a group
+    that share a prompt, prompts of a rollout in all, and the most prompt tokens that it prefills together."""
 
     ranks: int
     value_bytes: int
@@ -86,8 +86,10 @@ class Load:
     trains_head: bool = True
     trains_tower: bool = True
     reference: bool = False
-    columns: int = 0
+    prompt_columns: int = 0
+    reply_columns: int = 0
     group: int = 1
+    prompts: int = 0
     prefilled: int = 0
 
 
@@ -150,8 +152,8 @@ def estimate(load: Load, zero: Zero, decoder: Decoder, tower: Tower | None = Non
         "merged weights": merged(load.adapted),
     }
     rollout, evaluation = (
-        {**(copied if load.offload and rows else {}), **generation(load, decoder, rows, group)}
-        for rows, group in ((load.rows, load.group), (load.evaluated, 1))
+        {**(copied if load.offload and rows else {}), **generation(load, decoder, rows, group, prompts)}
+        for rows, group, prompts in ((load.rows, load.group, load.prompts), (load.evaluated, 1, load.evaluated))
     )
     host = {name: size for name, (size, away) in shards.items() if away} | (copied if load.offload else {})
     phases = (update, rollout, refresh, evaluation)
@@ -265,24 +267,27 @@ def merged(adapted: int) -> int:
 # --- what comes and goes in a rollout ----------
 
 
-def generation(load: Load, decoder: Decoder, rows: int, group: int) -> dict[str, int]:
-    """Of `rows` that decode at once, `group` of them from each prompt.
+def generation(load: Load, decoder: Decoder, rows: int, group: int, prompts: int) -> dict[str, int]:
+    """Of `rows` that decode at once, `group` of them from each prompt, of `prompts` in all.
 
-    Engine hf: a cache of prompt and reply for every row, all prompts prefilled at once. Engine shared_prefix: a cache
-    of whole columns for every row without regard to sliding windows, keys and values of each prompt beside it once, and
-    no more than `prefilled` prompt tokens at once, whose mask is dense."""
+    Engine hf: a cache of prompt and reply for every row, all prompts prefilled at once. Engine shared_prefix, in whole
+    columns without regard to sliding windows: the reply of every row; the prompts of the rows, and room for as many
+    again if there are so many; and no more than `prefilled` prompt tokens at once, with their own keys and values and a
+    dense mask."""
     b = load.value_bytes
-    if not load.columns:
+    if not load.reply_columns:
         return {
             "KV cache": kv_cache(decoder, rows, load.prompt + load.reply, b),
             "prefill": prefill(decoder, rows * load.prompt, b),
             "sampling": sampling(decoder, rows),
         }
-    whole, prompts = replace(decoder, sliding=0), -(-rows // group)
-    together = min(prompts * load.prompt, max(load.prompt, load.prefilled))
+    whole, begun = replace(decoder, sliding=0), -(-rows // group)
+    places = min(rows, prompts, 2 * begun)
+    together = min(begun * load.prompt, max(load.prompt, load.prefilled))
+    cache = kv_cache(whole, rows, load.reply_columns, b) + kv_cache(whole, places, load.prompt_columns, b)
     return {
-        "KV cache": kv_cache(whole, rows, load.columns, b) + kv_cache(whole, prompts, load.prompt, b),
-        "prefill": prefill(decoder, together, b) + (1 + b) * together * load.prompt,
+        "KV cache": cache,
+        "prefill": prefill(decoder, together, b) + kv_cache(whole, 1, together, b) + (1 + b) * together * load.prompt,
         "sampling": sampling(decoder, rows),
     }
 

@@ -18,7 +18,7 @@ from dyme.rewards.answer import clean_answer, format_score, read_completion
 from dyme.rewards.user import UserReward
 from dyme.rewards.verifiers import Verifier, get_verifier
 from dyme.schema import Schema
-from dyme.supervision.lexical import thinking_score
+from dyme.supervision.lexical import Checker
 
 Style = Literal["think", "direct"]
 Array = NDArray[np.float64]
@@ -44,8 +44,6 @@ class RewardConfig(Schema):
     """What compares the answer with the gold answers; auto goes by the record, see docs/rewards.md for each."""
     relative_tolerance: float = Field(default=1e-6, ge=0, lt=1)
     """Error allowed to a number, as a fraction of the gold value; the default forgives rounding of floats only."""
-    thinking: Literal["lexical", "none"] = "lexical"
-    """Checker of the thinking; none leaves the thinking out of the reward."""
     require_format: bool = False
     """Reward 0 for a completion in an invalid format."""
     min_thinking_chars: int = Field(default=0, ge=0)
@@ -99,9 +97,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Checked:
-    """Format, thinking and accuracy of R completions as float64 [R, 3]; `errors` counts verifiers that failed."""
+    """Format, thinking and accuracy of R completions as float64 [R, 3], what stands before the answer of each, and how
+    many verifiers failed, by kind."""
 
     parts: Array
+    thinking: tuple[str, ...]
     errors: dict[str, int]
 
 
@@ -113,9 +113,11 @@ def score(
     config: RewardConfig,
     flag: str,
     style: Style = "think",
+    checker: Checker | None = None,
 ) -> Scores:
     """`check` and `compose`, without user rewards."""
-    return compose(check(texts, records, truncated=truncated, config=config, flag=flag, style=style), config)
+    checked = check(texts, records, truncated=truncated, config=config, flag=flag, style=style, checker=checker)
+    return compose(checked, config)
 
 
 def check(
@@ -126,8 +128,10 @@ def check(
     config: RewardConfig,
     flag: str,
     style: Style = "think",
+    checker: Checker | None = None,
 ) -> Checked:
-    """Check completion i as an answer to record i; a truncated completion has format and accuracy 0.
+    """Check completion i as an answer to record i; a truncated completion has format and accuracy 0. Without a checker
+    thinking is 0 for all.
 
     In style "direct" the whole completion is the answer, or else what it gives plainly ("**4**", "4. The bar shows
     it."); any answer that is not guessed is a valid format, and thinking has no weight.
@@ -139,13 +143,15 @@ def check(
             f"and {len(truncated)} flags"
         )
     verifier = get_verifier(config.verifier, relative_tolerance=config.relative_tolerance)
-    checked = config.thinking == "lexical" and style == "think"
+    checker = checker if style == "think" else None
     errors: Counter[str] = Counter()
     rows = np.zeros((len(texts), 3), dtype=np.float64)
+    thinking = []
     for row, text, record, cut in zip(rows, texts, records, truncated, strict=True):
         parts = read_completion(text, flag, style)
+        thinking.append(parts.thinking)
         # a record without a reference scores no thinking; 0 for all rows of its group drops out of the advantages
-        row[1] = (thinking_score(parts.thinking, record) or 0.0) if checked else 0.0
+        row[1] = (checker(parts.thinking, record) or 0.0) if checker else 0.0
         if not cut:
             row[0] = format_score(parts, config.min_thinking_chars if style == "think" else 0)
             whole = clean_answer(text) if style == "direct" else parts.answer
@@ -153,7 +159,7 @@ def check(
             # a gold answer may itself have two lines or sentences, so the whole goes first
             if row[2] < 1.0 and whole != parts.answer:
                 row[2] = max(row[2], _accuracy(verifier, parts.answer, record, errors))
-    return Checked(rows, dict(errors))
+    return Checked(rows, tuple(thinking), dict(errors))
 
 
 def _accuracy(verifier: Verifier, answer: str | None, record: Record, errors: Counter[str]) -> float:

@@ -1,121 +1,155 @@
-"""Cache: keys and values of the rows that decode together, in one storage whose addresses hold for the whole rollout.
+"""Cache: keys and values of each prompt once per group, and of each reply once per row, in storage whose addresses hold
+for the whole rollout.
 
-All rows write at one common column although their prompts differ in length and they entered at different times: a
-prompt ends (is right-aligned) at the column that was current when its row entered. Keys carry their rotary positions,
-so a column says nothing but the order; a row sees the columns from its own start to the current one.
+A prompt lies in the place of its group from column 0 on, a reply in that of its row. Keys carry their rotary positions,
+so a column says nothing but the order. Rows stand in the batch in any order; `GroupCache.arrange` lays them out as a
+grid of groups by branches, in which all rows of a group read their prompt at once (dyme/rollout/attention.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-BucketShape = tuple[int, int]
-"""Rows and columns."""
+
+class Shape(NamedTuple):
+    """What a decode step works on: rows and the columns of their replies; groups, the rows of the largest, and the
+    columns of their prompts."""
+
+    rows: int
+    columns: int
+    groups: int
+    width: int
+    prompt: int
 
 
-class RowCache(Cache):
-    """`keys` and `values` of each layer: [rows, kv heads, columns, D].
+class GroupCache(Cache):
+    """Keys and values of each layer: those of prompts [groups, kv heads, columns, D] and of replies [rows, kv heads,
+    columns, D].
 
-    `at`: int64 [1] on the device, the column that the next token takes; `filled`: the same number on the host. The
-    views of a (rows, columns) bucket have the same addresses whenever the cache has that shape, so that a captured
-    graph of the bucket stays valid. Without graphs a step need not look at columns that are still empty (`whole`).
+    A step sees the first ones of each, as many as `shape` says. Without graphs (`whole` is False) that is what is
+    filled, else buckets of it, so that shapes come back. On the device, all int64 and for the most there may be:
+    turn [rows]: tokens of each reply, whose last one takes the column before; length [groups]: tokens of the prompt;
+    grid [groups * width]: the row in each cell, 0 in empty ones; cell [rows]: where each row stands in the grid.
     """
 
-    layers: list[RowLayer]  # type: ignore[assignment]
+    layers: list[GroupLayer]  # type: ignore[assignment]
 
-    def __init__(self, like: Sequence[tuple[Tensor, Tensor]], largest: BucketShape, *, whole: bool) -> None:
-        """like: keys and values [.., kv heads, .., D] of each layer, for heads, sizes, dtype and device; largest: the
-        most rows and columns it will ever have; whole: attention gets all columns of the bucket."""
-        self.at = torch.zeros(1, dtype=torch.int64, device=like[0][0].device)
-        self.whole = whole
-        self.filled = 0
-        super().__init__(layers=[RowLayer(self.at, k, v, largest) for k, v in like])
-        self.reshape(largest, None, 0)
+    def __init__(self, like: Sequence[tuple[Tensor, Tensor]], turn: Tensor, largest: Shape, *, whole: bool) -> None:
+        """like: keys and values [.., kv heads, .., D] of each layer, for heads, sizes, dtype and device; turn: of the
+        most rows; largest: the most of everything that there will be; whole: the shape has buckets."""
+        super().__init__(layers=[GroupLayer(keys, values, largest) for keys, values in like])
+        self.largest, self.shape, self.whole = largest, largest, whole
+        self.turn = turn
+        self.length = torch.ones(largest.groups, dtype=torch.int64, device=turn.device)
+        self.grid = torch.zeros(largest.groups * largest.width, dtype=torch.int64, device=turn.device)
+        self.cell = torch.zeros(largest.rows, dtype=torch.int64, device=turn.device)
+        self.now: Step | None = None
 
-    @property
-    def shape(self) -> BucketShape:
-        keys = self.layers[0].keys
-        return keys.shape[0], keys.shape[2]
-
-    @property
-    def visible(self) -> int:
-        """How many columns attention gets."""
-        return self.shape[1] if self.whole else self.filled + 1
-
-    def place(self, filled: int) -> None:
-        """Makes `filled` the column of the next token."""
-        self.at.fill_(filled)
-        self.note(filled)
-
-    def note(self, filled: int) -> None:
-        """Tells the host's side that `at` has come to `filled`."""
-        self.filled = filled
-        for layer in self.layers:
-            layer.visible = self.visible
-
-    def reshape(self, shape: BucketShape, keep: Tensor | None, shift: int) -> None:
-        """Takes on the shape of another bucket. keep: int64, rows that move to the front, or None for those that have
-        room; shift: columns that fall away on the left."""
-        for layer in self.layers:
-            layer.reshape(shape, keep, shift, self.filled)
-        self.place(self.filled - shift)
-
-    def fork(self, slots: Tensor, prompt: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Writes a prompt's keys and values [kv heads, P, D] of each layer into rows `slots`, its last token before the
-        current column. Needs P <= `filled`."""
+    def put_prompt(self, group: int, prompt: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Writes a prompt's keys and values [kv heads, P, D] of each layer into the place of a group."""
+        length = prompt[0][0].shape[1]
         for layer, (keys, values) in zip(self.layers, prompt, strict=True):
-            columns = slice(self.filled - keys.shape[1], self.filled)
-            layer.keys[slots, :, columns] = keys
-            layer.values[slots, :, columns] = values
+            layer.prompt_keys[group, :, :length] = keys
+            layer.prompt_values[group, :, :length] = values
+        self.length[group] = length
+
+    def move_rows(self, keep: Tensor) -> None:
+        """Replies of rows `keep` int64 [n] come to the front."""
+        for layer in self.layers:
+            for tensor in (layer.keys, layer.values):
+                filled = tensor[:, :, : self.shape.columns]
+                filled[: len(keep)] = filled[keep]
+
+    def move_groups(self, keep: Tensor) -> None:
+        """Prompts of groups `keep` int64 [n] come to the front."""
+        for layer in self.layers:
+            for tensor in (layer.prompt_keys, layer.prompt_values):
+                filled = tensor[:, :, : self.shape.prompt]
+                filled[: len(keep)] = filled[keep]
+        self.length[: len(keep)] = self.length[keep]
+
+    def arrange(self, places: Sequence[int | None], prompts: dict[int, int]) -> None:
+        """Lays the rows out. places: the place of each row's prompt, None where there is no row; prompts: length of the
+        prompt in each place that holds one."""
+        inside: dict[int, list[int]] = {}
+        for row, group in enumerate(places):
+            if group is not None:
+                inside.setdefault(group, []).append(row)
+        groups, width = max(inside) + 1, max(map(len, inside.values()))
+        prompt = max(prompts[group] for group in inside)
+        if self.whole:
+            groups, width = row_bucket(groups, self.largest.groups), row_bucket(width, self.largest.width)
+            prompt = column_bucket(prompt)
+        grid, cell = [0] * (groups * width), [0] * len(places)
+        for group, rows in inside.items():
+            for branch, row in enumerate(rows):
+                grid[group * width + branch] = row
+                cell[row] = group * width + branch
+        self.grid[: len(grid)] = torch.tensor(grid, device=self.grid.device)
+        self.cell[: len(cell)] = torch.tensor(cell, device=self.cell.device)
+        self.shape = Shape(len(places), self.shape.columns, groups, width, min(prompt, self.largest.prompt))
+
+    def show(self, columns: int) -> None:
+        """Steps see `columns` columns of the replies from now on."""
+        if self.whole:
+            columns = reply_bucket(columns)
+        self.shape = self.shape._replace(columns=min(columns, self.largest.columns))
+
+    def begin(self) -> Step:
+        """The next step, for which keys and values are written and read from now on."""
+        rows, _, groups, width, _ = self.shape
+        self.now = Step(
+            self.shape, self.turn[:rows], self.length[:groups], self.grid[: groups * width], self.cell[:rows],
+            self.largest.columns, self.layers[0].keys.dtype,
+        )  # fmt: skip
+        return self.now
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Writes a token of each row [rows, kv heads, 1, D] at the end of its reply; returns the replies seen."""
+        assert self.now is not None
+        return self.layers[layer_idx].update(key_states, value_states, self.now)
+
+    def prompts(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prompts that are seen, [groups, kv heads, columns, D]."""
+        layer, groups, columns = self.layers[layer_idx], self.shape.groups, self.shape.prompt
+        return layer.prompt_keys[:groups, :, :columns], layer.prompt_values[:groups, :, :columns]
 
 
-class RowLayer(CacheLayerMixin):
-    """One layer of a `RowCache`."""
+class GroupLayer(CacheLayerMixin):
+    """One layer of a `GroupCache`."""
 
     keys: Tensor  # type: ignore[assignment]
     values: Tensor  # type: ignore[assignment]
     is_sliding = False
     is_compileable = True
 
-    def __init__(self, at: Tensor, keys: Tensor, values: Tensor, largest: BucketShape) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, largest: Shape) -> None:
         super().__init__()
-        self.at = at
-        self.sizes = [(t.shape[-3], t.shape[-1]) for t in (keys, values)]
-        rows, columns = largest
         # zeros, and never NaN: what is masked is still multiplied by zero
-        self.visible = columns
-        self.flat = [t.new_zeros(rows * heads * columns * size) for t, (heads, size) in zip((keys, values), self.sizes)]
-        self.is_initialized = True
-        self._view(largest)
-
-    def _view(self, shape: BucketShape) -> None:
-        rows, columns = shape
-        self.keys, self.values = (
-            flat[: rows * heads * columns * size].view(rows, heads, columns, size)
-            for flat, (heads, size) in zip(self.flat, self.sizes)
+        self.prompt_keys, self.prompt_values = (
+            t.new_zeros(largest.groups, t.shape[-3], largest.prompt, t.shape[-1]) for t in (keys, values)
         )
-
-    def reshape(self, shape: BucketShape, keep: Tensor | None, shift: int, filled: int) -> None:
-        held = []
-        for tensor in (self.keys, self.values):
-            tensor = tensor[: shape[0]] if keep is None else tensor[keep]
-            held.append(tensor[:, :, shift:filled].clone())  # old and new view overlap
-        self._view(shape)
-        for new, old in zip((self.keys, self.values), held):
-            new.zero_()
-            new[: old.shape[0], :, : old.shape[2]] = old
+        self.keys, self.values = (
+            t.new_zeros(largest.rows, t.shape[-3], largest.columns, t.shape[-1]) for t in (keys, values)
+        )
+        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes one token a row [rows, kv heads, 1, D] at the current column; returns the visible columns."""
-        self.keys.index_copy_(2, self.at, key_states)
-        self.values.index_copy_(2, self.at, value_states)
-        return self.keys[:, :, : self.visible], self.values[:, :, : self.visible]
+        step: Step = args[0]
+        rows, heads = key_states.shape[:2]
+        at = step.columns_of(heads)
+        for held, new in ((self.keys, key_states), (self.values, value_states)):
+            held.view(-1, held.shape[-1]).index_copy_(0, at, new.reshape(rows * heads, -1))
+        columns = step.shape.columns
+        return self.keys[:rows, :, :columns], self.values[:rows, :, :columns]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
 
@@ -124,28 +158,72 @@ class RowLayer(CacheLayerMixin):
         return self.keys.shape[2]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.visible, 0
+        return self.keys.shape[2], 0
 
     def get_max_length(self) -> int:
         return self.keys.shape[2]
 
 
 @dataclass(frozen=True)
-class RowLayout:
-    """Who sees whom when every row has one new token; takes the place of a packed batch's `Layout`.
+class Step:
+    """Who sees whom when every row has one new token; takes the place of a packed batch's `Layout`. The first ones, as
+    many as `shape` says, of the tensors of `GroupCache`; stride: columns of a reply in the storage."""
 
-    start: int64 [rows], first column of each row; at: int64 [1], the current column; columns: arange of all."""
-
-    start: Tensor
-    at: Tensor
-    columns: Tensor
+    shape: Shape
+    turn: Tensor
+    length: Tensor
+    grid: Tensor
+    cell: Tensor
+    stride: int
+    dtype: torch.dtype
+    made: dict[Any, Any] = field(default_factory=dict)
+    """What all layers share."""
 
     def dense(self, window: int | None = None) -> Tensor:
-        """bool [rows, 1, 1, columns]: from the row's start to the current column, `window` of them at most."""
-        sees = (self.columns >= self.start[:, None]) & (self.columns <= self.at)
+        """What is added to the scores, [1, 1, 1, n]: that of replies [rows, columns], then that of prompts [groups,
+        columns], or with a window [groups, width, columns]. A model takes it for a 4-D mask and passes it on as it is;
+        `split` takes it apart."""
+        _, columns, groups, width, prompt = self.shape
+        device = self.turn.device
+        at = self.turn[:, None] - 1
+        own = torch.arange(columns, device=device)
+        shared = torch.arange(prompt, device=device)
+        replies, prompts = own <= at, shared < self.length[:, None]
         if window is not None:
-            sees = sees & (self.at - self.columns < window)
-        return sees[:, None, None]
+            replies = replies & (at - own < window)
+            depth = self.length[:, None] + self.turn[self.grid].view(groups, width) - 1
+            prompts = prompts[:, None] & (depth[..., None] - shared < window)
+        sees = torch.cat([replies.flatten(), prompts.flatten()])
+        # finite: where a window sees nothing of a prompt, that part has weight zero and no NaN
+        low = torch.finfo(self.dtype).min / 2
+        return torch.zeros(sees.shape, dtype=self.dtype, device=device).masked_fill_(~sees, low)[None, None, None]
+
+    def split(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Of replies [rows, 1, 1, columns] and of prompts [groups, 1, 1 or width, columns], from `dense`."""
+        rows, columns, groups, _, prompt = self.shape
+        flat = mask.flatten()
+        replies, prompts = flat[: rows * columns], flat[rows * columns :]
+        return replies.view(rows, 1, 1, columns), prompts.view(groups, 1, -1, prompt)
+
+    def columns_of(self, heads: int) -> Tensor:
+        """int64 [rows * kv heads]: where the storage of replies, as [rows * kv heads * columns, D], takes a token."""
+        if ("columns", heads) not in self.made:
+            row = torch.arange(self.shape.rows * heads, device=self.turn.device).view(-1, heads) * self.stride
+            self.made["columns", heads] = (row + (self.turn[:, None] - 1)).flatten()
+        return self.made["columns", heads]
+
+    def order(self, heads: int, share: int) -> tuple[Tensor, Tensor]:
+        """The way of queries into the grid and back, for `share` query heads to each of `heads` kv heads. int64
+        [groups * kv heads * width * share], in this order: indices into queries [rows * kv heads * share]; int64
+        [rows * share * kv heads]: indices into outputs [groups * width * share * kv heads]."""
+        if ("order", heads, share) not in self.made:
+            device, shape = self.turn.device, self.shape
+            head, part = torch.arange(heads, device=device), torch.arange(share, device=device)
+            row = self.grid.view(shape.groups, 1, shape.width, 1) * (heads * share)
+            there = row + (head[:, None, None] * share + part)
+            back = (self.cell[:, None, None] * share + part[:, None]) * heads + head
+            self.made["order", heads, share] = there.flatten(), back.flatten()
+        return self.made["order", heads, share]
 
 
 def row_bucket(rows: int, most: int) -> int:
@@ -162,3 +240,18 @@ def column_bucket(columns: int) -> int:
     """The number of columns where `columns` are needed: a multiple of 64, above 512 of 256."""
     step = 64 if columns <= 512 else 256
     return -(-columns // step) * step
+
+
+def reply_bucket(columns: int) -> int:
+    """The number of columns that a step sees of replies of `columns`: 64 and its doubles, since replies grow through
+    all of them."""
+    size = 64
+    while size < columns:
+        size *= 2
+    return size
+
+
+def group_places(rows: int, asked: int, groups: int) -> int:
+    """How many prompts are held while `rows` of `asked` rows decode at once, which have `groups` prompts: those of the
+    rows, and as many again for groups of which few rows are left."""
+    return min(groups, rows, 2 * -(-rows * groups // asked))

@@ -30,8 +30,8 @@ def gumbel(keys: Tensor, position: int | Tensor, vocab_size: int) -> Tensor:
     row = _mix(keys + (offset if isinstance(offset, Tensor) else _wrap(offset)))
     entries = torch.arange(vocab_size, device=keys.device, dtype=torch.int64)
     bits = _shift(_mix(row[:, None] + entries * _GOLDEN), 12)
-    uniform = (bits.double() + 0.5) * 2.0**-52  # exact in float64, so never 0 nor 1
-    return -torch.log(-torch.log(uniform)).float()
+    uniform = bits.double().add_(0.5).mul_(2.0**-52)  # exact in float64, so never 0 nor 1
+    return uniform.log_().neg_().log_().float().neg_()
 
 
 def _wrap(x: int) -> int:
@@ -40,11 +40,17 @@ def _wrap(x: int) -> int:
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
-    return x ^ _shift(x, 31)
+    """Of x, which it writes over."""
+    x ^= _shift(x, 30)
+    x *= _MIX1
+    x ^= _shift(x, 27)
+    x *= _MIX2
+    x ^= _shift(x, 31)
+    return x
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    shifted = x >> bits
+    shifted &= (1 << (64 - bits)) - 1
+    return shifted

@@ -1,8 +1,8 @@
-"""The fast rollout engine: each prompt is encoded and prefilled once, its keys and values are forked to all of its
+"""The fast rollout engine: each prompt is encoded and prefilled once, its keys and values are held once for all of its
 completions, and all completions decode in one batch that rows leave and enter.
 
-Rows with the same prompt form a group. Groups enter longest prompt first, so that a prompt always fits to the left of
-the current column. docs/rollout.md says how it works and what is exact.
+Rows with the same prompt form a group. Groups enter longest prompt first. docs/rollout.md says how it works and what is
+exact.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,14 +20,14 @@ from transformers import DynamicCache
 
 from dyme.families.base import Family, Prompt
 from dyme.packing import pack
-from dyme.rollout.cache import RowCache, RowLayout, column_bucket, row_bucket
+from dyme.rollout.attention import decoding
+from dyme.rollout.cache import GroupCache, Shape, column_bucket, group_places, reply_bucket, row_bucket
 from dyme.rollout.graphs import StepGraphs
 from dyme.rollout.sampler import draw, seen_tokens
 from dyme.rollout.types import Finished, Rollout, RolloutRow, Sampling, ignore
 
 PREFILL_TOKENS = 8192  # padded tokens of the prompts that are prefilled together
 CHECK_EVERY = 8  # steps between two looks at which rows are finished: each look waits for the device
-ROOM = 32  # columns that are free, at least, whenever the cache gets another shape
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ class Prefilled:
     position: int
 
 
+@dataclass(frozen=True)
+class Held:
+    """A group whose prompt is in the cache: its place there, and of `Prefilled` what rows that enter later need."""
+
+    place: int
+    logits: Tensor
+    position: int
+
+
 @torch.no_grad()
 def generate(
     family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampling: Sampling, finished: Finished = ignore
@@ -62,7 +71,7 @@ def generate(
 @contextmanager
 def _masked_attention(model: Any) -> Iterator[None]:
     """flash-attn takes no masks, eager attention no bool ones, and FlexAttention compiles for each: in here the
-    decoder's attention is sdpa."""
+    decoder prefills with sdpa."""
     config = model.config.get_text_config()
     own = config._attn_implementation
     config._attn_implementation = "sdpa"
@@ -91,23 +100,22 @@ def _digest(prompt: Prompt) -> bytes:
     return content.digest()
 
 
-def prefill(family: Family, model: nn.Module, prompts: Sequence[Prompt]) -> list[Prefilled]:
-    """Runs prompts through image tower and decoder, those of similar length together."""
-    out: list[Prefilled] = []
-    at = 0
+def prefill_batches(prompts: Sequence[Prompt]) -> list[int]:
+    """How many of `prompts`, which come longest first, are prefilled together each time: those of similar length."""
+    sizes, at = [], 0
     while at < len(prompts):
-        together = [prompts[at]]
-        for prompt in prompts[at + 1 :]:  # they come longest first
-            longest = len(together[0])
-            if len(prompt) * 4 < longest * 3 or (len(together) + 1) * longest > PREFILL_TOKENS:
+        longest, size = len(prompts[at]), 1
+        while at + size < len(prompts):
+            if len(prompts[at + size]) * 4 < longest * 3 or (size + 1) * longest > PREFILL_TOKENS:
                 break
-            together.append(prompt)
-        out += _prefill_together(family, model, together)
-        at += len(together)
-    return out
+            size += 1
+        sizes.append(size)
+        at += size
+    return sizes
 
 
-def _prefill_together(family: Family, model: nn.Module, prompts: Sequence[Prompt]) -> list[Prefilled]:
+def prefill(family: Family, model: nn.Module, prompts: Sequence[Prompt]) -> list[Prefilled]:
+    """Runs prompts through image tower and decoder as one padded batch."""
     weight = next(model.parameters())
     batch = pack(family, [(prompt, ()) for prompt in prompts], frozenset()).to(weight.device, weight.dtype)
     cache = DynamicCache()
@@ -126,10 +134,11 @@ def _prefill_together(family: Family, model: nn.Module, prompts: Sequence[Prompt
     ]
 
 
-def most_columns(prompt: int, reply: int) -> int:
-    """Columns of the cache for prompts of `prompt` tokens at most and `reply` new ones: no row is longer until it is
-    taken out, and columns before all rows fall away when the cache is full."""
-    return column_bucket(prompt + reply + CHECK_EVERY + ROOM)
+def largest_shape(rows: int, asked: Sequence[int], prompt: int, reply: int) -> Shape:
+    """The most that the cache holds while `rows` decode at once. asked: rows of each group; prompt, reply: tokens of
+    the longest."""
+    groups = group_places(rows, sum(asked), len(asked))
+    return Shape(rows, reply_bucket(reply), groups, min(rows, max(asked)), column_bucket(prompt))
 
 
 class DecodeBatch:
@@ -142,25 +151,25 @@ class DecodeBatch:
         self.family, self.model, self.sampling, self.tell = family, model, sampling, finished
         self.keys = [row.key for row in rows]
         self.groups = group_rows(rows)
-        self.waiting = deque((group, row) for group in self.groups for row in group.rows)
-        self.ready: dict[int, Prefilled] = {}  # of groups of which rows are still waiting, by id
+        self.waiting = deque((index, row) for index, group in enumerate(self.groups) for row in group.rows)
+        self.held: dict[int, Held] = {}  # groups that have rows here or, begun, still waiting
         self.most = min(sampling.batch_size, len(rows))
-        self.slots: list[int | None] = []  # row of each place in the batch
+        self.slots: list[tuple[int, int] | None] = []  # group and row of each place in the batch
         self.begun: list[int] = []  # step at which it entered
-        self.starts: list[int] = []  # its first column
+        asked = [len(group.rows) for group in self.groups]
+        self.largest = largest_shape(self.most, asked, len(self.groups[0].prompt), sampling.max_new_tokens)
         self.steps = 0
         self.done: dict[int, Rollout] = {}
 
         device = next(model.parameters()).device
         whole, most, tokens = torch.int64, self.most, sampling.max_new_tokens
         self.device = device
-        self.cache: RowCache | None = None
+        self.cache: GroupCache | None = None
         self.graphs = StepGraphs(device, tokens)
         self.token = torch.zeros(most, dtype=whole, device=device)
         self.position = torch.zeros(most, dtype=whole, device=device)
-        self.start = torch.zeros(most, dtype=whole, device=device)
         self.key = torch.zeros(most, dtype=whole, device=device)
-        self.turn = torch.zeros(most, dtype=whole, device=device)  # tokens of the completion so far
+        self.turn = torch.ones(most, dtype=whole, device=device)  # tokens of the completion so far
         self.finished = torch.ones(most, dtype=torch.bool, device=device)
         self.index = torch.arange(most, device=device)
         self.tokens = torch.zeros(most, tokens + 1, dtype=whole, device=device)  # what is too much goes last
@@ -168,7 +177,6 @@ class DecodeBatch:
         self.seen: Tensor | None = None
         if sampling.repetition_penalty != 1.0:
             self.seen = torch.zeros(most, family.vocab_size, dtype=torch.bool, device=device)
-        self.columns = torch.arange(most_columns(len(self.groups[0].prompt), tokens), device=device)
         self.banned = torch.tensor(family.forbidden_ids, dtype=whole, device=device)
         self.stops = torch.tensor(family.stop_ids, dtype=whole, device=device)
         self.axes = family.prompt_positions(self.groups[0].prompt)[0].shape[:-1]  # (3,) with M-RoPE
@@ -188,58 +196,76 @@ class DecodeBatch:
     # --- rows come and go ----------
 
     def _enter(self) -> None:
-        """Fills free places with waiting rows, when there are enough of them to be worth a prefill."""
+        """Fills free places with waiting rows, when there are enough of them to be worth a prefill and there is room
+        for their prompts."""
         if not self.waiting:
             return
         if not self.living:
             self.slots = [None] * row_bucket(min(self.most, len(self.waiting)), self.most)
-            self.begun, self.starts = [0] * len(self.slots), [0] * len(self.slots)
+            self.begun = [0] * len(self.slots)
         free = [place for place, row in enumerate(self.slots) if row is None]
         if len(free) < min(len(self.waiting), max(1, len(self.slots) // 8)):
             return
-        fresh = not self.living
-        entering: dict[int, tuple[Group, list[int]]] = {}
-        for place in free[: len(self.waiting)]:
-            group, row = self.waiting.popleft()
-            self.slots[place] = row
-            entering.setdefault(id(group), (group, []))[1].append(place)
-        new = [group for at, (group, _) in entering.items() if at not in self.ready]
-        made = prefill(self.family, self.model, [group.prompt for group in new])
-        self.ready.update((id(group), prefilled) for group, prefilled in zip(new, made, strict=True))
-        if fresh:
-            self._shape_anew(max(len(group.prompt) for group, _ in entering.values()))
-        for group, places in entering.values():
-            self._fork(group, self.ready[id(group)], places)
-        unfinished = {id(group) for group, _ in self.waiting}
-        self.ready = {at: prefilled for at, prefilled in self.ready.items() if at in unfinished}
+        entering: dict[int, list[int]] = {}
+        room = self.largest.groups - len(self.held)
+        for place in free:
+            if not self.waiting:
+                break
+            group = self.waiting[0][0]
+            if group not in self.held and group not in entering:
+                if not room:
+                    break
+                room -= 1
+            entering.setdefault(group, []).append(place)
+            self.slots[place] = self.waiting.popleft()
+            self.begun[place] = self.steps
+        if entering:
+            self._hold([group for group in entering if group not in self.held])
+            self._start(entering)
+            self._arrange()
 
-    def _shape_anew(self, filled: int) -> None:
+    def _hold(self, groups: list[int]) -> None:
+        """Prefills groups and puts their prompts into free places of the cache."""
+        at = 0
+        for size in prefill_batches([self.groups[group].prompt for group in groups]):
+            self._put_prompts(groups[at : at + size])  # one batch's keys and values are gone before the next one's come
+            at += size
+
+    def _put_prompts(self, groups: list[int]) -> None:
+        made = prefill(self.family, self.model, [self.groups[group].prompt for group in groups])
         if self.cache is None:
-            like = next(iter(self.ready.values())).layers
-            self.cache = RowCache(like, (self.most, len(self.columns)), whole=self.graphs.on)
-        self.cache.place(0)
-        self.cache.reshape((len(self.slots), column_bucket(filled + ROOM)), None, 0)
-        self.cache.place(filled)
-        self.start.zero_()  # places without a row must see something: attention to nothing is NaN, and NaN stays
+            whole = self.graphs.on or self.device.type != "cpu"  # kernels of a GPU want aligned masks
+            self.cache = GroupCache(made[0].layers, self.turn, self.largest, whole=whole)
+        taken = {held.place for held in self.held.values()}
+        free = [place for place in range(self.largest.groups) if place not in taken]
+        for group, place, prefilled in zip(groups, free, made, strict=False):
+            self.cache.put_prompt(place, prefilled.layers)
+            self.held[group] = Held(place, prefilled.logits, prefilled.position)
 
-    def _fork(self, group: Group, prefilled: Prefilled, places: list[int]) -> None:
-        """Puts rows of a group into the batch and draws their first tokens."""
-        assert self.cache is not None
+    def _start(self, entering: dict[int, list[int]]) -> None:
+        """Puts rows of groups into the batch and draws their first tokens."""
+        places = [place for own in entering.values() for place in own]
+        held = [self.held[group] for group, own in entering.items() for _ in own]
         at = torch.tensor(places, device=self.device)
-        self.cache.fork(at, prefilled.layers)
-        begin = self.cache.filled - len(group.prompt)
-        for place in places:
-            self.begun[place], self.starts[place] = self.steps, begin
-        rows = [row for place in places if (row := self.slots[place]) is not None]
+        rows = [row[1] for place in places if (row := self.slots[place]) is not None]
         self.key[at] = torch.tensor([self.keys[row] for row in rows], device=self.device)
-        self.start[at] = begin
-        self.position[at] = prefilled.position
+        self.position[at] = torch.tensor([one.position for one in held], device=self.device)
         self.turn[at] = 0
         self.finished[at] = False
         if self.seen is not None:
-            ids = group.prompt.input_ids.to(self.device)[None]
-            self.seen[at] = seen_tokens(ids, torch.ones_like(ids, dtype=torch.bool), self.seen.shape[1])
-        self._put(at, prefilled.logits.expand(len(places), -1))
+            for group, own in entering.items():
+                ids = self.groups[group].prompt.input_ids.to(self.device)[None]
+                self.seen[torch.tensor(own, device=self.device)] = seen_tokens(
+                    ids, torch.ones_like(ids, dtype=torch.bool), self.seen.shape[1]
+                )
+        self._put(at, torch.stack([one.logits for one in held]))
+
+    def _arrange(self) -> None:
+        """Tells the cache which rows there are and what they share."""
+        assert self.cache is not None
+        places = [None if row is None else self.held[row[0]].place for row in self.slots]
+        prompts = {held.place: len(self.groups[group].prompt) for group, held in self.held.items()}
+        self.cache.arrange(places, prompts)
 
     def _leave(self) -> None:
         """Takes finished rows out; where nobody waits, the batch shrinks to the next bucket."""
@@ -251,33 +277,30 @@ class DecodeBatch:
             for place, n, ids, logs in zip(leaving, turns, tokens, logprobs, strict=True):
                 row = self.slots[place]
                 assert row is not None
-                self.done[row] = Rollout(tuple(ids[:n]), ids[n - 1] not in self.family.stop_ids, tuple(logs[:n]))
-                self.tell(row, self.done[row])
+                self.done[row[1]] = Rollout(tuple(ids[:n]), ids[n - 1] not in self.family.stop_ids, tuple(logs[:n]))
+                self.tell(row[1], self.done[row[1]])
                 self.slots[place] = None
         living = self.living
+        used = {row[0] for row in self.slots if row is not None} | {group for group, _ in self.waiting}
+        self.held = {group: held for group, held in self.held.items() if group in used}
         if living and not self.waiting and row_bucket(len(living), self.most) < len(self.slots):
-            self._reshape(living)
+            self._shrink(living)
 
-    def _reshape(self, keep: list[int] | None) -> None:
-        """Moves rows `keep` to the front of a smaller batch (None: all stay); columns that nobody sees fall away, and
-        there is room for more."""
+    def _shrink(self, keep: list[int]) -> None:
+        """Moves rows `keep` to the front of a smaller batch, and their prompts to the front of the cache."""
         assert self.cache is not None
-        living = self.living
-        shift = min(self.starts[place] for place in living)
-        rows = len(self.slots) if keep is None else row_bucket(len(keep), self.most)
-        columns = column_bucket(self.cache.filled - shift + ROOM)
-        at = None if keep is None else torch.tensor(keep, device=self.device)
-        self.cache.reshape((rows, columns), at, shift)
-        if keep is not None and at is not None:
-            n, empty = len(keep), rows - len(keep)
-            kept = [self.token, self.position, self.start, self.key, self.turn, self.finished, self.tokens]
-            for tensor in [*kept, self.logprobs, *([] if self.seen is None else [self.seen])]:
-                tensor[:n] = tensor[at]
-            self.slots = [self.slots[place] for place in keep] + [None] * empty
-            self.begun = [self.begun[place] for place in keep] + [0] * empty
-            self.starts = [self.starts[place] for place in keep] + [0] * empty
-        self.start -= shift
-        self.starts = [start - shift for start in self.starts]
+        rows, n = row_bucket(len(keep), self.most), len(keep)
+        at = torch.tensor(keep, device=self.device)
+        self.cache.move_rows(at)
+        kept = [self.token, self.position, self.key, self.turn, self.finished, self.tokens, self.logprobs]
+        for tensor in [*kept, *([] if self.seen is None else [self.seen])]:
+            tensor[:n] = tensor[at]
+        self.slots = [self.slots[place] for place in keep] + [None] * (rows - n)
+        self.begun = [self.begun[place] for place in keep] + [0] * (rows - n)
+        if max(held.place for held in self.held.values()) >= len(self.held):
+            self.cache.move_groups(torch.tensor([held.place for held in self.held.values()], device=self.device))
+            self.held = {group: replace(held, place=place) for place, (group, held) in enumerate(self.held.items())}
+        self._arrange()
 
     # --- steps ----------
 
@@ -286,27 +309,32 @@ class DecodeBatch:
         living = self.living
         if not living:
             return
+        assert self.cache is not None
         left = max(self.begun[place] for place in living) + self.sampling.max_new_tokens - 1 - self.steps
-        for _ in range(min(CHECK_EVERY, left)):
-            assert self.cache is not None
-            if self.cache.filled == self.cache.shape[1]:
-                self._reshape(None)
-            self.graphs.run(self.cache.shape, self.step)
-            self.cache.note(self.cache.filled + 1)
-            self.steps += 1
+        first = min(self.begun[place] for place in living)
+        # inference mode: less to do for each operation. Not in a prefill: models keep some of what they make there
+        with decoding(self.model.config.get_text_config(), self.cache), torch.inference_mode():
+            for _ in range(min(CHECK_EVERY, left)):
+                self.cache.show(self.steps - first + 1)
+                self.graphs.run(self.cache.shape, self.step)
+                self.steps += 1
 
     def step(self) -> None:
         """One token more for each row. Reads and writes the tensors of this object and of the cache, nothing else."""
         cache = self.cache
         assert cache is not None
-        rows = cache.shape[0]
-        layout = RowLayout(self.start[:rows], cache.at, self.columns[: cache.visible])
-        mask = self.family.attention_mask(self.model, layout)  # type: ignore[arg-type]
-        position = self.position[:rows, None].expand(*self.axes, rows, 1)
-        hidden = self.family.hidden(self.model, self.token[:rows, None], mask, position, {}, cache)
+        layout, rows = cache.begin(), cache.shape.rows
+        out = self.family.language(
+            self.model
+        )(  # replies are text: nothing of what joins pictures to it
+            input_ids=self.token[:rows, None],
+            attention_mask=self.family.attention_mask(self.model, layout),  # type: ignore[arg-type]
+            position_ids=self.position[:rows, None].expand(*self.axes, rows, 1),
+            past_key_values=cache,
+            use_cache=True,
+        )
         self.position[:rows] += 1
-        cache.at += 1
-        self._put(slice(0, rows), self.family.head(self.model)(hidden[:, -1]))
+        self._put(slice(0, rows), self.family.head(self.model)(out.last_hidden_state[:, -1]))
 
     def _put(self, places: Tensor | slice, logits: Tensor) -> None:
         """Draws the next token of some places and notes what follows from it."""

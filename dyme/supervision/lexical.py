@@ -1,27 +1,33 @@
 """Lexical thinking checker: does a trace speak of the things and the numbers it should speak of?
 
-t is the mean of two F1 scores over sets, one of stemmed content words and one of numbers, against the union of the
-record's hint and facts. Sets, because saying a right word twice is worth nothing; two scores, because a few wrong
-readings must not drown in many right words.
+    t = (F1(content words) + F1(numbers)) / 2 * (1 - w c)
+
+The two F1 scores are over sets, of stemmed content words and of numbers, against the union of the record's hint and
+facts. Sets, because saying a right word twice is worth nothing; two scores, because a few wrong readings must not drown
+in many right words. c is the share of the trace's readings that the record's facts contradict (readings.py): the wrong
+number of one mark is often the right one of another, or stands in a careless hint, and so costs no F1. Different
+readings are counted once, so saying a right one again does not thin out a wrong one. w is the penalty's weight; a trace
+without contradicted readings keeps its t whatever w is.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from dyme.data.record import Record
 from dyme.rewards.numbers import NUMBER_WORDS, find_quantities
 from dyme.rewards.text import STOP_WORDS, plain, stem, words
+from dyme.supervision.readings import contradicted_share, without_step_numbers
+from dyme.supervision.settings import SupervisionConfig
 
-# "1. Find the red bar" and "Step 2:" number the steps, not the picture
-_ENUMERATION = re.compile(r"^[ \t]*(?:step[ \t]{1,3})?\d{1,2}[.):](?=[ \t])", re.MULTILINE | re.IGNORECASE)
-# mostly a pronoun ("the red one")
-_PRONOUN_ONE = re.compile(r"\bone\b", re.IGNORECASE)
 _SKIPPED = STOP_WORDS | NUMBER_WORDS
+
+
+Checker = Callable[[str, Record], float | None]
+"""t of a trace of a record, None where there is nothing to compare it with."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,9 @@ class Vocabulary:
     numbers: frozenset[str]
 
 
-def thinking_score(thinking: str, record: Record) -> float | None:
-    """t in [0, 1]; None (not scored) where hint and facts of the record hold neither content word nor number."""
+def thinking_score(thinking: str, record: Record, penalty: float = 0.0) -> float | None:
+    """t in [0, 1], with `penalty` in [0, 1] as w; None (not scored) where hint and facts of the record hold neither
+    content word nor number."""
     reference = _reference(record.hint or "", record.facts or "")
     if not reference.words and not reference.numbers:
         return None
@@ -43,7 +50,13 @@ def thinking_score(thinking: str, record: Record) -> float | None:
         scores.append(set_f1(given.words, reference.words))
     if reference.numbers:
         scores.append(set_f1(given.numbers, reference.numbers))
-    return sum(scores) / len(scores)
+    t = sum(scores) / len(scores)
+    return t * (1.0 - penalty * contradicted_share(thinking, record.facts)) if penalty and t else t
+
+
+def lexical_checker(cfg: SupervisionConfig) -> Checker | None:
+    """The lexical checker with the penalty of the settings; None where thinking is not checked."""
+    return None if cfg.checker == "none" else partial(thinking_score, penalty=cfg.contradiction_penalty)
 
 
 def vocabulary(text: str) -> Vocabulary:
@@ -54,11 +67,6 @@ def vocabulary(text: str) -> Vocabulary:
         frozenset(stem(word) for word in words(plain(text)) if word not in _SKIPPED),
         frozenset(f"{value + 0.0:.10g}" for value in values if not math.isnan(value)),
     )
-
-
-def without_step_numbers(text: str) -> str:
-    """`text` without the numbers of its steps ("1.", "Step 2:") and without the word "one"."""
-    return _PRONOUN_ONE.sub(" ", _ENUMERATION.sub(" ", text))
 
 
 def set_f1(given: Set[str], reference: Set[str]) -> float:

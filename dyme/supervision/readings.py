@@ -15,13 +15,17 @@ from functools import lru_cache
 
 from dyme.rewards.numbers import Quantity, find_quantities, is_unit, prepare
 from dyme.rewards.text import STOP_WORDS, stem
-from dyme.supervision.lexical import without_step_numbers
 
 MAX_LABEL_WORDS = 4
 """What is longer is a sentence about a number, not the name of a mark."""
 
 Label = tuple[str, ...]
 """The stemmed words of a label."""
+
+# "1. Find the red bar" and "Step 2:" number the steps, not the picture
+_ENUMERATION = re.compile(r"^[ \t]*(?:step[ \t]{1,3})?\d{1,2}[.):](?=[ \t])", re.MULTILINE | re.IGNORECASE)
+# mostly a pronoun ("the red one")
+_PRONOUN_ONE = re.compile(r"\bone\b", re.IGNORECASE)
 
 # a clause ends at a line, a semicolon, a question and a full stop, but not at the one in "U.S."
 _CLAUSE = re.compile(r"\n|[;?!]|(?<!\b[A-Za-z])\.(?=\s|$)")
@@ -65,6 +69,16 @@ class Faithfulness:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """One number that facts state of one label; `name` and `text` are label and number as they were written."""
+
+    label: Label
+    value: float
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class _Mark:
     """A label where a clause names it."""
 
@@ -82,6 +96,11 @@ class _Clause:
     """Whether it speaks of sums or differences: then only a number right behind its label is a reading."""
 
 
+def without_step_numbers(text: str) -> str:
+    """`text` without the numbers of its steps ("1.", "Step 2:") and without the word "one"."""
+    return _PRONOUN_ONE.sub(" ", _ENUMERATION.sub(" ", text))
+
+
 def faithfulness(trace: str, facts: str | None) -> Faithfulness:
     """How far the readings of a trace agree with the facts of its record; numbers agree within 1e-6 of the fact."""
     table = facts_table(facts or "")
@@ -90,21 +109,31 @@ def faithfulness(trace: str, facts: str | None) -> Faithfulness:
     return Faithfulness(agreed / len(found) if found else None, len(found))
 
 
+def contradicted_share(trace: str, facts: str | None) -> float:
+    """c in [0, 1]: contradicted readings / readings, different ones counted once; 0 for a trace without readings."""
+    share = faithfulness(trace, facts).share
+    return 0.0 if share is None else 1.0 - share
+
+
 @lru_cache(maxsize=16384)
 def facts_table(facts: str) -> Mapping[Label, frozenset[float]]:
     """The numbers that the facts state of each label: "red 4, blue: 2" -> {("red",): {4}, ("blue",): {2}}.
 
     Lists in brackets, clauses that do not end with their number and labels of more than four words are left out.
     """
+    table: dict[Label, set[float]] = {}
+    for fact in list_facts(facts):
+        table.setdefault(fact.label, set()).add(fact.value)
+    return {label: frozenset(values) for label, values in table.items()}
+
+
+@lru_cache(maxsize=16384)
+def list_facts(facts: str) -> tuple[Fact, ...]:
+    """What `facts_table` holds, in the order of the facts and as they were written."""
     while (shorter := _LIST.sub(" ", facts)) != facts:
         facts = shorter
-    table: dict[Label, set[float]] = {}
-    for clause in _CLAUSE.split(facts):
-        for part in re.split(_PART, clause):
-            fact = _fact(prepare(part).strip(" |"))
-            if fact:
-                table.setdefault(fact[0], set()).add(fact[1])
-    return {label: frozenset(values) for label, values in table.items()}
+    parts = (part for clause in _CLAUSE.split(facts) for part in re.split(_PART, clause))
+    return tuple(fact for part in parts if (fact := _fact(prepare(part).strip(" |"))))
 
 
 def find_readings(trace: str, table: Mapping[Label, frozenset[float]]) -> frozenset[tuple[Label, float]]:
@@ -115,7 +144,7 @@ def find_readings(trace: str, table: Mapping[Label, frozenset[float]]) -> frozen
     return frozenset(reading for clause in clauses for reading in _readings(clause))
 
 
-def _fact(clause: str) -> tuple[Label, float] | None:
+def _fact(clause: str) -> Fact | None:
     """The label and number of a clause that is a label, a number and at most one known unit."""
     numbers = find_quantities(clause)
     if not numbers or math.isnan(numbers[-1].value):
@@ -126,25 +155,29 @@ def _fact(clause: str) -> tuple[Label, float] | None:
     # "2010: 45" has a number in its label, "from 3 to 7" has not
     if (tail and not is_unit(tail)) or (len(numbers) > 1 and not head.endswith((":", "=", "|"))):
         return None
-    label = _label(head)
-    return (label, number.value) if label else None
-
-
-def _label(head: str) -> Label | None:
-    raw = _WORD.findall(head)
-    kept = list(raw)
-    while kept and kept[0].casefold() in _FILLERS | STOP_WORDS:
-        kept.pop(0)
-    while kept and kept[-1].casefold() in _FILLERS | STOP_WORDS:
-        kept.pop()
-    if not kept and len(raw) == 1 and raw[0][0].isupper():
-        kept = raw  # a label that is a stop word ("May") is known by its capital
-    year = len(kept) == 1 and re.fullmatch(r"[12]\d{3}", kept[0])
-    if not 1 <= len(kept) <= MAX_LABEL_WORDS or not (year or any(c.isalpha() for word in kept for c in word)):
+    kept = _label(head)
+    if not kept:
         return None
-    return tuple(map(_plain_word, kept))
+    label = tuple(_plain_word(word[0]) for word in kept)
+    return Fact(label, number.value, head[kept[0].start() : kept[-1].end()], clause[number.start : number.end].strip())
 
 
+def _label(head: str) -> list[re.Match[str]] | None:
+    raw = list(_WORD.finditer(head))
+    kept = list(raw)
+    while kept and kept[0][0].casefold() in _FILLERS | STOP_WORDS:
+        kept.pop(0)
+    while kept and kept[-1][0].casefold() in _FILLERS | STOP_WORDS:
+        kept.pop()
+    if not kept and len(raw) == 1 and raw[0][0][0].isupper():
+        kept = raw  # a label that is a stop word ("May") is known by its capital
+    year = len(kept) == 1 and re.fullmatch(r"[12]\d{3}", kept[0][0])
+    if not 1 <= len(kept) <= MAX_LABEL_WORDS or not (year or any(c.isalpha() for word in kept for c in word[0])):
+        return None
+    return kept
+
+
+@lru_cache(maxsize=65536)
 def _plain_word(word: str) -> str:
     """A stem; a capitalised stop word stays as it is, so that "May" is not "may"."""
     word = re.split("['’]", word)[0]
@@ -157,10 +190,11 @@ def _parse(part: str, table: Mapping[Label, frozenset[float]]) -> _Clause:
     numbers = [q for q in find_quantities(text) if not math.isnan(q.value)]
     tokens = list(_WORD.finditer(text))
     stems = tuple(_plain_word(token[0]) for token in tokens)
+    longest = max(map(len, table))
     marks: list[_Mark] = []
     at = 0
     while at < len(tokens):
-        size = next((n for n in range(min(MAX_LABEL_WORDS, len(tokens) - at), 0, -1) if stems[at : at + n] in table), 0)
+        size = next((n for n in range(min(longest, len(tokens) - at), 0, -1) if stems[at : at + n] in table), 0)
         if size:
             start, end = tokens[at].start(), tokens[at + size - 1].end()
             inside = [q for q in numbers if q.start < end and q.end > start]

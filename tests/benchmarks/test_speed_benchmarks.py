@@ -143,7 +143,7 @@ def test_the_bound_counts_what_a_decode_step_reads(checkpoint):
     table = other.get_input_embeddings().weight.numel()
     assert weight_bytes(untied, other) == 4 * (text - table + other.lm_head.weight.numel())
     # 3 layers, keys and values of 2 heads of 12 values of 4 bytes, halfway through 8 new tokens
-    assert kv_bytes(tied, model, [10, 20], 8) == 2 * 3 * 2 * 12 * 4 * (14 + 24)
+    assert kv_bytes(tied, model, [10, 20], 3, 8) == 2 * 3 * 2 * 12 * 4 * (10 + 12 + 20 + 12)
 
 
 def test_the_meter_sees_what_a_call_takes():

@@ -24,6 +24,7 @@ from dyme.families.check import adapted_linears, check, decoder_sizes
 from dyme.lora import add_lora
 from dyme.lora_config import LoraConfig
 from dyme.packing import pack
+from dyme.rollout.cache import column_bucket
 
 VISION = [name for name, (family, _) in sorted(makers().items()) if FAMILIES[family].modalities]
 
@@ -280,16 +281,18 @@ def test_settings_of_the_run_count(checkpoint, yaml_of):
     assert less.update["activations"] < plain.update["activations"]
     assert of(model={"packed_attention": "sdpa"}).update["attention mask"] == (1 + 4 * 3) * 8192**2
     assert of(method="sft").rollout == {}
-    assert of(rollout={"batch_size": 8}).rollout["KV cache"] * 32 == plain.rollout["KV cache"]
+    shared = of(rollout={"batch_size": 8}).rollout["KV cache"]  # 8 rows and 2 prompts; 256 and 32
+    longest = check(folder).pictures[0].prompt
+    prompt = mem.kv_cache(decoder_sizes(*load_family(folder)), 32, column_bucket(longest), 4)
+    assert shared * 32 - plain.rollout["KV cache"] == prompt
     away = of(zero={"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}})
     assert set(away.host) == {"weights", "gradients", "optimizer"} and set(away.stays) == {
         "gradient buckets",
         "rollout copy",
     }
     assert plain.peak == sum(plain.stays.values()) + sum(plain.update.values()) > sum(plain.rollout.values())
-    longest = check(folder).pictures[0].prompt + 256
     short = of(train={"token_budget": 8})  # a single row is never split
-    assert short.update["activations"] * 8192 == plain.update["activations"] * longest
+    assert short.update["activations"] * 8192 == plain.update["activations"] * (longest + 256)
     assert of(train={"logits_budget_mb": 300}).peak - plain.peak == 44 * 2**20
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from dyme.data.record import Record
 from dyme.rewards import compose
 from dyme.rewards.compose import RewardConfig, score
+from dyme.supervision.lexical import thinking_score
 
 CHART = Record(id="c", question="?", answers=("7",), hint="The red bar shows 7.")
 BARE = Record(id="b", question="?", answers=("blue",))
@@ -16,10 +17,10 @@ BROKEN = Record(id="x", question="?", answers=("wolf",), choices=("cat", "dog"))
 PERFECT = "The red bar shows 7. Answer: 7"
 
 
-def rate(texts, records, truncated=None, style="think", **settings_):
+def rate(texts, records, truncated=None, style="think", checker=thinking_score, **settings_):
     config = RewardConfig.model_validate(settings_)
     cut = [False] * len(texts) if truncated is None else truncated
-    return score(texts, records, truncated=cut, config=config, flag="Answer:", style=style)
+    return score(texts, records, truncated=cut, config=config, flag="Answer:", style=style, checker=checker)
 
 
 def test_parts_and_sum():
@@ -54,8 +55,8 @@ def test_records_without_reference_have_no_thinking_weight():
     assert (got.thinking[0], got.reward[0], bool(got.scored[0])) == (0.0, 2.0, True)
 
 
-def test_thinking_none_drops_the_checker():
-    got = rate([PERFECT], [CHART], thinking="none")
+def test_without_a_checker_thinking_is_zero():
+    got = rate([PERFECT], [CHART], checker=None)
     assert (got.thinking[0], got.reward[0]) == (0.0, 2.0)
 
 

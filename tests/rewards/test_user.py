@@ -25,6 +25,7 @@ from dyme.rewards.columns import pictures, reward_columns
 from dyme.rewards.compose import RewardConfig, UserScores, check, compose
 from dyme.rewards.schedule import WeightSchedule
 from dyme.rewards.user import load_rewards
+from dyme.supervision.lexical import thinking_score
 
 RECORDS = [
     Record(id="a", question="red?", answers=("7", "seven"), hint="The red bar shows 7.", kind="value"),
@@ -275,9 +276,7 @@ def test_calls_of_a_function_run_at_the_same_time_but_not_all(written):
 
 def test_calls_that_hang_leave_room_for_others(written):
     rewards = written(SLOW, "hangs", timeout_s=0.1)
-    calls = [
-        rewards.start(COLUMNS, list, 2) for _ in range(MAX_HANGING + 1)
-    ]  # all but the last time out in the meantime
+    calls = [rewards.start(COLUMNS, list, 2) for _ in range(MAX_HANGING)]
     assert [call.outcome([1.0]).errors for call in calls] == [{"hangs: time_out": 2}] * MAX_HANGING
     assert rewards.start(COLUMNS, list, 2).outcome([1.0]).errors == {"hangs: busy": 2}
     rewards.rewards[0].function.__globals__["gate"].set()
@@ -357,7 +356,7 @@ def test_weight_schedules(schedule, expected):
 def composed(values, failed, own, **settings):
     config = RewardConfig.model_validate({"user": [{"function": "a.py:f"}], **settings})
     user = UserScores(np.array(values, dtype=float), np.array(failed, dtype=bool), tuple(own))
-    checked = check(TEXTS, RECORDS, truncated=[False, False], config=config, flag="Answer:")
+    checked = check(TEXTS, RECORDS, truncated=[False, False], config=config, flag="Answer:", checker=thinking_score)
     return compose(checked, config, user)
 
 

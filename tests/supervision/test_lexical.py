@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dyme.data import ChartsSource, load_records
 from dyme.data.record import Record
 from dyme.supervision.lexical import Vocabulary, set_f1, thinking_score, vocabulary
 
@@ -95,3 +96,47 @@ def test_any_text_stays_in_range_and_a_copy_is_perfect(thinking, hint):
 def test_long_thinking_is_quick():
     text = "1. " * 1000 + "abc1" * 2000 + "x" * 10_000
     assert thinking_score(text, BARS) == 0.0
+
+
+CHART = record(hint="well i see red 4 maybe blue 3 probably red", facts="red 4, blue 2, green 7")
+
+
+@pytest.mark.parametrize(
+    ("thinking", "contradicted"),
+    [
+        ("red 4, blue 2, green 7", 0),
+        ("red 4, blue 3, green 7", 1 / 3),  # the hint misreads blue too, so the 3 costs no F1
+        ("red 4, blue 7", 1 / 2),  # 7 is the number of another mark
+        ("red 2, blue 4", 1),
+        ("red 4 maybe red 4 maybe red 4, blue 7", 1 / 2),  # saying the right one again thins nothing out
+        ("red 4 red 4 blue 2 green 7", 0),
+        ("red 1, red 2, red 3, red 4, red 5", 4 / 5),  # nor does listing everything help
+        ("largest is green", 0),
+        ("4 + 2 = 6", 0),
+        ("", 0),
+    ],
+)
+@pytest.mark.parametrize("penalty", [0.0, 0.4, 1.0])
+def test_contradicted_readings_cost_their_share(thinking, contradicted, penalty):
+    without = thinking_score(thinking, CHART)
+    expected = pytest.approx(without * (1 - penalty * contradicted), abs=1e-12)
+    assert thinking_score(thinking, CHART, penalty) == expected
+
+
+def test_the_penalty_tells_a_misread_trace_from_a_right_one():
+    """A low trace of the generator whose misreading gives a number that another mark has: the sets are the same."""
+    right, wrong = "red 4, blue 2, green 7", "red 4, blue 7, green 7, 2"
+    item = record(facts="red 4, blue 2, green 7")
+    assert thinking_score(right, item) == thinking_score(wrong, item) == 1.0
+    assert thinking_score(right, item, 1.0) == 1.0 and thinking_score(wrong, item, 1.0) == pytest.approx(2 / 3)
+
+
+def test_only_facts_can_contradict():
+    assert thinking_score("red 5", record(hint="red 4"), 1.0) == thinking_score("red 5", record(hint="red 4"))
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.0])
+def test_traces_without_contradicted_readings_keep_their_score(wrong):
+    source = ChartsSource(count=80, trace="low", wrong_reading_probability=wrong)
+    pairs = [(thinking_score(r.hint, r), thinking_score(r.hint, r, 1.0)) for r in load_records(source, 0.0)]
+    assert all(after < before if wrong else after == before for before, after in pairs)

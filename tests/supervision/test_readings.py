@@ -10,7 +10,14 @@ import pytest
 from conftest import ROOT
 
 from dyme.data import ChartsSource, load_records
-from dyme.supervision.readings import Faithfulness, facts_table, faithfulness, find_readings
+from dyme.supervision.readings import (
+    Faithfulness,
+    contradicted_share,
+    facts_table,
+    faithfulness,
+    find_readings,
+    list_facts,
+)
 
 FACTS = "red 4, blue 2, green 7, May 3, 2010: 5"
 
@@ -143,3 +150,19 @@ def test_facts_that_describe_instead_of_listing_values_are_not_judged(data_root,
     rows = [json.loads(line) for line in lines]
     assert len(rows) > 300
     assert not [row["facts"] for row in rows if facts_table(row["facts"])]
+
+
+def test_facts_in_their_order_and_as_written():
+    found = list_facts("Dark Red: 1,200; the red bar shows 3%.\nMay = 2.50, 2010: 45")
+    assert [(fact.name, fact.text, fact.value) for fact in found] == [
+        ("Dark Red", "1,200", 1200.0),
+        ("red", "3", 3.0),
+        ("May", "2.50", 2.5),
+        ("2010", "45", 45.0),
+    ]
+
+
+def test_contradicted_share():
+    assert contradicted_share("red 4, blue 3, blue 3", FACTS) == 0.5
+    assert contradicted_share("red 9", FACTS) == 1.0
+    assert contradicted_share("I see bars.", FACTS) == contradicted_share("red 4", None) == 0.0

@@ -1,0 +1,210 @@
+"""What supervision costs and what it is worth, on the quickstart's charts.
+
+    python -m benchmarks.supervision --base runs/quickstart_base/export [--out DIR] [--parts calls latency quality]
+
+calls: questions to a judge in each step, against the scheme that asks K times to extract facts, K times to rate and K
+times to refine for every group of K rollouts. latency: seconds that a step waits for a judge that takes 300 ms, and
+with its answers cached. quality: no supervision against lexical checker and rules refiner over seeds.
+Writes DIR/supervision.json after every run, and supervision.png; runs that are done are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.supervision.picture import save
+from dyme.checkpoint import versions
+from dyme.config import load_config
+from dyme.data import load_records
+from dyme.metrics import read_jsonl
+from dyme.supervision.readings import contradicted_share
+from tests.supervision.judge.server import Call, JudgeServer
+
+PARTS = ("calls", "latency", "quality")
+CONFIG = "configs/quickstart.yaml"
+LATENCY_MS = 300
+JUDGED = ("supervision.checker=judge", "supervision.refiner=judge", "run.export=false", "run.eval_records=32")
+ARMS = {
+    "none": ("supervision.checker=none", "supervision.refiner=none"),
+    "lexical + rules": ("supervision.checker=lexical", "supervision.refiner=rules"),
+}
+
+
+def answer(call: Call) -> dict[str, Any]:
+    """A judge that reads the fenced texts: a rating that depends on the trace alone, a trace of all readings."""
+    texts = dict(re.findall(r"<<<(\w+) \w+\n(.*?)\n\w+ \w+>>>", call.user, re.DOTALL))
+    if call.purpose == "check":
+        traces = [text for name, text in texts.items() if name.startswith("TRACE")]
+        shares = [contradicted_share(trace, texts.get("FACTS", "")) for trace in traces]
+        ratings = ["low" if share > 0.5 else "medium" if share else "high" for share in shares]
+        return {"ratings": ratings} if len(ratings) > 1 else {"rating": ratings[0]}
+    if call.purpose == "refine":
+        return {"trace": f"{texts.get('FACTS', '')} so {texts['ANSWER']}"}
+    return {"template": "{name} {value} so {answer}"} if call.purpose == "template" else {"better": "first"}
+
+
+def train(run: Path, *overrides: object, ranks: int) -> list[dict[str, Any]]:
+    """The steps of a run in folder `run`, which is made unless it is there."""
+    if not (run / "DONE").exists():
+        command = ["deepspeed", f"--num_gpus={ranks}", f"--master_port={20000 + os.getpid() % 20000}"]
+        command += ["launchers/train.py", "--config", CONFIG, f"run.dir={run}", *map(str, overrides)]
+        subprocess.run(command, check=True)
+    return [line for line in read_jsonl(run / "metrics.jsonl") if not line.get("eval")]
+
+
+def calls(options: argparse.Namespace) -> dict[str, Any]:
+    """A whole run with a judge that answers at once."""
+    with JudgeServer(answer) as server:
+        steps = train(options.out / "calls", *_judge(server), *JUDGED, *_base(options), ranks=options.ranks)
+        by_purpose = {purpose: server.count(purpose) for purpose in ("check", "refine", "template", "compare")}
+    cfg = load_config(CONFIG)
+    groups, size = cfg.rollout.prompts_per_step, cfg.rollout.group_size
+    sent = [line["supervision/judge/sent"] for line in steps]
+    tenth = max(1, len(sent) // 10)
+    return {
+        "steps": len(steps),
+        "groups": groups,
+        "group_size": size,
+        "sent": sum(sent),
+        "by_purpose": by_purpose,
+        "per_step": sum(sent) / len(sent),
+        "per_step_first_tenth": sum(sent[:tenth]) / tenth,
+        "per_step_last_tenth": sum(sent[-tenth:]) / tenth,
+        "most_in_a_step": max(sent),
+        "naive_per_step": 3 * groups * size,
+        "naive_without_extraction": 2 * groups * size,
+    }
+
+
+def latency(options: argparse.Namespace) -> dict[str, Any]:
+    """The same steps three times: a judge that answers at once, one of 300 ms, and the second one's cache."""
+    out, found = options.out, {}
+    cache = f"judge.cache={out / 'latency-cache'}"
+    start = (f"model.path={options.trained}", "train.max_steps=20", "run.eval_every=0", "optim.warmup_steps=0")
+    arms = {"0 ms": (0.0, ()), f"{LATENCY_MS} ms": (LATENCY_MS, (cache,)), "cached": (LATENCY_MS, (cache,))}
+    for name, (ms, more) in arms.items():
+        with JudgeServer(answer, latency_ms=ms) as server:
+            run = out / f"latency-{name.replace(' ', '')}"
+            steps = train(run, *_judge(server), *JUDGED, *start, *more, "judge.concurrency=64", ranks=options.ranks)
+        waits = sorted(line["time/judge"] for line in steps[1:])
+        found[name] = {
+            "questions_a_step": sum(line["supervision/judge/asked"] for line in steps) / len(steps),
+            "sent_a_step": sum(line["supervision/judge/sent"] for line in steps) / len(steps),
+            "wait_median_s": waits[len(waits) // 2],
+            "wait_most_s": waits[-1],
+            "score_and_refine_median_s": _median([line["time/score"] + line["time/refine"] for line in steps[1:]]),
+        }
+    return found
+
+
+def quality(options: argparse.Namespace) -> dict[str, Any]:
+    """Held-out accuracy, contradicted readings and collapse of each arm and seed."""
+    found: dict[str, Any] = {}
+    for seed in options.seeds:
+        for arm, overrides in ARMS.items():
+            run = options.out / f"quality-{arm.replace(' ', '')}-{seed}"
+            seeded = (f"run.seed={seed}", "run.eval_every=0", "run.eval_records=512", *overrides, *_base(options))
+            train(run, *seeded, ranks=options.ranks)
+            if not (run / "evaluation" / "summary.json").exists():
+                command = ["deepspeed", f"--num_gpus={options.ranks}", "launchers/evaluate.py", "--config", CONFIG]
+                subprocess.run([*command, f"run.dir={run}", "evaluate.direct_template=null"], check=True)
+            found.setdefault(arm, []).append({"seed": seed, **_figures(run)})
+            _write(options.out, {"quality": _summed(found)})
+    return _summed(found)
+
+
+def _figures(run: Path) -> dict[str, float]:
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    cfg = load_config(run / "config.yaml")
+    assert cfg.data.eval is not None
+    facts = {record.id: record.facts for record in load_records(cfg.data.eval, 0.0)}
+    replies = [
+        (item["id"], reply) for item in read_jsonl(run / "evaluation" / "items.jsonl") for reply in item["think"]
+    ]
+    shares = [contradicted_share(reply["thinking"], facts[id]) for id, reply in replies]
+    read = [share for share, (_, reply) in zip(shares, replies) if reply["readings"]]
+    return {
+        "accuracy": summary["eval_accuracy"],
+        "contradicted": sum(read) / len(read) if read else math.nan,
+        "with_readings": len(read) / len(replies),
+        "collapse": summary["collapse_rate"],
+        "wall_s": summary["wall_s"],
+    }
+
+
+def _summed(found: dict[str, Any]) -> dict[str, Any]:
+    """Mean and the half width of its 95 % interval over seeds (Student's t)."""
+    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+    out = {}
+    for arm, runs in found.items():
+        out[arm] = dict[str, Any](runs=runs)
+        for name in ("accuracy", "contradicted", "collapse"):
+            values = [run[name] for run in runs]
+            n, mean = len(values), sum(values) / len(values)
+            spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else math.nan
+            out[arm][name] = {"mean": mean, "half_width": quantile.get(n, math.nan) * spread / math.sqrt(n)}
+    return out
+
+
+def _judge(server: JudgeServer) -> tuple[str, ...]:
+    return (f"judge.endpoints=[{{url: '{server.url}', model: scripted}}]",)
+
+
+def _base(options: argparse.Namespace) -> tuple[str, ...]:
+    return (f"model.path={options.base}", *([f"train.max_steps={options.steps}"] if options.steps else []))
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _write(out: Path, found: dict[str, Any]) -> dict[str, Any]:
+    path = out / "supervision.json"
+    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    held |= {"versions": versions(), "command": "python -m benchmarks.supervision " + " ".join(sys.argv[1:]), **found}
+    path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+    return held
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--base", type=Path, default=Path("runs/quickstart_base/export"), help="stage 1 of the quickstart"
+    )
+    parser.add_argument("--trained", type=Path, default=Path("runs/quickstart/export"), help="stage 2, for latency")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/supervision"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--steps", type=int, help="steps of a run in place of the quickstart's 200")
+    parser.add_argument("--ranks", type=int, default=2)
+    options = parser.parse_args(arguments)
+    for folder in {options.base} | ({options.trained} if "latency" in options.parts else set()):
+        if not folder.is_dir():
+            print(f"error: {folder} does not exist: run make quickstart, or name a checkpoint", file=sys.stderr)
+            return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    functions: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "calls": calls,
+        "latency": latency,
+        "quality": quality,
+    }
+    held: dict[str, Any] = {}
+    for part in options.parts:
+        held = _write(options.out, {part: functions[part](options)})
+    if "quality" in held:
+        save(held["quality"], options.out / "supervision.png")
+    print(json.dumps({part: held[part] for part in PARTS if part in held}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

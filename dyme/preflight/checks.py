@@ -1,0 +1,212 @@
+"""The checks: reports of all ranks in, findings out. Pure functions, so each can be shown a fault."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dyme.preflight.facts import GIB, Facts
+
+HELD = 0.1  # share of a GPU's memory that may be held before the run: CUDA contexts of this very check
+SKEW_S = 1.0
+SLOW_GB_S = 2.0  # an all-reduce over NCCL between nodes; TCP on 10 Gbit/s stays below, InfiniBand is far above
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table. `mend` is empty where all is well."""
+
+    check: str
+    status: Literal["ok", "warn", "fail"]
+    found: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """An all-reduce over all ranks: its result was right, bytes a second per rank on the wire, seconds of a small one;
+    `error` is "" or why there is none."""
+
+    backend: str
+    right: bool = True
+    bytes_per_s: float = 0.0
+    latency_s: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What the ranks found out together. unseen: {node: nodes whose file in the run folder it cannot read};
+    clocks: {node: seconds ahead of rank 0}; needed: bytes the run will write."""
+
+    world_size: int
+    reports: Sequence[Facts]
+    unseen: Mapping[str, Sequence[str]]
+    clocks: Mapping[str, float]
+    bandwidth: Bandwidth | None
+    needed: int
+
+
+def check(meeting: Meeting) -> list[Finding]:
+    """All findings; the run should not start where one is "fail"."""
+    if len(meeting.reports) < meeting.world_size:
+        return [ranks(meeting)]  # the rest is not known before all have come
+    checks: list[Callable[[Meeting], Finding]] = [ranks, versions, gpus, gpu_memory, run_folder, disk]
+    return [one(meeting) for one in (*checks, data, model, same_contents, clocks, all_reduce)]
+
+
+def ranks(m: Meeting) -> Finding:
+    nodes = Counter(f.node for f in m.reports)
+    if len(m.reports) == m.world_size:
+        uneven = len(set(nodes.values())) > 1
+        shape = ", ".join(f"{n}: {c}" for n, c in nodes.items()) if uneven else f"{len(m.reports) // len(nodes)} each"
+        return Finding("ranks", "ok", f"{_count(m.world_size, 'rank')} on {_count(len(nodes), 'node')} ({shape})")
+    missing = sorted(set(range(m.world_size)) - {f.rank for f in m.reports})
+    return Finding(
+        "ranks",
+        "fail",
+        f"{_count(len(missing), 'rank')} did not report: {_few(missing)}; seen: {_few(nodes) or 'none'}",
+        "look at the node that is not listed: can it reach rank 0's address and port (firewall, wrong interface)?",
+    )
+
+
+def versions(m: Meeting) -> Finding:
+    names = sorted({name for f in m.reports for name in f.versions})
+    odd = []
+    for name in names:
+        odd += [f"{who}: {name} {value} (others {usual})" for who, value, usual in _odd(m, name)]
+    mend = "install the same environment on every node, or use one that lies on a shared file system"
+    if odd:
+        return Finding("versions", "fail", _few(odd), mend)
+    first = m.reports[0].versions
+    missing = [name for name in names if first[name] == "missing"]
+    if missing:
+        return Finding("versions", "fail", f"not installed: {_few(missing)}", "pip install -e . in this environment")
+    return Finding("versions", "ok", ", ".join(f"{name} {first[name]}" for name in ("python", "torch", "deepspeed")))
+
+
+def gpus(m: Meeting) -> Finding:
+    without = [_place(f) for f in m.reports if f.gpu is None]
+    if len(without) == m.world_size:
+        return Finding("GPUs", "ok", "none: the run uses CPUs")
+    if without:
+        return Finding("GPUs", "fail", f"no GPU for {_few(without)}", "start one rank for each GPU (slots, --gpus)")
+    names = Counter(f.gpu.name for f in m.reports if f.gpu)
+    usual = names.most_common(1)[0][0]
+    odd = [f"{_place(f)}: {f.gpu.name}" for f in m.reports if f.gpu and f.gpu.name != usual]
+    if odd:
+        return Finding(
+            "GPUs", "warn", f"{_few(odd)} (others {usual})", "choose nodes of one kind: the slowest sets the pace"
+        )
+    per_node = Counter(f.node for f in m.reports)
+    if len(set(per_node.values())) > 1:
+        counts = ", ".join(f"{node}: {n}" for node, n in per_node.items())
+        return Finding("GPUs", "warn", counts, "use as many GPUs on every node")
+    return Finding("GPUs", "ok", f"{m.world_size} x {usual}")
+
+
+def gpu_memory(m: Meeting) -> Finding:
+    held = [f for f in m.reports if f.gpu and f.gpu.total - f.gpu.free > HELD * f.gpu.total]
+    if held:
+        told = [f"{_place(f)}: {(f.gpu.total - f.gpu.free) / GIB:.0f} GiB held" for f in held if f.gpu]
+        return Finding(
+            "GPU memory", "fail", _few(told), "end the other program (nvidia-smi names it), or drop the node"
+        )
+    least = min((f.gpu.total for f in m.reports if f.gpu), default=0)
+    return Finding("GPU memory", "ok", f"{least / GIB:.0f} GiB each, free" if least else "-")
+
+
+def run_folder(m: Meeting) -> Finding:
+    closed = [f"{f.node}: {f.writable}" for f in _leaders(m) if f.writable]
+    if closed:
+        return Finding("run folder", "fail", _few(closed), "give run.dir a folder that every node may write")
+    unseen = [f"{node} does not see what {_few(others)} wrote" for node, others in m.unseen.items() if others]
+    if unseen:
+        return Finding("run folder", "fail", _few(unseen), "put run.dir on a file system that all nodes share")
+    return Finding("run folder", "ok", "written and read by every node")
+
+
+def disk(m: Meeting) -> Finding:
+    writers = [f for f in _leaders(m) if not f.writable]
+    if not writers:
+        return Finding("disk", "fail", "not known", "see run folder")
+    least = min(writers, key=lambda f: f.disk_free)
+    told = f"{least.disk_free / GIB:.1f} GiB free, {m.needed / GIB:.1f} GiB needed"
+    if least.disk_free < GIB:
+        return Finding("disk", "fail", f"{least.node}: {told}", "free space, or move run.dir")
+    if least.disk_free < m.needed:
+        return Finding("disk", "warn", f"{least.node}: {told}", "free space, move run.dir, or lower run.keep_last")
+    return Finding("disk", "ok", told)
+
+
+def data(m: Meeting) -> Finding:
+    bad = [f"{f.node}: {f.data}" for f in _leaders(m) if f.data]
+    mend = "copy or mount the data at this path on every node, readable for you"
+    return Finding("data", "fail", _few(bad), mend) if bad else Finding("data", "ok", "read on every node")
+
+
+def model(m: Meeting) -> Finding:
+    bad = [f"{f.node}: {f.model}" for f in _leaders(m) if f.model]
+    mend = "copy or mount model.path on every node, readable for you"
+    return Finding("model", "fail", _few(bad), mend) if bad else Finding("model", "ok", "read on every node")
+
+
+def same_contents(m: Meeting) -> Finding:
+    odd = []
+    for what in sorted({key for f in _leaders(m) for key in f.contents}):
+        values = Counter(f.contents.get(what) for f in _leaders(m) if what in f.contents)
+        usual = values.most_common(1)[0][0]
+        odd += [f"{f.node}: {what}" for f in _leaders(m) if f.contents.get(what, usual) != usual]
+    mend = "bring the files of these nodes up to date, or use one copy on a shared file system"
+    return Finding("same files", "fail", f"differ: {_few(odd)}", mend) if odd else Finding("same files", "ok", "equal")
+
+
+def clocks(m: Meeting) -> Finding:
+    off = [f"{node}: {skew:+.1f} s" for node, skew in m.clocks.items() if abs(skew) > SKEW_S]
+    if off:
+        return Finding("clocks", "warn", _few(off), "start chrony or ntpd on these nodes: logs and file times mislead")
+    widest = max((abs(skew) for skew in m.clocks.values()), default=0.0)
+    return Finding("clocks", "ok", f"within {1000 * widest:.0f} ms")
+
+
+def all_reduce(m: Meeting) -> Finding:
+    b = m.bandwidth
+    if b is None or b.error:
+        mend = "check that all nodes are on one network; name it by NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME"
+        return Finding("all-reduce", "fail", b.error if b else "not measured", mend + "; NCCL_DEBUG=INFO says more")
+    if not b.right:
+        return Finding("all-reduce", "fail", f"{b.backend}: a wrong sum", "drop nodes one by one: hardware is broken")
+    if m.world_size == 1:
+        return Finding("all-reduce", "ok", "one rank: nothing to measure")
+    told = f"{b.backend}: {b.bytes_per_s / 1e9:.2f} GB/s, {1e6 * b.latency_s:.0f} us for one number"
+    several = len({f.node for f in m.reports}) > 1
+    if several and b.backend == "nccl" and b.bytes_per_s < SLOW_GB_S * 1e9:
+        mend = "is InfiniBand or RoCE in use (NCCL_DEBUG=INFO)? else deepspeed=ds_configs/zero3_hpz.json"
+        return Finding("all-reduce", "warn", told, mend)
+    return Finding("all-reduce", "ok", told)
+
+
+def _leaders(m: Meeting) -> list[Facts]:
+    return [f for f in m.reports if f.leader]
+
+
+def _odd(m: Meeting, name: str) -> list[tuple[str, str, str]]:
+    """(node, its version, the usual version) of the nodes that stand out."""
+    nodes = {f.node: f.versions.get(name, "missing") for f in _leaders(m)}
+    usual = Counter(nodes.values()).most_common(1)[0][0]
+    return [(node, value, usual) for node, value in nodes.items() if value != usual]
+
+
+def _place(f: Facts) -> str:
+    return f"{f.node} GPU {f.local_rank}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _few(items: Iterable[object], limit: int = 4) -> str:
+    held = [str(item) for item in items]
+    return ", ".join(held[:limit]) + (f" and {len(held) - limit} more" if len(held) > limit else "")

@@ -1,0 +1,179 @@
+"""What one rank sees: versions, its GPU, and (the first rank of a node) disk, run folder, data and model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dyme.config import RunConfig, dump_config
+from dyme.data import DataError, ImageError, RecordSet, load_records
+from dyme.data.paths import expand
+
+PACKAGES = ("torch", "deepspeed", "transformers", "triton", "dyme")
+TOKENS = ".preflight"
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Bytes. `free`: not held by any program before this one."""
+
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A rank's report. `leader`: the first rank of its node; only these fill the fields after `gpu`.
+
+    writable, data and model are "" or what went wrong; token_file names the file this node wrote into the run folder;
+    contents holds {what: digest}, which must be the same on all nodes. disk_free in bytes.
+    """
+
+    rank: int
+    local_rank: int
+    node: str
+    leader: bool
+    versions: dict[str, str]
+    gpu: Gpu | None
+    disk_free: int = 0
+    writable: str = ""
+    token_file: str = ""
+    data: str = ""
+    model: str = ""
+    contents: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Facts:
+        tree: dict[str, Any] = json.loads(text)
+        return Facts(**{**tree, "gpu": Gpu(**tree["gpu"]) if tree["gpu"] else None})
+
+
+def node_name(env: Mapping[str, str]) -> str:
+    """The node as its users call it."""
+    return env.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def gather_facts(cfg: RunConfig, rank: int, local_rank: int) -> Facts:
+    """This rank's report; writes a token into the run folder on the first rank of a node."""
+    shared = dict(
+        rank=rank, local_rank=local_rank, node=node_name(os.environ), versions=_versions(), gpu=_gpu(local_rank)
+    )
+    if local_rank:
+        return Facts(leader=False, **shared)  # type: ignore[arg-type]
+    token_file, writable, free = write_token(Path(cfg.run.dir), rank)
+    data, model, contents = "", "", {"settings": _digest([dump_config(cfg)])}
+    try:
+        contents |= _data_contents(cfg)
+    except (DataError, ImageError, OSError) as error:
+        data = str(error)
+    try:
+        contents |= _model_contents(cfg)
+    except (DataError, OSError) as error:
+        model = str(error)
+    return Facts(
+        leader=True,
+        disk_free=free,
+        writable=writable,
+        token_file=token_file,
+        data=data,
+        model=model,
+        contents=contents,
+        **shared,  # type: ignore[arg-type]
+    )
+
+
+def write_token(run_dir: Path, rank: int) -> tuple[str, str, int]:
+    """(file written, what went wrong or "", free bytes there). The file's name is new: a file system may remember for a
+    while that an old name was not there."""
+    path = run_dir / TOKENS / f"{rank}-{os.urandom(8).hex()}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            file.write(path.name)
+            file.flush()
+            os.fsync(file.fileno())
+        return str(path), "", shutil.disk_usage(path.parent).free
+    except OSError as error:
+        return "", str(error), 0
+
+
+def disk_needed(cfg: RunConfig) -> int:
+    """Bytes that a run writes at most: checkpoints (weights, float32 copy and two moments), the best, one being written
+    and the export. 1 GiB where the weights are not on disk yet, or only adapters train."""
+    weights = sum(p.stat().st_size for p in _model_files(cfg) if p.suffix in (".safetensors", ".bin"))
+    itemsize = 4 if cfg.model.dtype == "fp32" else 2
+    per_checkpoint = weights // itemsize * (itemsize + 12)
+    copies = cfg.run.keep_last + 2
+    return GIB if cfg.model.lora else max(GIB, copies * per_checkpoint + weights)
+
+
+def _model_files(cfg: RunConfig) -> list[Path]:
+    return sorted(p for p in expand(cfg.model.path).iterdir() if p.is_file()) if cfg.model.path else []
+
+
+def _model_contents(cfg: RunConfig) -> dict[str, str]:
+    files = _model_files(cfg)
+    for path in files:  # the first bytes: a file may be listed and yet not be readable
+        with path.open("rb") as file:
+            file.read(4096)
+    return {"model": _digest([f"{p.name} {p.stat().st_size}" for p in files])}
+
+
+def _data_contents(cfg: RunConfig) -> dict[str, str]:
+    found = {}
+    for name, source in (("data.train", cfg.data.train), ("data.eval", cfg.data.eval)):
+        if source is None:
+            continue
+        records = load_records(source, cfg.data.max_bad_fraction)
+        found[name] = _digest([r.id for r in records])
+        _open_pictures(records)
+    return found
+
+
+def _open_pictures(records: RecordSet, n: int = 8) -> None:
+    for i in range(0, len(records), max(1, len(records) // n)):
+        image = records[i].image
+        if image is not None:
+            image.load()
+
+
+def _digest(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a checkout on PYTHONPATH is not installed
+            found[name] = getattr(sys.modules.get(name), "__version__", "missing")
+    import torch
+
+    found["cuda"] = str(torch.version.cuda)
+    return found
+
+
+def _gpu(local_rank: int) -> Gpu | None:
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    if get_accelerator().device_name() != "cuda" or local_rank >= torch.cuda.device_count():
+        return None
+    free, total = torch.cuda.mem_get_info(local_rank)
+    return Gpu(torch.cuda.get_device_name(local_rank), total, free)

@@ -1,0 +1,34 @@
+"""Failures: which verifiers and rewards failed, for how many rows, counted over all ranks and told once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+Gather = Callable[[Sequence[Sequence[int]]], list[list[list[int]]]]
+"""Token lists of all ranks, by rank (`Engine.gather_tokens`)."""
+
+
+class Failures:
+    """`counts`: failed rows of all ranks by "name: kind"."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._noted: dict[str, tuple[int, str]] = {}
+
+    def note(self, errors: Mapping[str, int], examples: Mapping[str, str]) -> None:
+        """Keeps failures of this rank, with an example of each kind, for `share`."""
+        for kind, count in errors.items():
+            before, example = self._noted.get(kind, (0, examples.get(kind, "")))
+            self._noted[kind] = before + count, example
+
+    def share(self, gather: Gather, say: Callable[[str], None]) -> None:
+        """Counts the noted failures of all ranks, which all call this; the first of each kind is said."""
+        for part in gather([list(json.dumps(self._noted).encode())]):
+            for kind, (count, example) in json.loads(bytes(part[0])).items():
+                if kind not in self.counts:
+                    told = f" ({example})" if example else ""
+                    say(f"reward failed, {kind}{told}: its rows stay unscored (said once)")
+                self.counts[kind] += count
+        self._noted.clear()

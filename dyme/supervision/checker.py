@@ -1,0 +1,178 @@
+"""Checker: thinking scores of the completions of one group, lexical, by the judge, or both.
+
+The judge sees only what can matter, every trace once and those of a group together. The rows of a group are compared
+with each other, so they are scored on one scale: where a verdict of the group is missing, the whole group is scored
+lexically and said to be degraded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal
+
+from dyme.data.record import Record
+from dyme.supervision.asking import Asker, Deadline, done, then, wait_for
+from dyme.supervision.facts import Facts, FactsBook, with_facts
+from dyme.supervision.judge.types import Answer
+from dyme.supervision.lexical import thinking_score
+from dyme.supervision.prompts import Prompts, addresses_judge, task_of
+from dyme.supervision.settings import SupervisionConfig
+
+Source = Literal["lexical", "judge", "both", "degraded", "skipped", "none"]
+TOGETHER = 16
+"""Traces of a group that are rated by one answer."""
+RATINGS: Mapping[str, float] = {"low": 0.0, "medium": 0.5, "high": 1.0}
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """A completion of a group: its thinking, whether its format is valid and its answer right."""
+
+    record: Record
+    thinking: str
+    valid: bool
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """t in [0, 1] and who gave it; None where nothing is known to compare with. `skipped`: the judge is used, but this
+    row cannot matter (a mastered group) or is worth 0 to it (invalid format, no thinking)."""
+
+    score: float | None
+    source: Source
+
+
+class PendingCheck:
+    """Scores that wait for verdicts; `asked` says how many questions."""
+
+    def __init__(
+        self,
+        rows: Sequence[CheckRow],
+        cfg: SupervisionConfig,
+        verdicts: Mapping[tuple[str, ...], Future[Answer]],
+        facts: Future[Facts] | None,
+        decided: bool,
+    ) -> None:
+        self._rows, self._cfg, self._verdicts, self._facts = rows, cfg, verdicts, facts
+        self._decided = decided
+
+    @property
+    def asked(self) -> int:
+        return len(self._verdicts)
+
+    def result(self, deadline_s: float | None = None) -> list[Thinking]:
+        """The score of every row, in their order; waits at most `deadline_s` for all of them together."""
+        if self._cfg.checker == "none":
+            return [Thinking(None, "none")] * len(self._rows)
+        limit = Deadline(deadline_s)
+        if self._cfg.checker == "lexical" or self._decided or not self._rows:
+            source: Source = "lexical" if self._cfg.checker == "lexical" else "skipped"
+            return [Thinking(t, source) for t in self._lexical(limit)]
+        ratings: dict[str, float] = {}
+        for traces, verdict in self._verdicts.items():
+            ratings |= zip(traces, _ratings(wait_for(verdict, limit.left(), Answer(None)), len(traces)))
+        if len(ratings) < sum(map(len, self._verdicts)):
+            return [Thinking(t, "degraded") for t in self._lexical(limit)]
+        if self._cfg.checker == "judge":
+            return [Thinking(*_judged(row, ratings)) for row in self._rows]
+        return [_both(t, *_judged(row, ratings)) for row, t in zip(self._rows, self._lexical(limit))]
+
+    def _lexical(self, limit: Deadline) -> list[float | None]:
+        if not self._rows:
+            return []
+        record = self._rows[0].record
+        if self._facts:
+            record = with_facts(record, wait_for(self._facts, limit.left(), Facts("", "none")))
+        scores = {
+            trace: thinking_score(trace, record, self._cfg.contradiction_penalty)
+            for trace in dict.fromkeys(row.thinking for row in self._rows)
+        }
+        return [scores[row.thinking] for row in self._rows]
+
+
+def start_check(
+    rows: Sequence[CheckRow],
+    cfg: SupervisionConfig,
+    judge: Asker | None,
+    prompts: Prompts | None,
+    facts: FactsBook | None,
+    *,
+    wrong_decides: bool = False,
+) -> PendingCheck:
+    """Starts to score the rows of one group, which share their record; asks the judge where the settings want one, and
+    waits for nothing. Without `prompts`, `facts` or a judge the verdicts are missing.
+
+    Judged are different traces, of valid format, of a group in which not all rows are right. `wrong_decides`: if no row
+    is right the group does not train them, so its scores do not matter either.
+    """
+    right = [row.correct and row.valid for row in rows]
+    decided = all(right) or (wrong_decides and not any(right))
+    future = facts.future(rows[0].record) if facts and rows else None
+    verdicts: dict[tuple[str, ...], Future[Answer]] = {}
+    if cfg.checker in ("judge", "both") and not decided:
+        for traces in _together([trace for row in rows if row.valid and (trace := _trace(row))]):
+            if judge is None or prompts is None or facts is None or future is None:
+                verdicts[traces] = done(Answer(None, "no_judge"))
+            else:
+                verdicts[traces] = _ask(rows[0].record, traces, cfg, judge, prompts, facts, future)
+    return PendingCheck(rows, cfg, verdicts, future, decided)
+
+
+def _together(traces: Sequence[str]) -> list[tuple[str, ...]]:
+    """Different traces, `TOGETHER` at most in a question. One that speaks to the judge is asked about alone: it shall
+    not speak for the others. In the order of their texts, so that the same traces are the same question."""
+    plain = sorted({trace for trace in traces if not addresses_judge(trace)})
+    parts = [tuple(plain[at : at + TOGETHER]) for at in range(0, len(plain), TOGETHER)]
+    return [*parts, *((trace,) for trace in sorted(set(traces) - set(plain)))]
+
+
+def _ask(
+    record: Record,
+    traces: tuple[str, ...],
+    cfg: SupervisionConfig,
+    judge: Asker,
+    prompts: Prompts,
+    facts: FactsBook,
+    future: Future[Facts],
+) -> Future[Answer]:
+    """Verdicts on traces, asked for as soon as the facts are there; without facts the judge sees the pictures."""
+    task = task_of(record, cfg.task)
+
+    def send(known: Facts, images: tuple[bytes, ...]) -> Future[Answer]:
+        texts = {"question": record.question, "facts": known.text, "trace": traces}
+        return judge.submit(prompts.question("check", task, texts, record.id, images))
+
+    def follow(known: Facts) -> Future[Answer]:
+        if known.text or not record.images:
+            return send(known, ())
+        return then(facts.pictures(record), lambda images: send(known, images))
+
+    return then(future, follow)
+
+
+def _trace(row: CheckRow) -> str:
+    return " ".join(row.thinking.split())
+
+
+def _ratings(answer: Answer, count: int) -> list[float]:
+    """One for each trace, or none at all."""
+    value = answer.value or {}
+    given = value.get("ratings") if count > 1 else [value.get("rating")]
+    known = [RATINGS[each] for each in given if each in RATINGS] if isinstance(given, list) else []
+    return known if len(known) == count else []
+
+
+def _judged(row: CheckRow, ratings: Mapping[str, float]) -> tuple[float, Source]:
+    if not row.valid or not _trace(row):
+        return 0.0, "skipped"
+    return ratings[_trace(row)], "judge"
+
+
+def _both(lexical: float | None, judged: float, source: Source) -> Thinking:
+    """The mean; the judge's alone where the record gives the words nothing to be compared with."""
+    if lexical is None:
+        return Thinking(judged, source)
+    return Thinking((lexical + judged) / 2, "both" if source == "judge" else source)

@@ -1,0 +1,238 @@
+"""The value in a judge's reply: JSON that fits the schema, bare, fenced or amid chatter, or one plain verdict word.
+
+Nothing here raises, whatever the text. Where a reply can be read in two ways it is no answer: a verdict that was not
+given is worth less than none.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+MAX_TEXT = 50_000
+"""Longer replies are cut before they are read."""
+MAX_OBJECTS = 20
+"""Opening braces that are tried."""
+
+_THOUGHTS_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+_THOUGHTS_BEGIN = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
+_TRAILING_COMMA = re.compile(r",(\s*[}\]])")
+_SENTENCE = re.compile(r"[^.!?;\n]+[.!?;\n]?")
+_CLAUSE = re.compile(r"[:,()\u2013\u2014]")
+_DASH = re.compile(r"\s-+\s")
+_MARKS = " \t\r\n*_`#>\"'“”‘’.!,;:()[]{}"
+_LABEL = r"rating|score|verdict|answer|grade|level|judge?ment|assessment|result"
+_SAID = (
+    r"(?:(?:(?:so|thus|therefore|overall|final(?:ly)?|my|the|its?|this|that|trace|a)\s+)*"
+    r"(?:(?:{label})\s*)?(?:(?:is|=|would be|->)\s*)?"
+    r"|(?:so |thus |therefore |overall )?(?:i|we)(?:\s+would|['’]d|\s+will)?\s+"
+    r"(?:rate|score|grade|judge|pick|choose|give|say|answer)\s+"
+    r"(?:(?:it|this|that|the|trace|thinking|a|rating|as|of)\s+)*)"
+)
+_NO = object()
+
+
+def parse_answer(text: object, schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The object in `text` that fits `schema`.
+
+    The whole reply as JSON comes first, then fenced and embedded objects, which must agree with each other. A reply
+    without any object may give its verdict in words where the schema asks for one enumerated string.
+    """
+    if not isinstance(text, str):
+        return None
+    text = _THOUGHTS_END.split(text[:MAX_TEXT])[-1]
+    text = _THOUGHTS_BEGIN.split(text)[0].lstrip("\ufeff").strip()
+    whole = _fit_object(_load(text), schema)
+    if whole is not None:
+        return whole
+    objects = list(_objects(text))
+    found = [value for each in objects if (value := _fit_object(each, schema)) is not None]
+    if found:
+        return found[0] if all(value == found[0] for value in found) else None
+    return None if objects else _spoken(text, schema)
+
+
+def verdict(text: str, choices: Sequence[str], label: str = "") -> str | None:
+    """The one choice that a reply in words gives: "High", "high.", "**Rating:** High", "I would rate it high".
+
+    Only a clause that says the choice and nothing else counts, in a sentence that names no other choice. So "highly
+    unlikely to be low", "not high", "low to medium" and "is it high?" are no verdicts, nor are two different ones.
+    `label`: another word for what is given (the property's name).
+    """
+    names = {choice.casefold(): choice for choice in choices}
+    labels = "|".join(filter(None, (_LABEL, re.escape(label.casefold()))))
+    ways = "|".join(re.escape(name) for name in names)
+    said = re.compile(rf"{_SAID.format(label=labels)}(?P<choice>{ways})", re.IGNORECASE)
+    named = re.compile(rf"(?<!\w)(?:{ways})(?!\w)", re.IGNORECASE)
+    given = set()
+    for sentence in _SENTENCE.findall(_DASH.sub(":", re.sub(r"[*_`\"“”]", "", text[:MAX_TEXT]))):
+        if sentence.endswith("?") or len({name.casefold() for name in named.findall(sentence)}) != 1:
+            continue
+        for clause in _CLAUSE.split(sentence):
+            match = said.fullmatch(" ".join(clause.strip(_MARKS).split()))
+            if match:
+                given.add(names.get(match["choice"].casefold()))
+    return given.pop() if len(given) == 1 else None
+
+
+def _fit_object(value: Any, schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    made = _fit(value, schema) if isinstance(value, dict) else _NO
+    if made is _NO and isinstance(value, dict) and len(value) == 1:  # {"answer": {...}}
+        [inner] = value.values()
+        made = _fit(inner, schema) if isinstance(inner, dict) else _NO
+    return made if isinstance(made, dict) else None
+
+
+def _fit(value: Any, schema: Mapping[str, Any]) -> Any:
+    """`value` as the schema wants it, or `_NO`.
+
+    Knows type, properties, required, additionalProperties, items, enum, minimum, maximum, minItems, maxItems; other
+    keywords are not checked. Forgiving: an enumerated string in other letters or with marks around it, a number written
+    as a string, properties that the schema does not know (dropped).
+    """
+    kind = schema.get("type")
+    if isinstance(kind, list | tuple):
+        made = (_fit(value, {**schema, "type": each}) for each in kind)
+        return next((each for each in made if each is not _NO), _NO)
+    if "enum" in schema:
+        return _fit_enum(value, tuple(schema["enum"]))
+    if kind == "object" or (kind is None and "properties" in schema):
+        return _fit_properties(value, schema)
+    if kind == "array":
+        return _fit_items(value, schema)
+    if kind == "string":
+        # lone surrogates, which JSON can spell, cannot be written anywhere
+        return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else _NO
+    if kind in ("number", "integer"):
+        return _fit_number(value, schema, whole=kind == "integer")
+    if kind == "boolean":
+        return value if isinstance(value, bool) else _NO
+    if kind == "null":
+        return None if value is None else _NO
+    return value if kind is None and _writable(value) else _NO
+
+
+def _writable(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True
+
+
+def _fit_properties(value: Any, schema: Mapping[str, Any]) -> Any:
+    if not isinstance(value, dict):
+        return _NO
+    known, other = schema.get("properties", {}), schema.get("additionalProperties")
+    parts = dict(known)
+    if isinstance(other, Mapping):
+        parts |= {name: other for name in value if isinstance(name, str) and _writable(name) and name not in known}
+    out = {}
+    for name, part in parts.items():
+        if name not in value:
+            continue
+        made = _fit(value[name], part)
+        if made is _NO:
+            return _NO
+        out[name] = made
+    return out if all(name in out for name in schema.get("required", ())) and (out or not value) else _NO
+
+
+def _fit_items(value: Any, schema: Mapping[str, Any]) -> Any:
+    if not isinstance(value, list | tuple):
+        return _NO
+    if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf):
+        return _NO
+    made = [_fit(item, schema.get("items", {})) for item in value]
+    return _NO if any(item is _NO for item in made) else made
+
+
+def _fit_enum(value: Any, choices: tuple[Any, ...]) -> Any:
+    if any(value == choice and type(value) is type(choice) for choice in choices):
+        return value
+    words = [choice for choice in choices if isinstance(choice, str)]
+    if isinstance(value, str):
+        bare = value.strip(_MARKS).casefold()
+        return next((choice for choice in words if choice.casefold() == bare), _NO)
+    return _NO
+
+
+def _fit_number(value: Any, schema: Mapping[str, Any], whole: bool) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,15}(\.\d{1,15})?", value.strip(), re.ASCII):
+        value = float(value) if "." in value else int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return _NO
+    if isinstance(value, float) and not math.isfinite(value):
+        return _NO
+    if whole:
+        if value != int(value):
+            return _NO
+        value = int(value)
+    if abs(value) > 1e300 or not schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf):
+        return _NO
+    return value
+
+
+def _spoken(text: str, schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    properties = schema.get("properties", {})
+    wanted = list(schema.get("required", ())) or list(properties)
+    if len(wanted) != 1:
+        return None
+    choices = properties.get(wanted[0], {}).get("enum", ())
+    words = [choice for choice in choices if isinstance(choice, str) and choice]
+    given = verdict(text, words, str(wanted[0])) if words else None
+    return None if given is None else {wanted[0]: given}
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The objects in `text`, outermost ones only, from left to right."""
+    at = text.find("{")
+    for _ in range(MAX_OBJECTS):
+        if at < 0:
+            return
+        end = _end(text, at)
+        value = _load(text[at:end]) if end else None
+        if isinstance(value, dict):
+            yield value
+            at = text.find("{", end)
+        else:
+            at = text.find("{", at + 1)
+
+
+def _end(text: str, start: int) -> int:
+    """Behind the brace that closes the one at `start`, 0 where none does; braces in double quotes are text."""
+    depth, quoted, skip = 0, False, False
+    for i in range(start, len(text)):
+        c = text[i]
+        if skip:
+            skip = False
+        elif quoted:
+            skip, quoted = c == "\\", c != '"'
+        elif c == '"':
+            quoted = True
+        elif c in "{}":
+            depth += 1 if c == "{" else -1
+            if not depth:
+                return i + 1
+    return 0
+
+
+def _load(text: str) -> Any:
+    """JSON, also with trailing commas, line breaks in strings or in single quotes; None where it is neither."""
+    if not text.startswith("{"):
+        return None
+    for reading in (text, _TRAILING_COMMA.sub(r"\1", text)):
+        try:
+            return json.loads(reading, strict=False)
+        except (ValueError, RecursionError):  # an edge: text of a model
+            continue
+    if "\\" in text:  # odd escapes make Python warn
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None

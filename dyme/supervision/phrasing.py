@@ -1,0 +1,240 @@
+"""Phrasing: a trace as a template with slots, and a template filled for another record.
+
+A template is text with the slots of a derivation, `{a} {b} {x} {y} {t} {answer}`, and lists of readings,
+`[each|{name} {value}|, ]` for all facts in their order and `[some|...]` for those that are counted; what stands behind
+the last bar separates the items. Text of a template holds no digits, so it states no number of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from dyme.rewards.numbers import NUMBER_WORDS
+from dyme.rewards.text import plain
+from dyme.supervision.derive import Derivation, name_pattern
+from dyme.supervision.prompts import addresses_judge
+from dyme.supervision.readings import Fact, contradicted_share, list_facts
+
+BUILT_IN = {
+    "value": "[each|{name} {value}|, ]. {a} is {x}.",
+    "maximum": "[each|{name} {value}|, ]. largest is {a} {x}, so {answer}.",
+    "minimum": "[each|{name} {value}|, ]. smallest is {a} {x}, so {answer}.",
+    "count": "[each|{name} {value}|, ]. over {t}: [some|{name} {value}|, ], so {answer}.",
+    "count_below": "[each|{name} {value}|, ]. under {t}: [some|{name} {value}|, ], so {answer}.",
+    "sum": "[each|{name} {value}|, ]. {x} + {y} = {answer}.",
+    "difference": "[each|{name} {value}|, ]. {x} - {y} = {answer}.",
+    "comparison": "[each|{name} {value}|, ]. {a} {x} is more than {b} {y}, so {answer}.",
+    "comparison_below": "[each|{name} {value}|, ]. {a} {x} is less than {b} {y}, so {answer}.",
+}
+"""A template for each kind of derivation, used until the pool has a better one."""
+
+_SLOTS = {
+    "value": "ax",
+    "maximum": "ax",
+    "minimum": "ax",
+    "count": "t",
+    "count_below": "t",
+    "sum": "abxy",
+    "difference": "abxy",
+    "comparison": "abxy",
+    "comparison_below": "abxy",
+}
+# what has to stand outside the list for a trace to lead to its answer
+_RESULT = {"value": "x", "maximum": "a", "minimum": "a", "comparison": "a", "comparison_below": "a"}
+_SLOT = re.compile(r"\[(each|some)\|([^|\]]*)\|([^|\]]*)\]|\{(a|b|x|y|t|answer)\}")
+_NUMBER = r"(?<![\w.,])-?\d+(?:,\d{3})*(?:\.\d+)?(?!\w|[.,]\d)"
+_MAX_GAP, _MAX_SEPARATOR, _MAX_TEMPLATE = 12, 12, 300
+
+
+@dataclass(frozen=True)
+class _Atom:
+    """A label or a number of a trace; `slot` is set once it is known what it stands for."""
+
+    kind: Literal["name", "number", "list"]
+    start: int
+    end: int
+    fact: Fact | None = None
+    value: float = math.nan
+    slot: str = ""
+
+
+def fill(template: str, derivation: Derivation) -> str | None:
+    """The trace of a derivation in the words of a template; None where the template asks for what it has not."""
+    missing = False
+
+    def part(slot: re.Match[str]) -> str:
+        nonlocal missing
+        if slot[4]:
+            missing = missing or slot[4] not in derivation.slots
+            return derivation.slots.get(slot[4], "")
+        facts = derivation.facts if slot[1] == "each" else derivation.some
+        return slot[3].join(_item(slot[2], fact) for fact in facts) or "none"
+
+    text = _SLOT.sub(part, template)
+    return None if missing else text
+
+
+def learn(trace: str, derivation: Derivation) -> str | None:
+    """The template that a trace follows; None where it is none to learn from.
+
+    It has to be faithful, to state nothing beyond the derivation, to lead to the answer and to repeat nothing. Records
+    in which two slots have the same value are passed over: which of them a number stands for could not be told.
+    """
+    trace = plain(trace)
+    if derivation.kind not in _SLOTS or not _distinct(derivation) or re.search(r"[{}\[\]|]", trace):
+        return None
+    if addresses_judge(trace) or contradicted_share(trace, facts_text(derivation.facts)):
+        return None
+    atoms = _atoms(trace, derivation.facts)
+    listed = _lists(trace, atoms, derivation)
+    if listed is None:
+        return None
+    slotted = [_slotted(atom, derivation) for atom in listed]
+    if any(not atom.slot for atom in slotted):
+        return None
+    template, at = "", 0
+    for atom in slotted:
+        template += trace[at : atom.start] + atom.slot
+        at = atom.end
+    template = (template + trace[at:]).strip()
+    return template if _sound(template, slotted, derivation.kind) else None
+
+
+def facts_text(facts: Sequence[Fact]) -> str:
+    return ", ".join(f"{fact.name} {fact.text}" for fact in facts)
+
+
+def supported(trace: str, derivation: Derivation) -> bool:
+    """Whether every number of a trace is one of the facts, the threshold or the answer, and no reading contradicts."""
+    known = {fact.value for fact in derivation.facts}
+    texts = [*derivation.slots.values(), *(fact.name for fact in derivation.facts)]
+    known |= {_value(hit[0]) for text in texts for hit in re.finditer(_NUMBER, text)}
+    given = {_value(hit[0]) for hit in re.finditer(_NUMBER, trace)}
+    return given <= known and not contradicted_share(trace, facts_text(derivation.facts))
+
+
+def _item(item: str, fact: Fact) -> str:
+    return item.replace("{name}", fact.name).replace("{value}", fact.text)
+
+
+def _value(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def _distinct(derivation: Derivation) -> bool:
+    """Whether no two slots could be mistaken for each other."""
+    slots = derivation.slots
+    parsed = list_facts(facts_text(derivation.facts))
+    if [(f.label, f.value) for f in parsed] != [(f.label, f.value) for f in derivation.facts]:
+        return False
+    if derivation.kind in ("count", "count_below") and not derivation.some:
+        return False  # "none" is a word of the record, not of the template
+    wanted = [slots[name] for name in ("x", "y", "t") if name in slots]
+    if derivation.kind in ("sum", "difference", "count", "count_below"):
+        wanted.append(slots["answer"])
+    return len(set(wanted)) == len(wanted)
+
+
+def _atoms(trace: str, facts: Sequence[Fact]) -> list[_Atom]:
+    by_name = {fact.name.casefold(): fact for fact in facts}
+    names = [_Atom("name", m.start(), m.end(), by_name[m[0].casefold()]) for m in name_pattern(facts).finditer(trace)]
+    taken = {at for atom in names for at in range(atom.start, atom.end)}
+    numbers = [
+        _Atom("number", m.start(), m.end(), value=_value(m[0]))
+        for m in re.finditer(_NUMBER, trace)
+        if m.start() not in taken
+    ]
+    return sorted([*names, *numbers], key=lambda atom: atom.start)
+
+
+def _lists(trace: str, atoms: list[_Atom], derivation: Derivation) -> list[_Atom] | None:
+    """The atoms with runs of readings ("red 4, blue 2") joined into lists; None where a list is given twice."""
+    out: list[_Atom] = []
+    seen: Counter[str] = Counter()
+    at = 0
+    while at < len(atoms):
+        run = _run(trace, atoms, at)
+        name = _list_name([pair[0].fact for pair in run if pair[0].fact], derivation, seen)
+        if name:
+            seen[name] += 1
+            out.append(_Atom("list", run[0][0].start, run[-1][1].end, slot=_list_slot(trace, name, run)))
+            at += 2 * len(run)
+        else:
+            out.append(atoms[at])
+            at += 1
+    return None if max(seen.values(), default=0) > 1 else out
+
+
+def _run(trace: str, atoms: list[_Atom], at: int) -> list[tuple[_Atom, _Atom]]:
+    """The longest list of readings that begins with atom `at`: alike in form, no label twice."""
+    pairs: list[tuple[_Atom, _Atom]] = []
+    gap = ""
+    while at + 1 < len(atoms):
+        name, number = atoms[at], atoms[at + 1]
+        between = trace[name.end : number.start]
+        if name.kind != "name" or number.kind != "number" or not name.fact or len(between) > _MAX_GAP:
+            break
+        if not math.isclose(number.value, name.fact.value, rel_tol=1e-6) or re.search(r"[.;]\s|\n", between):
+            break
+        if pairs:
+            separator = trace[pairs[-1][1].end : name.start]
+            if between != gap or len(separator) > _MAX_SEPARATOR or re.search(r"[.:=<>+]", separator):
+                break
+            if any(name.fact == other[0].fact for other in pairs):
+                break
+        gap = between
+        pairs.append((name, number))
+        at += 2
+    return pairs
+
+
+def _list_name(facts: list[Fact], derivation: Derivation, seen: Counter[str]) -> str:
+    """Which list these readings are: of all facts, of those that are counted, or ("") none."""
+    labels = {fact.label for fact in facts}
+    if not labels:
+        return ""
+    if labels == {fact.label for fact in derivation.some} and (seen["each"] or len(labels) < len(derivation.facts)):
+        return "some"
+    return "each" if len(labels) > 1 and labels == {fact.label for fact in derivation.facts} else ""
+
+
+def _list_slot(trace: str, name: str, run: list[tuple[_Atom, _Atom]]) -> str:
+    gap = trace[run[0][0].end : run[0][1].start]
+    separators = Counter(trace[a[1].end : b[0].start] for a, b in pairwise(run))
+    separator = separators.most_common(1)[0][0] if separators else ", "
+    item = "{name}" + gap + "{value}"
+    return f"[{name}|{item}|{separator}]"
+
+
+def _slotted(atom: _Atom, derivation: Derivation) -> _Atom:
+    if atom.slot:
+        return atom
+    slots = derivation.slots
+    for name in _SLOTS[derivation.kind]:
+        if atom.fact and name in "ab" and slots.get(name) == atom.fact.name:
+            return _Atom(atom.kind, atom.start, atom.end, slot=f"{{{name}}}")
+        numeric = name in "xyt" and re.fullmatch(_NUMBER, slots.get(name, ""))
+        if atom.kind == "number" and numeric and math.isclose(_value(slots[name]), atom.value, rel_tol=1e-6):
+            return _Atom(atom.kind, atom.start, atom.end, slot=f"{{{name}}}")
+    answer = slots["answer"]
+    if atom.kind == "number" and re.fullmatch(_NUMBER, answer) and _value(answer) == atom.value:
+        return _Atom(atom.kind, atom.start, atom.end, slot="{answer}")
+    return atom
+
+
+def _sound(template: str, atoms: list[_Atom], kind: str) -> bool:
+    words = re.findall(r"\w+", _SLOT.sub(" ", template).casefold())
+    if len(template) > _MAX_TEMPLATE or any(word in NUMBER_WORDS - {"one"} or not word.isalpha() for word in words):
+        return False
+    said = Counter(atom.slot for atom in atoms if atom.kind != "list")
+    # a step may name what it calculates with and conclude with it; more is saying it again
+    if any(times > 2 for times in said.values()):
+        return False
+    result = _RESULT.get(kind, "answer")
+    return said[f"{{{result}}}"] > 0

@@ -1,0 +1,219 @@
+"""Supervisor: everything a rank needs to supervise the thinking: judge, prompts, facts, refiner and template pool.
+
+Nothing here waits longer than the judge's deadline, and nothing a judge does ends a run: what does not come in time is
+the lexical score, or the reference trace as it is. Only `update`, `signals` and `state_dict` are collective.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dyme.data.record import Record
+from dyme.rewards.failures import Gather
+from dyme.supervision.asking import Deadline, wait_for
+from dyme.supervision.checker import CheckRow, PendingCheck, Thinking, start_check
+from dyme.supervision.facts import Facts, FactsBook
+from dyme.supervision.judge.client import open_judge
+from dyme.supervision.judge.settings import JudgeConfig
+from dyme.supervision.judge.types import JudgeCounts
+from dyme.supervision.prompts import load_prompts
+from dyme.supervision.refiner import Refined, Refiner
+from dyme.supervision.settings import SupervisionConfig
+from dyme.supervision.templates import (
+    Candidate,
+    PendingCandidates,
+    PendingVerdicts,
+    TemplatePool,
+    candidate,
+    start_candidates,
+    start_compare,
+    write_pool,
+)
+
+OF_CHECKER = ("judge", "both", "degraded", "skipped")
+OF_REFINER = ("hint", "rules", "judge", "degraded")
+OF_JUDGE = ("asked", "sent", "cached", "deduplicated", "retries", "tokens_in", "tokens_out", "money")
+COUNTS = (
+    *(f"check/{name}" for name in OF_CHECKER),
+    *(f"refine/{name}" for name in OF_REFINER),
+    *(f"judge/{name}" for name in OF_JUDGE),
+    "judge/failed",
+    "wait_s",
+)
+"""What is counted in every step: rows by what scored their thinking, memorized traces by what they came from, calls of
+the judge, and seconds that the step waited for it."""
+
+
+class Supervisor:
+    """See the module. `check` may be called from one thread beside that of the other methods."""
+
+    def __init__(
+        self,
+        cfg: SupervisionConfig,
+        judge: JudgeConfig,
+        folder: Path,
+        *,
+        rank: int,
+        flag: str,
+        say: Callable[[str], None],
+    ) -> None:
+        """Raises `ConfigError` for prompts that cannot be used and for a key that is not in the environment."""
+        self.cfg, self.rank, self.folder = cfg, rank, folder
+        self._say, self._told = say, set[str]()
+        self.deadline_s = judge.timeout_s
+        self.prompts = load_prompts(cfg.prompts)
+        self.judge = open_judge(judge, folder, say) if cfg.asks_judge else None
+        self.facts = FactsBook(cfg, self.prompts, self.judge)
+        self.refiner = Refiner(cfg, self.judge, self.prompts, self.facts, flag)
+        self.pool = TemplatePool(cfg.templates.size)
+        self._found: list[Candidate] = []  # by this rank, since the last update of the pool
+        self._drafts: list[PendingCandidates] = []
+        self._compared: tuple[list[Candidate], PendingVerdicts | None] = ([], None)  # all ranks'; verdicts on rank 0
+        self._counted: Counter[str] = Counter()
+        self.totals: Counter[str] = Counter()
+        """Of the whole run and all ranks, by the names of `COUNTS`."""
+        self._before = JudgeCounts()
+
+    @property
+    def learns(self) -> bool:
+        """Whether templates are learned."""
+        return self.cfg.refiner != "none" and self.pool.size > 0
+
+    # --- checker ------------------------------------------------------------------------------------
+
+    def check(self, rows: Sequence[CheckRow], wrong_decides: bool) -> PendingCheck:
+        """Starts to score the thinking of rows of one group; `wrong_decides`: see `start_check`."""
+        return start_check(rows, self.cfg, self.judge, self.prompts, self.facts, wrong_decides=wrong_decides)
+
+    def verdicts(self, checks: Sequence[PendingCheck]) -> list[list[Thinking]]:
+        """What came of checks, all together within the judge's deadline."""
+        limit, begin = Deadline(self.deadline_s), time.monotonic()
+        out = [check.result(limit.left()) for check in checks]
+        self._counted["wait_s"] += time.monotonic() - begin  # type: ignore[assignment]
+        self._counted.update(f"check/{each.source}" for rows in out for each in rows)
+        return out
+
+    # --- refiner ------------------------------------------------------------------------------------
+
+    def refine(self, records: Sequence[Record]) -> list[Refined]:
+        """The reference traces of records that are memorized now, all together within the judge's deadline."""
+        limit, begin = Deadline(self.deadline_s), time.monotonic()
+        pending = [self.refiner.start(record, self.pool) for record in records]
+        out = [each.result(limit.left()) for each in pending]
+        self._counted["wait_s"] += time.monotonic() - begin  # type: ignore[assignment]
+        self._counted.update(f"refine/{refined.source}" for refined in out)
+        for record, refined in zip(records, out, strict=True):
+            if refined.source == "degraded" and refined.why not in self._told:
+                self._told.add(refined.why)
+                self._say(f"no refined trace for record {record.id} ({refined.why}): it stays as it is (said once)")
+        return out
+
+    def prefetch(self, records: Sequence[Record], likely: Sequence[Record]) -> None:
+        """Starts what the next step will need: facts of its records, and traces of those that it will likely
+        memorize."""
+        if self.judge:
+            self.facts.prefetch(records)
+            self.refiner.prefetch(likely, self.pool)
+
+    # --- templates ----------------------------------------------------------------------------------
+
+    def learn(self, traces: Iterable[tuple[str, Record, float]], step: int) -> None:
+        """Takes templates from the best right traces of groups (trace, record, thinking score) for the next update."""
+        if not self.learns:
+            return
+        others = []
+        for trace, record, score in traces:
+            facts = wait_for(self.facts.future(record), 0.0, Facts("", "none"))
+            found = candidate(trace, record, facts, step, self.cfg.max_trace_chars)
+            if found:
+                self._found.append(found)
+            else:
+                others.append((trace, record, facts, score))
+        if self.cfg.refiner == "judge" and step % self.cfg.templates.every == 0:  # one round of questions an update
+            self._drafts.append(start_candidates(others, self.cfg, self.judge, self.prompts, step))
+
+    def update(self, step: int, gather: Gather) -> None:
+        """Collective. Every `templates.every` steps rank 0 decides over the candidates of the last time, whose verdicts
+        it need not wait for any more, and all ranks take its pool and share their new candidates."""
+        if not self.learns or (step + 1) % self.cfg.templates.every:
+            return
+        changed = self._decided() if self.rank == 0 else None
+        mine = [asdict(each) for each in self._take()]
+        parts = _shared({"found": mine, "pool": changed.state_dict() if changed else {}}, gather)
+        self.pool = self.pool.load_state_dict(parts[0]["pool"])
+        self._await([Candidate(**each) for part in parts for each in part["found"]])
+        if changed:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_pool(self.folder, self.pool)
+
+    def _take(self) -> list[Candidate]:
+        found = [*self._found, *(each for drafts in self._drafts for each in drafts.result(0.0))]
+        self._found, self._drafts = [], []
+        return found
+
+    def _await(self, candidates: list[Candidate]) -> None:
+        ask = self.rank == 0 and self.judge
+        verdicts = start_compare(self.pool, candidates, self.cfg, self.judge, self.prompts) if ask else None
+        self._compared = (candidates, verdicts)
+
+    def _decided(self) -> TemplatePool | None:
+        candidates, verdicts = self._compared
+        pool = self.pool.propose(candidates, verdicts.result(0.0) if verdicts else None)
+        return pool if pool is not self.pool else None
+
+    def state_dict(self, gather: Gather) -> dict[str, Any]:
+        """Collective. The totals, the pool and all candidates that wait for it, the same on all ranks."""
+        if not self.learns:
+            return {"totals": dict(self.totals)}
+        self._found = self._take()
+        parts = _shared([asdict(each) for each in self._found], gather)
+        return {
+            "totals": dict(self.totals),
+            "pool": self.pool.state_dict(),
+            "found": [each for part in parts for each in part],
+            "compared": [asdict(each) for each in self._compared[0]],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.totals.update(state.get("totals", {}))
+        if not self.learns or "pool" not in state:
+            return
+        self.pool = self.pool.load_state_dict(state["pool"])
+        self._found = [Candidate(**each) for each in state["found"]] if self.rank == 0 else []
+        self._await([Candidate(**each) for each in state["compared"]])
+
+    # --- figures ------------------------------------------------------------------------------------
+
+    def signals(self, reduce: Callable[[Sequence[float]], list[float]], ranks: int) -> dict[str, float]:
+        """Collective where there is more than words to compare. What was counted since the last call, over all ranks,
+        and the version of the pool."""
+        if not self.cfg.on:
+            return {}
+        if self.judge:
+            now, before = self.judge.counts(), self._before
+            for name in OF_JUDGE:
+                self._counted[f"judge/{name}"] += getattr(now, name) - getattr(before, name)
+            self._counted["judge/failed"] += sum(now.failed.values()) - sum(before.failed.values())
+            self._before = now
+        step = dict(zip(COUNTS, reduce([float(self._counted[name]) for name in COUNTS]), strict=True))
+        step["wait_s"] /= ranks
+        self._counted.clear()
+        self.totals.update(step)
+        waited = {"time/judge": step.pop("wait_s"), "supervision/templates": float(self.pool.version)}
+        return {f"supervision/{name}": value for name, value in step.items()} | waited
+
+    def close(self) -> None:
+        self.facts.close()
+        if self.judge:
+            self.judge.close()
+
+
+def _shared(value: Any, gather: Gather) -> list[Any]:
+    """A JSON value of every rank, by rank."""
+    return [json.loads(bytes(part[0])) for part in gather([list(json.dumps(value).encode())])]

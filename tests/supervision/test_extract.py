@@ -1,0 +1,217 @@
+"""Extraction: what it writes is a source, it goes on where it stopped, and a bad record costs itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+from fake_judge import FakeJudge
+from PIL import Image
+
+from dyme.data import ChartsSource, load_records
+from dyme.data.jsonl import JsonlSource
+from dyme.data.record import LazyImage, Record
+from dyme.supervision.__main__ import main
+from dyme.supervision.extract import WINDOW, ExtractError, extract
+from dyme.supervision.facts import FactsBook
+from dyme.supervision.prompts import load_prompts
+from dyme.supervision.settings import SupervisionConfig
+from dyme.supervision.templates import Candidate, TemplatePool, write_pool
+
+PROMPTS = load_prompts()
+RULES, JUDGED = SupervisionConfig(), SupervisionConfig(facts="judge")
+
+
+def run(records, out, judge=None, cfg=RULES, advance=lambda n: None):
+    book = FactsBook(cfg, PROMPTS, judge)
+    try:
+        return extract(records, out, book, cfg, PROMPTS, advance)
+    finally:
+        book.close()
+
+
+def rows(out):
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def plain(n=5, **more):
+    return [Record(f"r{i}", f"what? {i}", ("4",), images=(drawn(),), **more) for i in range(n)]
+
+
+def drawn():
+    return LazyImage(draw=lambda: Image.new("RGB", (4, 4), "red"))
+
+
+def test_the_file_is_a_source_with_the_same_records(tmp_path):
+    out = tmp_path / "deep" / "facts.jsonl"
+    records = list(load_records(ChartsSource(count=12, trace="low"), 0.0))
+    report = run(records, out)
+    assert report.written == {"record": 12} and not report.bad and report.before == 0
+    again = load_records(JsonlSource(path=str(out)), 0.0)
+    for before, after in zip(records, again, strict=True):
+        assert (after.id, after.question, after.answers, after.hint, after.facts, after.kind) == (
+            before.id,
+            before.question,
+            before.answers,
+            before.hint,
+            before.facts,
+            before.kind,
+        )
+        assert after.image.load().tobytes() == before.image.load().tobytes()
+    assert not (tmp_path / "deep" / "facts.jsonl.bad.jsonl").exists()
+
+
+def test_votes_choices_and_files_of_pictures(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    path = tmp_path / "pictures" / "a.png"
+    Image.new("RGB", (4, 4), "blue").save(path)
+    both = (LazyImage(path=path), LazyImage(path=path))
+    record = Record("x/1", "what?", ("b", "a", "b"), choices=("a", "b"), hint="h", images=both)
+    run([record, Record("x?1", "and?", ("a",))], tmp_path / "out" / "facts.jsonl")
+    again = load_records(JsonlSource(path=str(tmp_path / "out" / "facts.jsonl")), 0.0)
+    assert (again[0].answers, again[0].choices, again[0].facts) == (record.answers, record.choices, None)
+    assert [image.path.resolve() for image in again[0].images] == [path, path]
+    assert rows(tmp_path / "out" / "facts.jsonl")[0]["images"] == ["../pictures/a.png"] * 2
+
+
+def test_it_goes_on_where_it_stopped(tmp_path):
+    out = tmp_path / "facts.jsonl"
+    judge = FakeJudge(lambda q: {"facts": [f"red of {q.record}"]})
+    run(plain(3), out, judge, JUDGED)
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-7])  # killed in the middle of a line
+    steps = []
+    report = run(plain(6), out, judge, JUDGED, steps.append)
+    assert (report.before, report.written, sum(steps)) == (2, {"judge": 4}, 6)
+    assert [row["facts"] for row in rows(out)] == [f"red of r{i}" for i in range(6)]
+    assert [q.record for q in judge.questions] == ["r0", "r1", "r2", "r2", "r3", "r4", "r5"]
+
+
+def test_bad_records_are_written_down_skipped_and_tried_again(tmp_path):
+    out, bad = tmp_path / "facts.jsonl", tmp_path / "facts.jsonl.bad.jsonl"
+    missing = Record("gone", "?", ("4",), images=(LazyImage(path=tmp_path / "gone.png"),))
+    records = [*plain(2), missing, *plain(4)[2:]]
+    judge = FakeJudge(lambda q: None if q.record == "r1" else {"facts": ["red 4"]})
+    report = run(records, out, judge, JUDGED)
+    assert [line.partition(":")[0] for line in report.bad] == ["r1", "gone"]
+    assert [row["id"] for row in rows(out)] == ["r0", "r2", "r3"]
+    assert [row["id"] for row in rows(bad)] == ["r1", "gone"]
+    Image.new("RGB", (4, 4)).save(tmp_path / "gone.png")
+    again = run(records, out, FakeJudge(lambda q: {"facts": ["red 4"]}), JUDGED)
+    assert not again.bad and again.written == {"judge": 2} and not bad.exists()
+    assert [row["id"] for row in rows(out)] == ["r0", "r2", "r3", "r1", "gone"]
+
+
+def test_a_picture_that_cannot_be_drawn_costs_its_record_by_rules_too(tmp_path):
+    from dyme.data.record import ImageError
+
+    def broken():
+        raise ImageError("row 3: damaged")
+
+    record = Record("r9", "?", ("4",), facts="red 4", images=(LazyImage(draw=broken),))
+    report = run([record, *plain(1)], tmp_path / "facts.jsonl")
+    assert report.bad == ["r9: row 3: damaged"] and report.written == {"none": 1}
+
+
+def test_many_records_are_asked_about_at_once_but_not_all(tmp_path):
+    judge = FakeJudge(lambda q: {"facts": ["red 4"]})
+    seen = []
+
+    def source():
+        for record in plain(WINDOW + 20):
+            seen.append(len(rows(tmp_path / "facts.jsonl")) if seen else 0)
+            yield record
+
+    run(source(), tmp_path / "facts.jsonl", judge, JUDGED)
+    assert seen[WINDOW - 1] == 0 and seen[WINDOW] == 1 and seen[-1] == 20
+
+
+def test_facts_of_another_version_are_not_mixed(tmp_path):
+    out = tmp_path / "facts.jsonl"
+    run(plain(2), out)
+    text = out.read_text(encoding="utf-8").replace("rules-1", "rules-0")
+    out.write_text(text, encoding="utf-8")
+    with pytest.raises(ExtractError, match=r"facts\.jsonl: record r0 has facts of version rules-0, these are rules-1"):
+        run(plain(3), out)
+    out.write_text('{"id": "r0"}\n', encoding="utf-8")
+    with pytest.raises(ExtractError, match=r"facts\.jsonl:1: not written by extract; give another --out"):
+        run(plain(3), out)
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_extract_by_rules(tmp_path, capsys):
+    out = tmp_path / "facts.jsonl"
+    assert main(["extract", "charts:count=3", "--out", str(out)]) == 0
+    assert "0 records before, facts of 3 more (record 3), 0 skipped" in capsys.readouterr().out
+    assert main(["extract", "charts:count=5", "--out", str(out)]) == 0
+    assert "3 records before, facts of 2 more" in capsys.readouterr().out
+    assert len(load_records(JsonlSource(path=str(out)), 0.0)) == 5
+
+
+@pytest.fixture
+def fake_client(monkeypatch):
+    """The judge's package, so that this test needs no server."""
+    from dyme.schema import Schema
+
+    class JudgeConfig(Schema):
+        endpoints: tuple[dict[str, str], ...] = ()
+
+    judge = FakeJudge(lambda q: {"facts": ["red 4"]} if q.record != "r1" else None)
+    judge.close = lambda: opened.append("closed")
+    opened = []
+    client, settings = ModuleType("client"), ModuleType("settings")
+    client.open_judge = lambda cfg, folder: opened.append((cfg.endpoints, folder)) or judge
+    settings.JudgeConfig = JudgeConfig
+    monkeypatch.setitem(sys.modules, "dyme.supervision.judge.client", client)
+    monkeypatch.setitem(sys.modules, "dyme.supervision.judge.settings", settings)
+    return opened
+
+
+def test_extract_by_the_judge(tmp_path, capsys, fake_client):
+    data, out, run_file = tmp_path / "data.jsonl", tmp_path / "facts.jsonl", tmp_path / "run.yaml"
+    data.write_text("".join(f'{{"id": "r{i}", "question": "?", "answer": "4"}}\n' for i in range(3)))
+    run_file.write_text("judge: {endpoints: [{url: http://a, model: m}]}\nsupervision: {task: text}\n")
+    assert main(["extract", str(data), "--out", str(out), "--judge", str(run_file)]) == 1
+    assert fake_client == [(({"url": "http://a", "model": "m"},), tmp_path), "closed"]
+    told = capsys.readouterr().out
+    assert "skipped r1: the judge gave no facts" in told and "facts of 2 more (judge 2), 1 skipped" in told
+    assert rows(out)[0]["facts_version"] == PROMPTS.version("facts", "text")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file; --judge takes a YAML"),
+        ("data: {}", "no section `judge`; give one with its endpoints"),
+        ("judge: {endpoint: 3}", "judge.endpoint: Extra inputs are not permitted"),
+        ("judge: {}\nsupervision: {task: dogs}", "supervision.task: Input should be"),
+        ("judge: {}\nsupervision: {prompts: nowhere}", "no .yaml file there"),
+    ],
+)
+def test_a_judge_that_cannot_be_opened(tmp_path, capsys, fake_client, text, message):
+    run_file = tmp_path / "run.yaml"
+    if text is not None:
+        run_file.write_text(text)
+    out = tmp_path / "facts.jsonl"
+    assert main(["extract", "charts:count=3", "--out", str(out), "--judge", str(run_file)]) == 2
+    assert message in capsys.readouterr().out and not out.exists()
+
+
+def test_no_such_source(tmp_path, capsys):
+    assert main(["extract", "nowhere.jsonl", "--out", str(tmp_path / "f")]) == 2
+    assert "no such file or folder" in capsys.readouterr().out
+
+
+def test_history_of_a_pool(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    some = [Candidate("sum", f"so {name} [each|{{name}}|, ]", i / 10, 7, "r3", "rules") for i, name in enumerate("ab")]
+    write_pool(tmp_path, TemplatePool(size=4).propose(some))
+    assert main(["templates", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "version 1" in told and "so b [each|{name}|, ]" in told and "best" in told and "r3" in told
+    assert main(["templates", str(tmp_path / "nowhere")]) == 2
+    assert "templates.json: no such file; name the folder of a run" in capsys.readouterr().out
