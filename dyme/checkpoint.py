@@ -105,8 +105,9 @@ def prune(folder: Path, keep_last: int) -> None:
     """Removes all but the newest `keep_last` checkpoints and the best, what killed processes left half-written, and
     what was found damaged."""
     keep = {*steps(folder)[-keep_last:], best(folder)[0]}
-    for step in set(steps(folder)) - keep:
-        shutil.rmtree(checkpoint_dir(folder, step))
+    for step in set(steps(folder)) - keep:  # renamed first: killed in here, nothing looks whole that is not
+        path = checkpoint_dir(folder, step)
+        path.rename(folder / f"{PARTIAL}old-{path.name}")
     for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DAMAGED}*")]:
         shutil.rmtree(path, ignore_errors=True)
 

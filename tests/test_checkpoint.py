@@ -53,6 +53,17 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert checkpoint.steps(tmp_path) == [4, 5]
 
 
+def test_a_half_removed_checkpoint_does_not_count(tmp_path, monkeypatch):
+    """Killed while old checkpoints are removed: what is left of them is no checkpoint, and goes at the next save."""
+    make(tmp_path, 1, 2, 3)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, **_: next(path.glob("*.pt")).unlink())
+    checkpoint.prune(tmp_path, keep_last=2)
+    assert checkpoint.steps(tmp_path) == [2, 3] and len(list(tmp_path.iterdir())) == 3
+    monkeypatch.undo()
+    checkpoint.prune(tmp_path, keep_last=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
 def test_the_best_of_later_steps_is_forgotten_on_resume(tmp_path):
     assert checkpoint.best(tmp_path) == (-1, -1.0)
     checkpoint.mark_best(tmp_path, 40, 0.5)
