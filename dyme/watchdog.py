@@ -25,6 +25,7 @@ WATCHED = ("gather_rows", "gather_tokens", "all_reduce", "barrier", "refresh", "
 """Methods of `Engine` in which ranks wait for each other; forward and backward of its DeepSpeed engine are too."""
 _SHOWN = 20  # records named of each rank
 _TICK_S = 1.0
+_FILES_A_SECOND = 64  # of all ranks together, on a file system they share
 _WAIT_S = 3.0  # from the first rank that notices to the verdict: the others write where they are meanwhile
 _GRACE_S = 30.0  # then the interpreter itself is stuck, and faulthandler, which needs no lock, ends the process
 
@@ -104,7 +105,8 @@ class Watchdog:
 
     def _run(self) -> None:
         seen = 0.0
-        while not self._stop.wait(min(_TICK_S, self.timeout_s / 4)):
+        tick = max(_TICK_S, self.world_size / _FILES_A_SECOND)
+        while not self._stop.wait(min(tick, self.timeout_s / 4)):
             if self._moved != seen:
                 seen = self._moved
                 faulthandler.dump_traceback_later(self.timeout_s + _GRACE_S, exit=True, file=self._stack)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,8 +19,12 @@ from test_checkpoint import flip
 from test_train import lines, same, same_weights, write_config
 
 from dyme import checkpoint
+from dyme.bad_steps import KEPT, write_bad_step
 from dyme.cursor import step_rows
 from dyme.manifest import files_in, measure, write_manifest
+from dyme.objective import LiveRow
+from dyme.plan import Plan, PlannedGroup
+from dyme.update import Work
 
 PROGRAM = Path(__file__).parent / "programs" / "stopped.py"
 STEPS = 5
@@ -189,6 +194,23 @@ def test_no_record_twice_and_none_left_out_when_the_ranks_change():
         assert Counter(held) == dict.fromkeys(range(3), 4)
         seen += rows.records
     assert sorted(seen) == list(range(24))
+
+
+def test_what_a_bad_step_trained_is_written_and_bounded(tmp_path):
+    rows = (LiveRow(0, 1, math.nan, 1.0), LiveRow(1, -1, 1.0, 1.0))
+    micro_batches = (((PlannedGroup(0, (0,), 5),),), ((PlannedGroup(1, (1,), 4),),))
+    work = Work(Plan(micro_batches, (frozenset(),)), rows, [0.5, 0.25], [[7, 8], [9]], lambda group: None)
+    for step in range(1, KEPT + 3):
+        path = write_bad_step(tmp_path, step, [1], ["a", "b"], work)
+        assert (path is not None) == (step <= KEPT)
+    found = json.loads((tmp_path / "bad_steps" / "step-00000001.json").read_text())
+    assert found["step"] == 1 and found["ranks"] == [1] and found["records"] == ["a", "b"]
+    explored, memorized = found["rows"]
+    assert explored == {
+        "record": "a", "mode": "explore", "row": 1, "rank": 0, "advantage": None, "weight": 0.5, "token_ids": [7, 8]
+    }  # fmt: skip
+    assert (memorized["record"], memorized["mode"], memorized["rank"]) == ("b", "memorize", 1)
+    assert len(list((tmp_path / "bad_steps").iterdir())) == KEPT
 
 
 def child(program: str, **more: str) -> subprocess.Popen[str]:
