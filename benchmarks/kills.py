@@ -105,6 +105,17 @@ class Start:
         beat = self.run / "watchdog" / "rank-0.json"
         return beat.exists() and beat.stat().st_mtime > self.began
 
+    def half_written(self) -> set[str]:
+        """Checkpoints that this start has begun and not finished; not those that an earlier one left."""
+        found = set()
+        for partial in (self.run / "checkpoints").glob(f"{checkpoint.PARTIAL}step-*"):
+            try:
+                if partial.stat().st_mtime > self.began:
+                    found.add(partial.name)
+            except FileNotFoundError:  # finished meanwhile
+                continue
+        return found
+
     def said(self) -> str:
         with self.log.open(encoding="utf-8", errors="replace") as log:
             log.seek(self._at)
@@ -132,8 +143,7 @@ def wait_for_moment(start: Start, moment: str, seconds: float, rng: random.Rando
     skipped = rng.randrange(4)  # checkpoints that pass before
     seen: set[str] = set()
     while True:
-        for partial in (start.run / "checkpoints").glob(f"{checkpoint.PARTIAL}step-*"):
-            seen.add(partial.name)
+        seen |= start.half_written()
         if len(seen) > skipped:
             return rng.random() < 0.5 or _sleeps(start, rng.uniform(0.0, 0.02))
         if not _sleeps(start, 0.001):
@@ -176,7 +186,7 @@ def kill(start: Start, target: str, moment: str) -> Kill | None:
         gone_s=round(gone_s, 2),
         orphans=len(alive),
         damaged=[f"{step}: {line}" for step in steps for line in damages(checkpoint.checkpoint_dir(folder, step))],
-        half_written=any(folder.glob(f"{checkpoint.PARTIAL}step-*")) if folder.exists() else False,
+        half_written=bool(start.half_written()),
     )
 
 
