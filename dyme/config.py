@@ -259,6 +259,8 @@ class RunSettings(Schema):
     """Stop (with evaluation, checkpoint and export) after this much training time."""
     max_skipped_updates: PositiveInt = 20
     """Consecutive updates with a non-finite loss or gradient before the run stops."""
+    hang_timeout_s: PositiveFloat = 1800.0
+    """A rank without progress for this long ends the job; more than the longest phase of a step takes."""
     tensorboard: bool = True
     """Write TensorBoard events."""
     wandb: str | None = None

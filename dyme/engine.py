@@ -37,10 +37,12 @@ from dyme_kernels import LossSpec, PolicyLossOutput
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """`applied` is False when a non-finite loss or gradient on any rank made all ranks drop the step."""
+    """`applied` is False when a non-finite loss or gradient on any rank made all ranks drop the step; `bad_ranks` saw
+    it in their loss, or, where no loss was bad, in their gradients."""
 
     applied: bool
     grad_norm: float
+    bad_ranks: tuple[int, ...] = ()
 
 
 class Engine:
@@ -126,10 +128,11 @@ class Engine:
 
     def step(self, factor: float) -> UpdateResult:
         """One optimizer step at `factor` times the peak learning rates, or none if any rank saw a non-finite value."""
-        finite, self._finite = bool(self._finite) and self._gradients_finite(), True
+        loss_finite, self._finite = bool(self._finite), True
+        finite = loss_finite and self._gradients_finite()
         if not self.all_true(finite):
             self.ds.optimizer.zero_grad()
-            return UpdateResult(False, math.nan)
+            return UpdateResult(False, math.nan, self._saw(not loss_finite) or self._saw(not finite))
         for group, peak in zip(self.ds.optimizer.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         self.rollout_copy.wait()  # a refresh that is still under way reads the weights
@@ -147,6 +150,11 @@ class Engine:
         if hasattr(optimizer, "fp32_groups_gradient_flat_partition"):  # DeepSpeed's own for ZeRO-1 in bf16
             return optimizer.fp32_groups_gradient_flat_partition
         return [g for group in optimizer.averaged_gradients.values() for g in group or ()]
+
+    def _saw(self, bad: bool) -> tuple[int, ...]:
+        """The ranks that say so. A gradient is bad on all ranks after its reduction, so losses are asked first."""
+        saw = self.all_reduce([float(rank == self.rank and bad) for rank in range(self.world_size)])
+        return tuple(rank for rank, said in enumerate(saw) if said)
 
     def _gradients_finite(self) -> bool:
         return all(bool(torch.isfinite(g).all()) for g in self.local_gradients())
@@ -318,7 +326,8 @@ def deepspeed_config(cfg: RunConfig) -> dict[str, Any]:
         ds = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from error
-    for key in ("train_batch_size", "optimizer", "scheduler", "fp16", "bf16", "gradient_accumulation_steps"):
+    decided = ("train_batch_size", "gradient_accumulation_steps", "optimizer", "scheduler", "fp16", "bf16")
+    for key in (*decided, "checkpoint"):  # its writers leave checkpoints that they cannot load: docs/recovery.md
         ds.pop(key, None)
     zero = {k: v for k, v in ds.get("zero_optimization", {}).items() if v != "auto"}
     if zero.get("stage") not in (1, 2, 3):

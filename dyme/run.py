@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dyme import checkpoint
+from dyme.agenda import Agenda, Stop
 from dyme.config import ConfigError, RunConfig, SelectorConfig, changed_keys, dump_config
 from dyme.cursor import StepRows, step_rows
 from dyme.data import Record, RecordSet, load_records
@@ -26,6 +26,7 @@ from dyme.families import Prompt, build_family, load_family
 from dyme.families.scratch import FREQUENT
 from dyme.metrics import open_metrics
 from dyme.objective import LiveRows, resolve
+from dyme.preemption import MARKER
 from dyme.profile import EVERY, Profile
 from dyme.progress import ProgressLine
 from dyme.prompts import PromptBook, prompt_text, reply_text
@@ -39,16 +40,10 @@ from dyme.signals import MemorizeLog, mode_signals, rollout_signals
 from dyme.summary import report_on, write_summary
 from dyme.supervision.supervisor import Supervisor
 from dyme.update import UpdateStats
+from dyme.watchdog import Watchdog
 
 DONE = "DONE"
 TOKENIZER_RECORDS = 4000  # records per source a from-scratch tokenizer is trained on
-
-
-class Stop(Enum):
-    """Why a run ends before train.max_steps."""
-
-    TIME = "run.max_minutes"
-    BROKEN = "run.max_skipped_updates"
 
 
 class Run:
@@ -59,6 +54,7 @@ class Run:
         self.cfg, self.folder = cfg, Path(cfg.run.dir)
         self.rank = dist.get_rank()
         self.started = time.monotonic()
+        self.agenda = Agenda(cfg)
         self.name = self.folder.name
         deepspeed_config(cfg)  # a mistake in it must show before data and model load
         self.user_rewards = UserRewards(load_rewards(cfg.reward.user))  # and so must one in them
@@ -81,7 +77,6 @@ class Run:
         self.failures = Failures()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self.beside = ThreadPoolExecutor(1, "scoring")
-        self._skipped_in_a_row = 0
         self._elapsed_before = 0.0
         self.first_step = self._resume()
         self.changed = self._claim_folder()
@@ -99,6 +94,8 @@ class Run:
         self.profile = Profile(self.folder) if cfg.run.profile and self.rank == 0 else None
         if self.profile:
             self.profile.watch(self.engine, lambda: self.step)
+        self.watchdog = Watchdog(self.folder, self.rank, self.engine.world_size, cfg.run.hang_timeout_s)
+        self.watchdog.watch(self.engine)
         self.engine.refresh()
         self._announce()
         self.started = time.monotonic()
@@ -122,7 +119,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         before = self.folder / "config.yaml"
         changed = changed_keys(before.read_text(encoding="utf-8"), dump_config(self.cfg)) if self.first_step else []
-        (self.folder / DONE).unlink(missing_ok=True)
+        for marker in (DONE, MARKER):
+            (self.folder / marker).unlink(missing_ok=True)
         before.write_text(dump_config(self.cfg), encoding="utf-8")
         return changed
 
@@ -133,12 +131,13 @@ class Run:
             )
 
     def _resume(self) -> int:
-        state = checkpoint.load_newest(self.engine, self.checkpoints)
+        state = checkpoint.load_newest(self.engine, self.checkpoints, self._say_first)
         if state is None:
             return 0
         self._selector.load_state_dict(state.selector)
         self.memorize_log.load_state_dict(state.memorize_log)
-        self._elapsed_before, self._skipped_in_a_row = state.elapsed_s, state.skipped_in_a_row
+        self._elapsed_before, self.agenda.skipped_in_a_row = state.elapsed_s, state.skipped_in_a_row
+        self.agenda.evaluated = state.evaluated
         self.failures.counts.update(state.reward_errors)
         self.supervisor.load_state_dict(state.supervision)
         return state.step
@@ -214,11 +213,7 @@ class Run:
 
     def must_stop(self) -> Stop | None:
         """The same answer on every rank; None to go on."""
-        limit = self.cfg.run.max_minutes
-        late = limit is not None and self.elapsed() > 60 * limit
-        if not self.engine.all_true(not late):
-            return Stop.TIME
-        return Stop.BROKEN if self._skipped_in_a_row >= self.cfg.run.max_skipped_updates else None
+        return self.agenda.must_stop(self.elapsed(), self.engine.all_reduce)
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all starts of the run."""
@@ -226,6 +221,7 @@ class Run:
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
+        self.watchdog.beat(phase=phase)
         with self.profile.span(phase, "phase", self.step) if self.profile else nullcontext():
             begin = time.monotonic()
             yield
@@ -240,7 +236,9 @@ class Run:
     @contextmanager
     def stepping(self, step: int) -> Iterator[None]:
         """Around everything that belongs to a step."""
-        self.step = step
+        self.step, rows = step, self.step_rows(step)
+        mine = dict.fromkeys(rows.records[rows.group_of(row)] for row in rows.rows(self.rank))
+        self.watchdog.beat(step=step + 1, records=tuple(self.records[i].id for i in mine))
         with self.profile.span("step", "step", step) if self.profile else nullcontext():
             yield
 
@@ -262,7 +260,7 @@ class Run:
 
     def update_signals(self, stats: UpdateStats, live: LiveRows) -> dict[str, float]:
         """Signals of an update; counts skipped updates in a row."""
-        self._skipped_in_a_row = 0 if stats.applied else self._skipped_in_a_row + 1
+        self.agenda.skipped_in_a_row = 0 if stats.applied else self.agenda.skipped_in_a_row + 1
         if not stats.applied:
             self.progress.say("update skipped: a loss or gradient was not finite")
         memorized = sum(r.memorize for r in live.rows)
@@ -305,29 +303,33 @@ class Run:
             self.profile.write()
 
     def log_eval(self, step: int, result: Evaluation) -> None:
+        self.agenda.evaluated = step
         self.metrics.log_eval(step, {"time_s": self.elapsed(), **result.signals()})
         self.progress.say(
             f"step {step}: held-out accuracy {result.accuracy:.3f}, valid format {result.format_rate:.3f} "
             f"({result.n} records)"
         )
-        if step and result.accuracy > self.best:
+        if step and result.accuracy > self.best and not self.agenda.skipped_in_a_row:
             self.best = result.accuracy
             self.save(step)
             if self.rank == 0:
                 checkpoint.mark_best(self.checkpoints, step, result.accuracy)
 
     def save(self, step: int) -> None:
+        self.watchdog.beat(phase="checkpoint")
         state = checkpoint.TrainState(
             step=step,
             elapsed_s=self.elapsed(),
             world_size=self.engine.world_size,
             selector=self._selector.state_dict(),
             memorize_log=self.memorize_log.state_dict(),
-            skipped_in_a_row=self._skipped_in_a_row,
+            skipped_in_a_row=self.agenda.skipped_in_a_row,
             reward_errors=dict(self.failures.counts),
             supervision=self.supervisor.state_dict(self.engine.gather_tokens),
+            evaluated=self.agenda.evaluated,
         )
         checkpoint.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
+        self.agenda.saved()
 
     def finish(self) -> None:
         """Export, summary, profile and report; the DONE marker last."""
@@ -350,6 +352,11 @@ class Run:
             (self.folder / DONE).write_text("", encoding="utf-8")
             self.progress.say(f"done in {self.elapsed():.0f} s of training: {self.folder}")
         self.engine.barrier()
+
+    def _say_first(self, message: str) -> None:
+        # while the run opens there is no progress line yet
+        if self.rank == 0:
+            print(f"[{self.name}] {message}", file=sys.stderr, flush=True)
 
     def _say(self, message: str) -> None:
         # any rank may meet a bad picture or lose its judge, so this one line does not wait for rank 0

@@ -3,36 +3,46 @@ update."""
 
 from __future__ import annotations
 
+import json
+
 from dyme import stages
+from dyme.agenda import Stop
+from dyme.bad_steps import write_bad_step
 from dyme.evaluation import held_out
-from dyme.run import Run, Stop
+from dyme.preemption import MARKER
+from dyme.run import Run
 from dyme.scoring import Scoring
 from dyme.update import component_norms, run_update, with_reference
 
 
 def train(run: Run) -> None:
-    """Trains from `run.first_step` to the end of the run; everything it writes lies in the run folder."""
-    cfg = run.cfg
+    """Trains from `run.first_step` to the end of the run, or until it is asked to leave; everything it writes lies in
+    the run folder, and the marker DONE says that the end was reached."""
+    cfg, step = run.cfg, run.first_step
+    run.watchdog.start()
     with run.progress:
-        if run.first_step == 0:
-            _evaluate(run, 0)
-        for step in range(run.first_step, cfg.train.max_steps):
+        stop = _evaluate(run, step) if run.agenda.lacks_evaluation(step) else None
+        while stop is None and step < cfg.train.max_steps:
             with run.stepping(step):
                 signals = train_step(run, step)
-            run.log_step(step + 1, signals)
+            step += 1
+            run.log_step(step, signals)
             stop = run.must_stop()
-            last = stop is not None or step + 1 == cfg.train.max_steps
-            if last or (cfg.run.eval_every and (step + 1) % cfg.run.eval_every == 0):
-                _evaluate(run, step + 1)
-            if last or (cfg.run.save_every and (step + 1) % cfg.run.save_every == 0):
-                run.save(step + 1)
             if stop is Stop.BROKEN:
                 raise RuntimeError(
-                    f"{cfg.run.max_skipped_updates} updates in a row had a non-finite loss or gradient: lower optim.lr"
+                    f"{cfg.run.max_skipped_updates} updates in a row had a non-finite loss or gradient: lower "
+                    f"optim.lr; {run.folder / 'bad_steps'} has the batches, the newest checkpoint is from before"
                 )
-            if last:
-                break
-    run.finish()
+            last = stop is Stop.TIME or (stop is None and step == cfg.train.max_steps)
+            if last or (stop is None and run.agenda.must_evaluate(step)):
+                stop = _evaluate(run, step) or stop
+            if stop is not Stop.PREEMPTED and (run.agenda.must_save(step) or last):
+                run.save(step)
+    if stop is Stop.PREEMPTED:
+        _leave(run, step)
+    else:
+        run.finish()
+    run.watchdog.stop()
 
 
 def train_step(run: Run, step: int) -> dict[str, float]:
@@ -64,6 +74,9 @@ def train_step(run: Run, step: int) -> dict[str, float]:
                 signals |= component_norms(run.engine, work).signals()
             stats = run_update(run.engine, work, run.lr_factor(step), run.cfg.train.epochs_per_rollout)
             signals |= run.update_signals(stats, live)
+            if not stats.applied and run.rank == 0:
+                ids = [run.records[record].id for record in rows.records]
+                write_bad_step(run.folder, step + 1, stats.bad_ranks, ids, work)
     with run.clock("refresh"):
         if explores:
             run.engine.begin_refresh()
@@ -74,6 +87,30 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     return signals
 
 
-def _evaluate(run: Run, step: int) -> None:
-    if run.eval_records is not None:
-        run.log_eval(step, held_out.evaluate(run.cfg, run.engine, run.eval_records, run.book, step, run.metrics))
+def _evaluate(run: Run, step: int) -> Stop | None:
+    """Says that the run must leave where a rank was asked to meanwhile; then nothing is logged of this evaluation."""
+    if run.eval_records is None:
+        return None
+
+    def goes_on() -> bool:
+        run.watchdog.beat(phase="evaluate")
+        return not run.agenda.preemption.asked
+
+    result = held_out.evaluate(run.cfg, run.engine, run.eval_records, run.book, step, run.metrics, goes_on)
+    if result is None:
+        return Stop.PREEMPTED
+    run.log_eval(step, result)
+    return None
+
+
+def _leave(run: Run, step: int) -> None:
+    """The way out before the end, for whoever asked: what is needed to go on, and the marker PREEMPTED."""
+    if step and not run.agenda.skipped_in_a_row:
+        run.save(step)
+    run.metrics.close()
+    run.supervisor.close()
+    if run.rank == 0:
+        asked = run.agenda.preemption.asked or "a signal to another rank"
+        (run.folder / MARKER).write_text(json.dumps({"step": step, "asked_by": asked}), encoding="utf-8")
+        run.progress.say(f"left at step {step} for {asked}: start again to go on")
+    run.engine.barrier()

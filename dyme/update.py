@@ -43,7 +43,8 @@ class Work:
 class UpdateStats:
     """Means over the live tokens of all ranks and over the epochs that ran; NaN where there were none.
 
-    `applied`: every epoch took its step. `lost_rows`: rows whose picture failed here.
+    `applied`: every epoch took its step; if not, `bad_ranks` saw a non-finite value. `lost_rows`: rows whose picture
+    failed here.
     """
 
     applied: bool
@@ -58,6 +59,7 @@ class UpdateStats:
     clipped_high: float
     entropy: float
     kl: float
+    bad_ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def run_update(engine: Engine, work: Work, lr_factor: float, epochs: int = 1) ->
         memorized_tokens=int(total["memorized"]) // len(norms),
         lost_rows=int(total["lost"]) // len(norms),
         memorize_nll=_mean(total["nll"], total["memorized"]),
+        bad_ranks=result.bad_ranks,
         **{name: _mean(total[name], total["explored"]) for name in EXPLORED},
     )
 

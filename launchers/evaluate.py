@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 from dyme.launch import quiet, rank, run_and_exit, say_error
+from dyme.preemption import die_with_parent
 
 
 def main() -> int:
+    die_with_parent()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="run YAML, see configs/")
     parser.add_argument("--model", help="Hugging Face checkpoint folder; default: export/ of the run folder")

@@ -182,21 +182,24 @@ def test_kill_during_a_checkpoint_leaves_the_previous_one_usable(tmp_path):
     assert not list((run / "checkpoints").glob(".partial*"))
 
 
-def test_other_world_size_and_damaged_checkpoint_are_named(tmp_path):
+def test_other_stage_and_damaged_checkpoint_are_named(tmp_path):
     config = write_config(tmp_path, train__max_steps=2, run__export=False)
     run = tmp_path / "run"
     launch("--config", config, f"run.dir={run}")
     before = (run / "config.yaml").read_text()
-    failed = launch("--config", config, f"run.dir={run}", "train.max_steps=3", ranks=1, check=False)
-    assert failed.returncode != 0 and "was written by 2 ranks, this run has 1" in failed.stderr
+    stage2 = tmp_path / "zero2.json"
+    stage2.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    failed = launch("--config", config, f"run.dir={run}", "train.max_steps=3", f"deepspeed={stage2}", check=False)
+    assert failed.returncode != 0 and "was written with ZeRO stage 3, this run has 2" in failed.stderr
     assert (run / "DONE").exists() and (run / "config.yaml").read_text() == before  # the finished run is untouched
     more = launch("--config", config, f"run.dir={run}", "train.max_steps=3", "optim.lr=0.002")
     assert "resuming at step 2" in more.stderr
     assert "settings changed since this run started: optim.lr, train.max_steps" in more.stderr
     assert len(lines(run)) == 6 and (run / "DONE").exists()
     (run / "checkpoints" / "step-00000003" / "state.json").write_text("{")
-    failed = launch("--config", config, f"run.dir={run}", "train.max_steps=4", check=False)
-    assert failed.returncode != 0 and "state.json cannot be read" in failed.stderr
+    more = launch("--config", config, f"run.dir={run}", "train.max_steps=4", "optim.lr=0.002")
+    assert "step-00000003 is damaged: state.json has 1 bytes instead of" in more.stderr
+    assert "resuming at step 2" in more.stderr
 
 
 def test_a_picture_that_fails_in_mid_run_costs_its_rows_only(tmp_path):
@@ -222,15 +225,21 @@ def test_a_picture_that_fails_in_mid_run_costs_its_rows_only(tmp_path):
 
 
 def test_a_nan_update_is_skipped_and_counted(tmp_path, run_ranks):
-    """One rank sees a NaN loss in step 2: nobody steps, the run goes on; three in a row end it with a checkpoint."""
+    """One rank sees a NaN loss in step 2: nobody steps, the run goes on; three in a row end it, and the newest
+    checkpoint is from before."""
     config = write_config(tmp_path, train__max_steps=4, run__max_skipped_updates=3)
     run_ranks(2, PROGRAMS / "nan_step.py", config, tmp_path / "one", 2, 2)
     steps = [line for line in lines(tmp_path / "one") if not line.get("eval")]
     assert [line["skipped_update"] for line in steps] == [0, 1, 0, 0]
     assert steps[1]["loss"] is None and all(math.isfinite(steps[i]["loss"]) for i in (0, 2, 3))
-    out = run_ranks(2, PROGRAMS / "nan_step.py", config, tmp_path / "many", 1, 3)
+    config = write_config(tmp_path, train__max_steps=8, run__max_skipped_updates=3, run__save_every=1)
+    out = run_ranks(2, PROGRAMS / "nan_step.py", config, tmp_path / "many", 2, 4)
     assert "3 updates in a row had a non-finite loss" in out
-    assert (tmp_path / "many" / "checkpoints" / "step-00000003").is_dir()
+    assert [p.name for p in (tmp_path / "many" / "checkpoints").glob("step-*")] == ["step-00000001"]
+    bad = json.loads((tmp_path / "many" / "bad_steps" / "step-00000002.json").read_text())
+    assert bad["ranks"] == [1] and len(list((tmp_path / "many" / "bad_steps").iterdir())) == 3
+    assert bad["records"] == sorted({row["record"] for row in bad["rows"]})
+    assert all(row["token_ids"] and row["rank"] in (0, 1) for row in bad["rows"])
 
 
 @pytest.mark.parametrize("method", ["grpo", "sft", "two_stage"])

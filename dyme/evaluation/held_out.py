@@ -4,7 +4,7 @@ them that are kept."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,11 +42,13 @@ def evaluate(
     book: PromptBook,
     step: int,
     metrics: MetricsLogger | SilentLogger,
-) -> Evaluation:
-    """Accuracy counts a right answer in a valid format. Rank 0 writes the samples of `run.samples` records."""
+    goes_on: Callable[[], bool] = lambda: True,
+) -> Evaluation | None:
+    """Accuracy counts a right answer in a valid format. Rank 0 writes the samples of `run.samples` records. Before each
+    batch `goes_on` is asked; where it says no on any rank, the result is None on all."""
     records = records[: cfg.run.eval_records]
     mine = range(engine.rank, len(records), engine.world_size)
-    answers = _answers(cfg, engine, records, mine, book)
+    answers, whole = _answers(cfg, engine, records, mine, book, goes_on)
     texts = [engine.family.decode(r.tokens) for r in answers.values()]
     scores = score(
         texts,
@@ -64,10 +66,11 @@ def evaluate(
         ],
         dtype=torch.float64,
     ).reshape(-1, 5)
-    counts = [
-        int(n)
-        for n in engine.gather_rows(torch.tensor([[float(len(rows))]], dtype=torch.float64), [1] * engine.world_size)
-    ]
+    ended = torch.tensor([[float(len(rows)), float(whole)]], dtype=torch.float64)
+    ends = engine.gather_rows(ended, [1] * engine.world_size)
+    if not ends[:, 1].all():
+        return None
+    counts = [int(n) for n in ends[:, 0]]
     if not sum(counts):
         return Evaluation(0.0, 0.0, 0.0, 0.0, 0)
     table = engine.gather_rows(rows, counts)
@@ -79,19 +82,27 @@ def evaluate(
 
 
 def _answers(
-    cfg: RunConfig, engine: Engine, records: Sequence[Record], mine: range, book: PromptBook
-) -> dict[int, Rollout]:
-    """Greedy completions of this rank's readable records; pictures are held for one batch at a time."""
+    cfg: RunConfig,
+    engine: Engine,
+    records: Sequence[Record],
+    mine: range,
+    book: PromptBook,
+    goes_on: Callable[[], bool],
+) -> tuple[dict[int, Rollout], bool]:
+    """Greedy completions of this rank's readable records, and whether these are all; pictures are held for one batch at
+    a time."""
     batch = cfg.rollout.batch_size
     sampling = sampling_of(cfg.rollout, greedy=True)
     model = engine.refresh()
     answers: dict[int, Rollout] = {}
     for at in range(0, len(mine), batch):
+        if not goes_on():
+            return answers, False
         prompts = {i: prompt for i in mine[at : at + batch] if (prompt := book.encode(records[i])) is not None}
         rows = [RolloutRow(prompt) for prompt in prompts.values()]
         answers.update(zip(prompts, generate(engine.family, model, rows, sampling), strict=True))
         book.clear()
-    return answers
+    return answers, True
 
 
 def majority_rates(records: Sequence[Record]) -> dict[str, float]:

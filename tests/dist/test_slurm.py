@@ -152,6 +152,22 @@ def test_a_job_over_its_time_limit_goes_on_by_itself(bed, config, undisturbed, t
 
 
 @pytest.mark.slow
+def test_a_warned_job_leaves_with_a_checkpoint(bed, config, undisturbed, tmp_path):
+    """Without a checkpoint in between: the one it goes on from is that of the warning."""
+    run = tmp_path / "run"
+    options = (f"run.dir={run}", "run.save_every=0")
+    job, log = submit(bed, "--nodes", 2, "--config", config, *options, FIRST_START_SLEEPS=2)
+    until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2, told=str(log))
+    bed.run("scancel", "--batch", "--signal=USR1", job)
+    until(lambda: (run / "PREEMPTED").exists() or (run / "DONE").exists(), 100, told=log.read_text())
+    left = json.loads((run / "PREEMPTED").read_text())
+    assert 2 <= left["step"] < 12 and left["asked_by"] == "SIGUSR1"
+    ended, told = finish(bed, job, log), log.read_text()
+    assert ended["Restarts"] == "1" and f"newest checkpoint step-{left['step']:08d}" in told
+    same_weights(run, undisturbed[0])
+
+
+@pytest.mark.slow
 def test_an_array_job_trains_a_run_for_each_seed(bed, config, tmp_path):
     options = ("--nodes", 1, "--array", "3,5", "--config", config, "train.max_steps=1", f"run.dir={tmp_path / 'run'}")
     job, log = submit(bed, *options)

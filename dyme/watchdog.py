@@ -1,0 +1,162 @@
+"""Watchdog: every rank tells where it is; one that makes no progress ends the job, with the late ranks named.
+
+watchdog/rank-N.json    where rank N was last: phase, step, collectives begun, records in hand
+watchdog/rank-N.stack   what its threads did when the time was over
+watchdog/hang.json      the late ranks
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+HUNG = 75
+"""Exit code of a rank that the watchdog ends ("try again", EX_TEMPFAIL)."""
+WATCHED = ("gather_rows", "gather_tokens", "all_reduce", "barrier", "refresh", "begin_refresh", "step")
+"""Methods of `Engine` in which ranks wait for each other; forward and backward of its DeepSpeed engine are too."""
+_SHOWN = 20  # records named of each rank
+_TICK_S = 1.0
+_FILES_A_SECOND = 64  # of all ranks together, on a file system they share
+_WAIT_S = 3.0  # from the first rank that notices to the verdict: the others write where they are meanwhile
+_GRACE_S = 30.0  # then the interpreter itself is stuck, and faulthandler, which needs no lock, ends the process
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Where a rank is. `collectives`: how many it has begun, counted alike on all ranks; `inside`: it waits in the last
+    one. `since`: time of the last progress, seconds since 1970."""
+
+    rank: int
+    phase: str = "start"
+    step: int = 0
+    collectives: int = 0
+    last_collective: str = ""
+    inside: bool = False
+    records: tuple[str, ...] = ()
+    since: float = 0.0
+    stuck: bool = False
+
+
+def late_ranks(beats: Sequence[Beat]) -> list[Beat]:
+    """Who keeps the others waiting: those that have begun the fewest collectives and are not inside the last one. Where
+    all wait in the same one nobody is late, but the network."""
+    fewest = min((beat.collectives for beat in beats), default=0)
+    behind = [beat for beat in beats if beat.collectives == fewest]
+    if len(behind) < len(beats):  # a rank may be stuck on its way out of a collective
+        return behind
+    return [beat for beat in behind if not beat.inside]
+
+
+class Watchdog:
+    """Of this rank. `beat` is progress; without any for `timeout_s` seconds the process ends with `HUNG`."""
+
+    def __init__(
+        self, folder: Path, rank: int, world_size: int, timeout_s: float, end: Callable[[int], Any] = os._exit
+    ) -> None:
+        self.folder, self.world_size, self.timeout_s, self._end = folder / "watchdog", world_size, timeout_s, end
+        self._beat = Beat(rank, since=time.time())
+        self._moved = time.monotonic()
+        self._stop = threading.Event()
+        self._stack: Any = None
+
+    def start(self) -> None:
+        """Starts to watch; what an earlier start of the run left is overwritten."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._beat.rank == 0:
+            (self.folder / "hang.json").unlink(missing_ok=True)
+        self._stack = (self.folder / f"rank-{self._beat.rank}.stack").open("w")
+        self._moved = time.monotonic()
+        self._write()
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        faulthandler.cancel_dump_traceback_later()
+
+    def beat(self, **where: Any) -> None:
+        """Says that this rank goes on, and which fields of `Beat` changed. Costs microseconds."""
+        self._beat = replace(self._beat, since=time.time(), **where)
+        self._moved = time.monotonic()
+
+    def watch(self, engine: Any) -> None:
+        """From here on the collectives of an `Engine` are noted."""
+        for owner, name in (*((engine, name) for name in WATCHED), (engine.ds, "forward"), (engine.ds, "backward")):
+            setattr(owner, name, self._noted(getattr(owner, name), name))
+
+    def _noted(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        @wraps(function)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            outer = self._beat  # a step holds votes, a refresh begins one
+            self.beat(collectives=outer.collectives + 1, last_collective=name, inside=True)
+            result = function(*args, **kwargs)
+            self.beat(inside=outer.inside, last_collective=outer.last_collective if outer.inside else name)
+            return result
+
+        return noted
+
+    def _run(self) -> None:
+        seen = 0.0
+        tick = max(_TICK_S, self.world_size / _FILES_A_SECOND)
+        while not self._stop.wait(min(tick, self.timeout_s / 4)):
+            if self._moved != seen:
+                seen = self._moved
+                faulthandler.dump_traceback_later(self.timeout_s + _GRACE_S, exit=True, file=self._stack)
+                self._write()
+            if time.monotonic() - seen > self.timeout_s:
+                self._hung()
+                return
+
+    def _hung(self) -> None:
+        self._beat = replace(self._beat, stuck=True)
+        self._write()
+        faulthandler.dump_traceback(file=self._stack, all_threads=True)
+        self._stack.flush()
+        time.sleep(_WAIT_S)
+        beats = [beat for rank in range(self.world_size) if (beat := self._read(rank))]
+        if self._beat.rank == min(beat.rank for beat in beats if beat.stuck):
+            late = late_ranks(beats)
+            print(verdict(late, len(beats), self.timeout_s, self.folder), file=sys.stderr, flush=True)
+            told = {"timeout_s": self.timeout_s, "late": [asdict(beat) for beat in late]}
+            (self.folder / "hang.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        else:
+            time.sleep(_WAIT_S)  # a launcher ends the others when the first one leaves
+        self._end(HUNG)
+
+    def _write(self) -> None:
+        path = self.folder / f"rank-{self._beat.rank}.json"
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(asdict(self._beat)), encoding="utf-8")
+        partial.replace(path)
+
+    def _read(self, rank: int) -> Beat | None:
+        if rank == self._beat.rank:
+            return self._beat
+        try:
+            fields = json.loads((self.folder / f"rank-{rank}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return Beat(**{**fields, "records": tuple(fields["records"])})
+
+
+def verdict(late: Sequence[Beat], world_size: int, timeout_s: float, folder: Path) -> str:
+    """What is said of a hang, a line for each late rank."""
+    lines = [f"error: no progress for {timeout_s:g} s (run.hang_timeout_s); stacks in {folder}"]
+    for beat in late:
+        where = f"inside {beat.last_collective}" if beat.inside else f"after {beat.last_collective or 'no collective'}"
+        records = ", ".join(beat.records[:_SHOWN]) + (" ..." if len(beat.records) > _SHOWN else "")
+        lines.append(
+            f"rank {beat.rank} is late: step {beat.step}, phase {beat.phase}, {where}, for "
+            f"{time.time() - beat.since:.0f} s; records {records or 'none'}"
+        )
+    if not late:
+        lines.append(f"all {world_size} ranks wait in the same collective: the network between them, or a dead rank")
+    return "\n".join(lines)
