@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -76,6 +77,7 @@ def test_three_steps_leave_a_whole_run_folder(tmp_path):
     config = write_config(tmp_path, run__report=True, run__tensorboard=True, train__component_norms_every=2)
     done = launch("--config", config, f"run.dir={tmp_path / 'run'}")
     run = tmp_path / "run"
+    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{20000 + os.getpid() % 20000}_*")), "memory left behind"
     assert "step 3/3" in done.stderr and done.stderr.count("held-out accuracy") == 2  # said by one rank only
     for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", "report.png", "report.html", "DONE"):
         assert (run / name).is_file(), name
