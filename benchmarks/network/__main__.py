@@ -74,7 +74,9 @@ def part(found: dict[str, Any], stage: int, loads: Sequence[float]) -> dict[str,
         "elements": statistics.median(e for held in found["weathers"] for e in held["elements"]),
         "rings": sum(n * one_way_trips(name, ranks) for name, n in counts[0].items()),
         **fit([p["delay_ms"] for p in dry], [p["step_ms"] for p in dry]),
-        "probe_slopes": {n: fit([p["delay_ms"] for p in dry], [p["probes_ms"][n] for p in dry])["slope"] for n in names},
+        "probe_slopes": {
+            n: fit([p["delay_ms"] for p in dry], [p["probes_ms"][n] for p in dry])["slope"] for n in names
+        },
         "packets": found["packets"],
         "dropped": found["dropped"],
         "points": points,
@@ -128,7 +130,9 @@ def plot(data: dict[str, Any], path: Path) -> None:
 
 
 def summary(data: dict[str, Any]) -> str:
-    lines = ["ranks | ZeRO | collectives | slope | rings say | step ms at " + ", ".join(f"{1e3 * d:g}" for d in DELAYS_S)]
+    lines = [
+        "ranks | ZeRO | collectives | slope | rings say | step ms at " + ", ".join(f"{1e3 * d:g}" for d in DELAYS_S)
+    ]
     lines[0] += " ms, then with loss"
     for held in sorted(data["parts"].values(), key=lambda p: (p["ranks"], p["stage"])):
         times = ", ".join(f"{p['step_ms']:.0f}" for p in held["points"])

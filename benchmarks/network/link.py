@@ -60,7 +60,9 @@ class Link:
         self._devices: list[int] = []
         self._relay = threading.Thread(target=self._carry, daemon=True)
 
-    def start(self, commands: Sequence[Sequence[str]], environments: Sequence[dict[str, str]]) -> list[subprocess.Popen]:
+    def start(
+        self, commands: Sequence[Sequence[str]], environments: Sequence[dict[str, str]]
+    ) -> list[subprocess.Popen]:
         """Starts one program on every end, with pipes for stdin and stdout."""
         started: list[subprocess.Popen] = []
         failed: list[BaseException] = []
