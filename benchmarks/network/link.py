@@ -19,6 +19,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -50,8 +51,8 @@ def unavailable() -> str:
 
 
 class Link:
-    """A context in which programs may be started on the ends 0 .. n - 1. `weather` may be replaced at any time and holds
-    for the packets sent from then on."""
+    """A context in which programs may be started on the ends 0 .. n - 1. `weather` may be replaced at any time and
+    holds for the packets sent from then on."""
 
     def __init__(self, ends: int, seed: int = 0) -> None:
         self.weather = Weather()
@@ -132,10 +133,8 @@ class Link:
 
 
 def _hand_over(device: int, packet: bytes) -> None:
-    try:
+    with suppress(OSError):  # the program at that end has finished and its device is gone
         os.write(device, packet)
-    except OSError:  # the program at that end has finished and its device is gone
-        pass
 
 
 def _new_namespace(end: int) -> int:

@@ -21,8 +21,8 @@ from benchmarks.network.collectives import Call, Recorder, count
 
 @dataclass(frozen=True)
 class Job:
-    """config: a RunConfig as a tree. weathers: (one-way delay in s, loss). steps: timed ones under each, after `warm_up`
-    at the beginning. probes: timed calls of each bare collective."""
+    """config: a RunConfig as a tree. weathers: (one-way delay in s, loss). steps: timed ones under each, after
+    `warm_up` at the beginning. probes: timed calls of each bare collective."""
 
     config: dict[str, Any]
     weathers: tuple[tuple[float, float], ...]

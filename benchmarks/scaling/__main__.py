@@ -2,8 +2,9 @@
 
     python -m benchmarks.scaling [--metrics RUN/metrics.jsonl] [--network FILE] [--out DIR]
 
-Without --metrics the phase times are assumptions. --network: a network.json of benchmarks.network; the model is then held
-against what was measured there. Writes DIR/scaling.json and scaling.png. docs/scaling.md has the formulas' meaning.
+Without --metrics the phase times are assumptions. --network: a network.json of benchmarks.network; the model is then
+held against what was measured there. Writes DIR/scaling.json and scaling.png. docs/scaling.md has the formulas'
+meaning.
 """
 
 from __future__ import annotations
@@ -62,15 +63,15 @@ def plot(data: dict[str, Any], path: Path) -> None:
 def assumptions(data: dict[str, Any]) -> list[str]:
     work = data["workload"]
     lines = [
-        f"predicted, not measured; phase times: {data['phases']}: rollout {work['rollout_s']:.3g} s, update "
-        f"{work['update_s']:.3g} s, other {work['other_s']:.3g} s",
-        f"{work['parameter_bytes'] / 1e9:.2f} GB of parameters in {work['layers']} layers, {work['micro_batches']} "
-        f"micro-batches, {work['rows']} replies a GPU",
+        f"predicted, not measured; phase times: {data['phases']}: rollout {work['rollout_s']:.3g} s, "
+        f"update {work['update_s']:.3g} s, other {work['other_s']:.3g} s",
+        f"{work['parameter_bytes'] / 1e9:.2f} GB of parameters in {work['layers']} layers, "
+        f"{work['micro_batches']} micro-batches, {work['rows']} replies a GPU",
     ]
     for n in data["networks"]:
         lines.append(
             f"{n['name']}: {n['gpus_per_node']} GPUs a node, alpha {1e6 * n['alpha_intra']:.0f} / "
-            f"{1e6 * n['alpha_inter']:.0f} us, beta {n['beta_intra'] / 1e9:.3g} / {n['beta_inter'] / 1e9:.3g} GB/s a GPU"
+            f"{1e6 * n['alpha_inter']:.0f} us, beta {n['beta_intra'] / 1e9:.3g} / {n['beta_inter'] / 1e9:.3g} GB/s"
         )
     return lines
 

@@ -14,8 +14,9 @@ NETWORKS = (
     Network("NVLink, InfiniBand", 8, 5e-6, 370e9, 15e-6, 40e9),
     Network("NVLink, 100 Gb/s Ethernet a node", 8, 5e-6, 370e9, 40e-6, 1.4e9),
 )
-"""Assumed, not measured: NVLink 4 has 450 GB/s a GPU and direction, NDR InfiniBand 50 GB/s a GPU, 100 Gb/s Ethernet 1.56
-GB/s a GPU where eight share it (vendors' figures); taken are 80 to 90 % of them. The alphas are of the usual order."""
+"""Assumed, not measured: NVLink 4 has 450 GB/s a GPU and direction, NDR InfiniBand 50 GB/s a GPU, 100 Gb/s Ethernet
+1.56 GB/s a GPU where eight share it (vendors' figures); taken are 80 to 90 % of them. The alphas are of the usual
+order."""
 
 
 def lognormal(median: float, sigma: float, cap: float, values: int = 199) -> tuple[float, ...]:
@@ -35,8 +36,8 @@ ASSUMED = Workload(
     rows=64,
     lengths=lognormal(100.0, 0.4, 256.0),
 )
-"""Assumed, not measured: LLaVA-OneVision-0.5B in bfloat16 (0.9e9 parameters with its vision tower, 24 decoder layers and
-the rest), 8 prompts and K = 8 a GPU; the three times are a guess of their order."""
+"""Assumed, not measured: LLaVA-OneVision-0.5B in bfloat16 (0.9e9 parameters with its vision tower, 24 decoder layers
+and the rest), 8 prompts and K = 8 a GPU; the three times are a guess of their order."""
 
 
 def with_phases(work: Workload, metrics: Path) -> Workload:

@@ -1,8 +1,8 @@
 """The model: what a step costs on n GPUs, from phase times of one GPU and an alpha-beta model of the network.
 
-A message of S bytes takes alpha + S / beta. Collectives are rings inside a node and between nodes (Thakur, Rabenseifner,
-Gropp: Optimization of collective communication operations in MPICH, 2005). Volumes of ZeRO: Rajbhandari and others, ZeRO,
-arXiv 1910.02054, section 7; of hpZ: Wang and others, ZeRO++, arXiv 2306.10209, section 3.2.
+A message of S bytes takes alpha + S / beta. Collectives are rings inside a node and between nodes (Thakur,
+Rabenseifner, Gropp: Optimization of collective communication operations in MPICH, 2005). Volumes of ZeRO: Rajbhandari
+and others, ZeRO, arXiv 1910.02054, section 7; of hpZ: Wang and others, ZeRO++, arXiv 2306.10209, section 3.2.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ STRATEGIES = ("zero2", "zero3", "hpz")
 
 @dataclass(frozen=True)
 class Network:
-    """alpha: seconds of a message; beta: bytes a second of one GPU in one direction, inside a node and between nodes."""
+    """alpha: seconds of a message; beta: bytes a second of one GPU in one direction, inside a node and between
+    nodes."""
 
     name: str
     gpus_per_node: int
@@ -98,9 +99,9 @@ def expected_longest(lengths: Sequence[float], draws: int) -> float:
 def predict(strategy: str, gpus: int, work: Workload, network: Network) -> Step:
     """A step on `gpus` GPUs.
 
-    zero3: each micro-batch gathers the parameters in its forward and in its backward, reduces the gradients; the refresh
-    gathers them once more. hpz: the backward gathers inside the node. zero2: a micro-batch only reduces, the step gathers
-    once, and the refresh copies what is there.
+    zero3: each micro-batch gathers the parameters in its forward and in its backward, reduces the gradients; the
+    refresh gathers them once more. hpz: the backward gathers inside the node. zero2: a micro-batch only reduces, the
+    step gathers once, and the refresh copies what is there.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"no strategy '{strategy}': {', '.join(STRATEGIES)}")

@@ -1,4 +1,5 @@
-"""The model against the CPU ranks of benchmarks.network: step time under latency, predicted from the step without it."""
+"""The model against the CPU ranks of benchmarks.network: step time under latency, predicted from the step without
+it."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ def trips(collectives: dict[str, int], ranks: int) -> int:
 
 
 def compare(part: dict[str, Any]) -> list[dict[str, float]]:
-    """Points with latency and without loss: measured ms, predicted ms, and the error of the prediction as a share of the
-    measured. Nothing but the step without latency is taken from the steps' times."""
+    """Points with latency and without loss: measured ms, predicted ms, and the error of the prediction as a share of
+    the measured. Nothing but the step without latency is taken from the steps' times."""
     dry = [p for p in part["points"] if not p["loss"]]
     start = next(p["step_ms"] for p in dry if p["delay_ms"] == 0)
     slope = trips(part["collectives"], part["ranks"])

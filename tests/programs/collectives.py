@@ -1,8 +1,9 @@
 """Counts the collectives of whole training steps of different sizes, one after the other.
 
-usage: torchrun --nproc_per_node N collectives.py OUT_DIR STAGE CASES.json    [{"prompts": 2, "group_size": 2, "explore": false,
-"token_budget": 8192}, ...]; every rank writes OUT_DIR/counts<rank>.json: [{"micro": M, "calls": [[name, ...], ...]}] with
-the calls of two steps of each case
+usage: torchrun --nproc_per_node N collectives.py OUT_DIR STAGE CASES.json
+CASES.json: [{"prompts": 2, "group_size": 2, "explore": false, "token_budget": 8192}, ...]
+Every rank writes OUT_DIR/counts<rank>.json: [{"micro": M, "calls": [[name, ...], [name, ...]]}, ...], the calls of two
+steps of each case.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from pathlib import Path
 from benchmarks.network.collectives import Recorder
 from benchmarks.network.workload import config
 
-REWARD = "import zlib\n\n\ndef reward(completions, **_):\n    return [zlib.crc32(str(c).encode()) % 97 for c in completions]\n"
+REWARD = """import zlib
+
+
+def reward(completions, **_):
+    return [zlib.crc32(str(c).encode()) % 97 for c in completions]
+"""
 
 
 def main() -> None:
