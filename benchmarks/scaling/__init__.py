@@ -1,0 +1,1 @@
+"""Predicted step time on many GPUs: python -m benchmarks.scaling."""

@@ -1,0 +1,40 @@
+"""The model against the CPU ranks of benchmarks.network: step time under latency, predicted from the step without
+it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.network.collectives import one_way_trips
+
+HANDSHAKE = 2
+"""gloo's receiver tells the sender that it is ready, then the message comes: two one-way trips for each message of a
+ring. Bare collectives measured alone show it (`probe_slopes`: twice `one_way_trips`)."""
+
+
+def trips(collectives: dict[str, int], ranks: int) -> int:
+    """One-way trips of a step if no collective overlaps another. gloo makes a reduce-scatter of an all-reduce."""
+    of = {"reduce_scatter_tensor": "all_reduce"}
+    return HANDSHAKE * sum(n * one_way_trips(of.get(name, name), ranks) for name, n in collectives.items())
+
+
+def compare(part: dict[str, Any]) -> list[dict[str, float]]:
+    """Points with latency and without loss: measured ms, predicted ms, and the error of the prediction as a share of
+    the measured. Nothing but the step without latency is taken from the steps' times."""
+    dry = [p for p in part["points"] if not p["loss"]]
+    start = next(p["step_ms"] for p in dry if p["delay_ms"] == 0)
+    slope = trips(part["collectives"], part["ranks"])
+    found = []
+    for point in dry:
+        if point["delay_ms"]:
+            said = start + slope * point["delay_ms"]
+            error = said / point["step_ms"] - 1
+            found.append(
+                {
+                    "delay_ms": point["delay_ms"],
+                    "measured_ms": point["step_ms"],
+                    "predicted_ms": said,
+                    "error": error,
+                }
+            )
+    return found
