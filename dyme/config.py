@@ -20,6 +20,7 @@ from dyme.evaluation.settings import EvaluateConfig
 from dyme.lora_config import LoraConfig
 from dyme.methods import Method
 from dyme.rewards.compose import RewardConfig
+from dyme.rewards.schedule import WeightSchedule
 from dyme.rollout_config import RolloutConfig
 from dyme.schema import Schema
 from dyme.selector_config import SelectorConfig
@@ -171,12 +172,18 @@ class ObjectiveConfig(Schema):
     """Lower clip range."""
     epsilon_high: NonNegativeFloat = 0.2
     """Upper clip range."""
-    beta: NonNegativeFloat = 0.0
+    beta: WeightSchedule = WeightSchedule(start=0.0)
     """Weight of the k3 estimate of the KL divergence from the initial model (the reference policy); 0: no reference."""
     entropy_coef: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """Weight of the entropy bonus on explored tokens."""
     memorize_weight: NonNegativeFloat = 1.0
     """lambda of the `component` normalization."""
+
+    @model_validator(mode="after")
+    def _no_reward_for_distance(self) -> ObjectiveConfig:
+        if min(self.beta.start, self.beta.end or 0.0) < 0:
+            raise ValueError("objective.beta must not be negative: a KL weight below 0 would reward distance")
+        return self
 
 
 class OptimConfig(Schema):
@@ -295,9 +302,10 @@ class RunConfig(Schema):
             raise ValueError(
                 "objective.preset replaces objective.surrogate and objective.normalization: set one or the other"
             )
-        if self.objective.beta and self.method not in ("dyme", "grpo"):
+        if self.objective.beta.peak and self.method not in ("dyme", "grpo", "mixed"):
+            beta = self.objective.model_dump()["beta"]
             raise ValueError(
-                f"objective.beta={self.objective.beta} needs explored rows of one policy, method={self.method} has "
+                f"objective.beta={beta} needs explored rows of one policy, method={self.method} has "
                 "none: set it to 0, or run the second stage as method=grpo from the first one's export"
             )
         if self.supervision.asks_judge and not self.judge.endpoints:

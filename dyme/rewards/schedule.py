@@ -1,4 +1,4 @@
-"""WeightSchedule: the weight of a reward as a function of the training step."""
+"""WeightSchedule: the weight of a reward, or of the KL term, as a function of the training step."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ class WeightSchedule(Schema):
     @property
     def changes(self) -> bool:
         return self.end is not None
+
+    @property
+    def peak(self) -> float:
+        """The highest weight of all steps."""
+        return self.start if self.end is None else max(self.start, self.end)
 
     def at(self, step: int) -> float:
         """The weight in the step after `step` finished ones: exactly `start` in the first, `end` from the last on."""
