@@ -247,7 +247,7 @@ def test_the_other_methods_run(tmp_path, method):
     ("changes", "mode", "ratios"),
     [
         ({"method": "interleaved"}, "explore", [0, 1, 0]),
-        ({"method": "progressive"}, "explore", [0, 1, 0]),
+        ({"method": "progressive"}, "explore", [0, 1, 1]),
         ({"method": "mixed"}, "memorize", [2 / 3] * 3),
         ({"selector": {"name": "annealed"}, "objective": {"normalization": "token"}}, "joint", [1, 1, 1]),
         ({"selector": {"name": "scheduled"}}, "joint", [1, 1, 1]),

@@ -14,7 +14,7 @@ class WeightSchedule(Schema):
     """A weight that goes from `start` to `end` over training steps; a plain number stands for a constant weight."""
 
     start: float = Field(allow_inf_nan=False)
-    """Weight until step `begin`; below 0 the reward is a penalty."""
+    """Weight until step `begin`; a reward may weigh less than 0."""
     end: float | None = Field(default=None, allow_inf_nan=False)
     """Weight from step `begin` + `steps` on; none keeps `start`."""
     steps: int | None = Field(default=None, gt=0)
