@@ -15,7 +15,8 @@ def memorizes_only(method: str, step: int, max_steps: int, switch_fraction: floa
         two_stage    step < switch_fraction * max_steps
         interleaved  steps 0, 2, 4 ...
         progressive  the share of SFT falls along a line from 1 to 0: with S(t) = t - t^2 / (2 max_steps), the integral
-                     of 1 - t / max_steps, step t is SFT where round(S(t + 1)) > round(S(t)); a half rounds down, so no run ends on SFT
+                     of 1 - t / max_steps, step t is SFT where round(S(t + 1)) > round(S(t)); a half
+                     rounds down, so no run of several steps ends on SFT
         the others   never
 
     two_stage, interleaved and progressive are strategies of "The Synergy Dilemma". Left open there, as far as seen: how
