@@ -18,9 +18,12 @@ from dyme.config_errors import ConfigError, explain
 from dyme.data import SourceConfig
 from dyme.evaluation.settings import EvaluateConfig
 from dyme.lora_config import LoraConfig
+from dyme.methods import Method
 from dyme.rewards.compose import RewardConfig
+from dyme.rewards.schedule import WeightSchedule
 from dyme.rollout_config import RolloutConfig
 from dyme.schema import Schema
+from dyme.selector_config import SelectorConfig
 from dyme.supervision.judge.settings import JudgeConfig
 from dyme.supervision.settings import SupervisionConfig
 
@@ -145,19 +148,6 @@ class PromptConfig(Schema):
         return self
 
 
-class SelectorConfig(Schema):
-    """Which groups memorize and which explore (method dyme)."""
-
-    name: Literal[
-        "variance", "any_correct", "accuracy_gate", "reward_threshold", "always_explore", "always_memorize"
-    ] = "variance"
-    """The rule; see docs/method.md for each formula."""
-    threshold: NonNegativeFloat = 0.0
-    """tau of `variance`; threshold of `reward_threshold` on the mean reward."""
-    gamma: Fraction = 0.0
-    """`accuracy_gate`: groups with an accuracy of at most gamma memorize."""
-
-
 class MemorizeConfig(Schema):
     """The reference rows."""
 
@@ -182,12 +172,18 @@ class ObjectiveConfig(Schema):
     """Lower clip range."""
     epsilon_high: NonNegativeFloat = 0.2
     """Upper clip range."""
-    beta: NonNegativeFloat = 0.0
+    beta: WeightSchedule = WeightSchedule(start=0.0)
     """Weight of the k3 estimate of the KL divergence from the initial model (the reference policy); 0: no reference."""
     entropy_coef: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """Weight of the entropy bonus on explored tokens."""
     memorize_weight: NonNegativeFloat = 1.0
     """lambda of the `component` normalization."""
+
+    @model_validator(mode="after")
+    def _no_reward_for_distance(self) -> ObjectiveConfig:
+        if min(self.beta.start, self.beta.end or 0.0) < 0:
+            raise ValueError("objective.beta must not be negative: a KL weight below 0 would reward distance")
+        return self
 
 
 class OptimConfig(Schema):
@@ -276,8 +272,9 @@ class RunSettings(Schema):
 class RunConfig(Schema):
     """One run: `deepspeed launchers/train.py --config FILE [key.sub=value ...]`."""
 
-    method: Literal["dyme", "grpo", "sft", "two_stage"] = "dyme"
-    """dyme: selector per group. grpo: always explore. sft: always memorize, no rollouts. two_stage: sft, then grpo."""
+    method: Method = "dyme"
+    """dyme: selector per group. grpo: always explore. sft: always memorize, no rollouts. two_stage: sft, then grpo.
+    interleaved: sft and grpo steps in turn. progressive: ever fewer sft steps. mixed: half of each step's groups."""
     model: ModelConfig
     data: DataConfig
     prompt: PromptConfig = PromptConfig()
@@ -301,13 +298,16 @@ class RunConfig(Schema):
             raise ValueError(
                 f"prompt.style=direct has no thinking to explore: method={self.method} needs prompt.style=think"
             )
+        if self.method == "mixed" and self.rollout.prompts_per_step < 2:
+            raise ValueError("method=mixed splits the groups of a step: rollout.prompts_per_step must be 2 at least")
         if self.objective.preset and {"surrogate", "normalization"} & self.objective.model_fields_set:
             raise ValueError(
                 "objective.preset replaces objective.surrogate and objective.normalization: set one or the other"
             )
-        if self.objective.beta and self.method in ("sft", "two_stage"):
+        if self.objective.beta.peak and self.method not in ("dyme", "grpo", "mixed"):
+            beta = self.objective.model_dump()["beta"]
             raise ValueError(
-                f"objective.beta={self.objective.beta} needs explored rows of one policy, method={self.method} has "
+                f"objective.beta={beta} needs explored rows of one policy, method={self.method} has "
                 "none: set it to 0, or run the second stage as method=grpo from the first one's export"
             )
         if self.supervision.asks_judge and not self.judge.endpoints:

@@ -52,10 +52,21 @@ def resolve(cfg: RunConfig) -> tuple[LossSpec, str]:
     fields = dict(
         temperature=cfg.rollout.temperature, memorize_temperature=memorize_temperature, entropy_coef=o.entropy_coef
     )
-    for name in ("epsilon_low", "epsilon_high", "beta"):  # a preset's own value stands unless it was set
-        if not o.preset or name in o.model_fields_set:
-            fields[name] = getattr(o, name)
+    for name, value in (("epsilon_low", o.epsilon_low), ("epsilon_high", o.epsilon_high), ("beta", o.beta.peak)):
+        if not o.preset or name in o.model_fields_set:  # a preset's own value stands unless it was set
+            fields[name] = value
     return LossSpec(**{**base.__dict__, **fields}), normalization
+
+
+def kl_share(cfg: RunConfig, step: int) -> float:
+    """The KL weight of a step as a fraction of the highest one of the run, which is `LossSpec.beta` (see `resolve`): 1
+    for a constant weight.
+
+    A KL term that changes over training is GRPO-D's (OThink-MR1): little early, for exploration, more later. Its exact
+    formula was not available here; `objective.beta` is a line or half a cosine wave between any two values.
+    """
+    beta = cfg.objective.beta
+    return beta.at(step) / beta.peak if beta.changes and beta.peak else 1.0
 
 
 def live_rows(
@@ -134,6 +145,7 @@ class LossInputs:
     weights: Tensor  # float32
     memorize: Tensor  # bool
     token_shaping: str = "none"  # of memorized tokens, see ModeDecision
+    kl_share: float = 1.0  # factor of LossSpec.beta, see `kl_share`
     old_logprobs: Tensor | None = None  # float32
     ref_logprobs: Tensor | None = None  # float32
     segments: Tensor | None = None  # int64, index of the token's row in the micro-batch

@@ -50,7 +50,7 @@ class Policy(nn.Module):
                 memorize=inputs.memorize,
                 segments=inputs.segments,
                 bias=bias,
-                spec=replace(policy.spec, token_shaping=inputs.token_shaping),
+                spec=replace(policy.spec, token_shaping=inputs.token_shaping, beta=policy.spec.beta * inputs.kl_share),
                 logits_budget_mb=logits_budget_mb,
             )
             return tuple(getattr(out, f.name) for f in fields(out))  # ZeRO-3's hooks see tensors in tuples only

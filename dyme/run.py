@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dyme import checkpoint
 from dyme.agenda import Agenda, Stop
-from dyme.config import ConfigError, RunConfig, SelectorConfig, changed_keys, dump_config
+from dyme.config import ConfigError, RunConfig, changed_keys, dump_config
 from dyme.cursor import StepRows, step_rows
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
@@ -24,6 +24,7 @@ from dyme.engine import Engine, deepspeed_config, lr_factor
 from dyme.evaluation.held_out import Evaluation
 from dyme.families import Prompt, build_family, load_family
 from dyme.families.scratch import FREQUENT
+from dyme.methods import memorizes_only
 from dyme.metrics import open_metrics
 from dyme.objective import LiveRows, resolve
 from dyme.preemption import MARKER
@@ -35,7 +36,9 @@ from dyme.rewards.calls import UserRewards
 from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
 from dyme.rollout import sampling_of
-from dyme.selection import GroupStats, Mode, ModeDecision, ModeSelector, make_selector
+from dyme.selection import GroupStats, Mode, ModeDecision, ModeSelector
+from dyme.selector_config import SelectorConfig
+from dyme.selectors import make_selector, mixed_selector
 from dyme.signals import MemorizeLog, mode_signals, rollout_signals
 from dyme.summary import report_on, write_summary
 from dyme.supervision.supervisor import Supervisor
@@ -71,7 +74,8 @@ class Run:
         self.parameters = self.engine.parameters
         self.sampling = sampling_of(cfg.rollout)
         self._selector = make_selector(cfg.selector)
-        self._grpo = make_selector(SelectorConfig(name="always_explore"))
+        always = SelectorConfig(name="always_explore")
+        self._fixed = mixed_selector() if cfg.method == "mixed" else make_selector(always)
         self.memorize_log = MemorizeLog()
         self._memorized = 1.0
         self.failures = Failures()
@@ -158,10 +162,9 @@ class Run:
     # --- what the loop asks -----------------------------------------------------------------------
 
     def makes_rollouts(self, step: int) -> bool:
-        """sft never does, two_stage only in its second stage."""
-        if self.cfg.method == "two_stage":
-            return step >= self.cfg.train.switch_fraction * self.cfg.train.max_steps
-        return self.cfg.method != "sft"
+        """Not in the SFT steps of a method, see `memorizes_only`."""
+        train = self.cfg.train
+        return not memorizes_only(self.cfg.method, step, train.max_steps, train.switch_fraction)
 
     def step_rows(self, step: int) -> StepRows:
         """Records and rows of a step (0-based)."""
@@ -187,7 +190,7 @@ class Run:
         return every > 0 and step % every == 0
 
     def selector(self, step: int) -> ModeSelector:
-        return self._selector if self.cfg.method == "dyme" else self._grpo
+        return self._selector if self.cfg.method == "dyme" else self._fixed
 
     def encode(self, record: int) -> Prompt | None:
         return self.book.encode(self.records[record])

@@ -1,18 +1,19 @@
 """Selection: what each group of rollouts does in this step, decided from gathered numbers alone.
 
+The rules are in dyme/selectors/.
+
 Everything here runs on the host in float64, so that every rank (and every kind of GPU) comes to the same decision.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dyme.config import SelectorConfig
 from dyme_kernels import group_advantages
 
 
@@ -123,15 +124,29 @@ def group_stats(
     )
 
 
-def decide(mode: Tensor, reason: Tensor, stats: GroupStats) -> ModeDecision:
-    """Applies the rules that hold for every selector: two scored rows to explore, a reference to memorize."""
+def decide(
+    mode: Tensor,
+    reason: Tensor,
+    stats: GroupStats,
+    *,
+    rl_weight: Tensor | None = None,
+    sft_weight: Tensor | None = None,
+    token_shaping: str = "none",
+) -> ModeDecision:
+    """Applies the rules that hold for every selector: two scored rows to train, a reference to memorize, and no mode
+    for a part that weighs 0. Weights are float64 [G], 1 by default."""
     mode, reason = mode.clone(), reason.clone()
+    ones = torch.ones(len(stats), dtype=torch.float64)
+    rl, sft = (ones.clone() if w is None else w for w in (rl_weight, sft_weight))
     unscored = stats.num_scored < 2
     mode[unscored], reason[unscored] = int(Mode.SKIP), int(Reason.UNSCORED)
     lacking = (mode == Mode.MEMORIZE) & ~stats.has_reference
     mode[lacking], reason[lacking] = int(Mode.SKIP), int(Reason.NO_REFERENCE)
-    ones = torch.ones(len(stats), dtype=torch.float64)
-    return ModeDecision(mode=mode, rl_weight=ones, sft_weight=ones.clone(), reason=reason)
+    # a row that weighs nothing must not be planned, nor counted in a mean over tokens
+    explores = ((mode == Mode.EXPLORE) | (mode == Mode.JOINT)) & (rl > 0)
+    memorizes = ((mode == Mode.MEMORIZE) | (mode == Mode.JOINT)) & (sft > 0) & stats.has_reference
+    mode = explores * int(Mode.EXPLORE) + memorizes * int(Mode.MEMORIZE)
+    return ModeDecision(mode=mode, rl_weight=rl, sft_weight=sft, reason=reason, token_shaping=token_shaping)
 
 
 def memorize_all(has_reference: Tensor) -> ModeDecision:
@@ -141,85 +156,3 @@ def memorize_all(has_reference: Tensor) -> ModeDecision:
     reason = torch.where(has_reference, int(Reason.RULE), int(Reason.NO_REFERENCE))
     ones = torch.ones(len(mode), dtype=torch.float64)
     return ModeDecision(mode=mode, rl_weight=ones, sft_weight=ones.clone(), reason=reason)
-
-
-@dataclass(frozen=True)
-class StatelessSelector:
-    """A rule of one of this module's functions; nothing to save."""
-
-    rule: Any
-    settings: dict[str, float] = field(default_factory=dict)
-
-    def select(self, stats: GroupStats, progress: float) -> ModeDecision:
-        mode, reason = self.rule(stats, **self.settings)
-        return decide(mode, reason, stats)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:
-            raise ValueError(
-                f"this selector has no state, the checkpoint holds {sorted(state)}: selector.name was changed"
-            )
-
-
-def make_selector(config: SelectorConfig) -> ModeSelector:
-    """The selector a configuration asks for."""
-    settings: dict[str, dict[str, float]] = {
-        "variance": {"threshold": config.threshold},
-        "reward_threshold": {"threshold": config.threshold},
-        "accuracy_gate": {"gamma": config.gamma},
-    }
-    return StatelessSelector(RULES[config.name], settings.get(config.name, {}))
-
-
-# --- rules: GroupStats -> (mode [G], reason [G]) --------------------------------------------------
-
-
-def _three_way(explore: Tensor, memorize: Tensor) -> tuple[Tensor, Tensor]:
-    mode = torch.where(explore, int(Mode.EXPLORE), torch.where(memorize, int(Mode.MEMORIZE), int(Mode.SKIP)))
-    reason = torch.where(explore, int(Reason.SIGNAL), torch.where(memorize, int(Reason.COLLAPSE), int(Reason.MASTERED)))
-    return mode, reason
-
-
-def variance(stats: GroupStats, threshold: float = 0.0) -> tuple[Tensor, Tensor]:
-    """DyME (arXiv 2506.23061): explore where var(s) > threshold; else memorize where mean(s) <= 1/2, skip where
-    above."""
-    return _three_way(stats.accuracy_var > threshold, stats.accuracy_mean <= 0.5)
-
-
-def any_correct(stats: GroupStats) -> tuple[Tensor, Tensor]:
-    """The published code: explore where 0 < n < scored rows, memorize where n = 0, skip where all are right."""
-    none, all_ = stats.num_correct == 0, stats.num_correct == stats.num_scored
-    return _three_way(~none & ~all_, none)
-
-
-def accuracy_gate(stats: GroupStats, gamma: float = 0.0) -> tuple[Tensor, Tensor]:
-    """HPT (Unify-Post-Training): memorize where mean(s) <= gamma, else explore; all right carries no signal and is
-    skipped."""
-    memorize = stats.accuracy_mean <= gamma
-    return _three_way(~memorize & (stats.num_correct < stats.num_scored), memorize)
-
-
-def reward_threshold(stats: GroupStats, threshold: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The paper's ablation: memorize where the mean reward is at most the threshold, else explore."""
-    memorize = stats.reward_mean <= threshold
-    return _three_way(~memorize, memorize)
-
-
-def always_explore(stats: GroupStats) -> tuple[Tensor, Tensor]:
-    """GRPO."""
-    n = len(stats)
-    return torch.full((n,), int(Mode.EXPLORE)), torch.full((n,), int(Reason.RULE))
-
-
-def always_memorize(stats: GroupStats) -> tuple[Tensor, Tensor]:
-    """SFT on the reference trace of every group, rollouts only measured."""
-    n = len(stats)
-    return torch.full((n,), int(Mode.MEMORIZE)), torch.full((n,), int(Reason.RULE))
-
-
-RULES = {
-    f.__name__: f for f in (variance, any_correct, accuracy_gate, reward_threshold, always_explore, always_memorize)
-}

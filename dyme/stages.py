@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dyme.cursor import StepRows
-from dyme.objective import LiveRow, LiveRows, live_rows, token_weights
+from dyme.objective import LiveRow, LiveRows, kl_share, live_rows, token_weights
 from dyme.plan import make_plan
 from dyme.prompts import has_reference, reply_text
 from dyme.rollout import Rollout, RolloutRow, generate, row_key
@@ -213,4 +213,5 @@ def plan(
         [tokens[row] for row in live.rows],
         lambda group: run.encode(rows.records[group]),
         decision.token_shaping,
+        kl_share=kl_share(cfg, rows.step),
     )

@@ -37,6 +37,7 @@ class Work:
     encode: Callable[[int], Prompt | None]
     token_shaping: str = "none"  # of memorized tokens, see ModeDecision
     ref_logprobs: Sequence[Tensor] | None = None
+    kl_share: float = 1.0  # of the step, see `dyme.objective.kl_share`
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,9 @@ def _micro_batches(engine: Engine, work: Work, weights: Sequence[float]) -> Iter
         batch = pack(engine.family, sequences, modules, joined=work.plan.joined)
         inputs = loss_inputs([work.rows[r] for r in index], [weights[r] for r in index], lengths)
         lost = sum(len(item.rows) for item in items) - len(index)
-        yield _MicroBatch(batch, replace(inputs, token_shaping=work.token_shaping), lengths, lost)
+        yield _MicroBatch(
+            batch, replace(inputs, token_shaping=work.token_shaping, kl_share=work.kl_share), lengths, lost
+        )
 
 
 def _accumulate(

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from dyme.config import ConfigError, RunConfig, load_config
-from dyme.objective import LiveRow, LiveRows, live_rows, loss_inputs, resolve, token_weights
+from dyme.objective import LiveRow, LiveRows, kl_share, live_rows, loss_inputs, resolve, token_weights
 from dyme.selection import Mode, ModeDecision
 from dyme_kernels import LossSpec, policy_loss
 
@@ -217,3 +217,15 @@ def test_memorize_temperature(config):
 def test_a_preset_and_a_single_setting_contradict(config):
     with pytest.raises(ConfigError, match=r"objective\.preset replaces"):
         config(objective={"preset": "grpo", "surrogate": "clip"})
+
+
+def test_scheduled_kl_weight(tmp_path):
+    """From 0.1 to 0.4 over 3 steps: 0.1, 0.2, 0.3, 0.4 of a highest weight of 0.4."""
+    tree = {"model": {"path": "m"}, "data": {"train": {"source": "charts", "count": 4}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
+    cfg = load_config(tmp_path / "c.yaml", ["objective.beta={start: 0.1, end: 0.4, steps: 3}"])
+    assert resolve(cfg)[0].beta == 0.4
+    assert [0.4 * kl_share(cfg, step) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+    constant = load_config(tmp_path / "c.yaml", ["objective.beta=0.3"])
+    assert resolve(constant)[0].beta == 0.3 and kl_share(constant, 7) == 1.0
+    assert kl_share(load_config(tmp_path / "c.yaml"), 0) == 1.0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dyme.config import SelectorConfig
-from dyme.selection import GroupStats, Mode, Reason, group_stats, make_selector, memorize_all
+from dyme.selection import GroupStats, Mode, Reason, group_stats, memorize_all
+from dyme.selector_config import SelectorConfig
+from dyme.selectors import make_selector
 
 NAN = float("nan")
 

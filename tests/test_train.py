@@ -254,6 +254,36 @@ def test_the_other_methods_run(tmp_path, method):
     assert ["accuracy" in line for line in steps] == [share == 1 for share in explores]
 
 
+@pytest.mark.parametrize(
+    ("changes", "mode", "ratios"),
+    [
+        ({"method": "interleaved"}, "explore", [0, 1, 0]),
+        ({"method": "progressive"}, "explore", [0, 1, 1]),
+        ({"method": "mixed"}, "memorize", [2 / 3] * 3),
+        ({"selector": {"name": "annealed"}, "objective": {"normalization": "token"}}, "joint", [1, 1, 1]),
+        ({"selector": {"name": "scheduled"}}, "joint", [1, 1, 1]),
+        (
+            {
+                "selector": {"name": "difficulty_weighted"},
+                "objective": {"beta": {"start": 0.0, "end": 0.5, "steps": 2}},
+            },
+            "memorize",
+            [0, 0, 0],
+        ),
+    ],
+    ids=["interleaved", "progressive", "mixed", "annealed", "scheduled", "difficulty_weighted, scheduled KL"],
+)
+def test_rules_that_mix_and_weigh_run(tmp_path, changes, mode, ratios):
+    config = write_config(tmp_path, **changes, data__eval=None, run__samples=0, run__export=False)
+    launch("--config", config, f"run.dir={tmp_path / 'run'}", ranks=1)
+    steps = [line for line in lines(tmp_path / "run") if not line.get("eval")]
+    assert [line[f"mode/{mode}_ratio"] for line in steps] == pytest.approx(ratios)
+    if mode == "joint":
+        assert all(line["memorize/nll"] > 0 for line in steps)
+    if "beta" in changes.get("objective", {}):
+        assert any("policy/kl" in line for line in steps)
+
+
 def test_text_only_model_and_bf16_under_every_stage(tmp_path):
     """In bf16 DeepSpeed has another optimizer for each stage."""
     text = {"source": "jsonl", "path": str(tmp_path / "t.jsonl")}

@@ -331,7 +331,7 @@ def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: 
         dense_mask=packed == "sdpa",
         trains_head=not lora and id(family.head(model).weight) in trains,
         trains_tower=lora.vision if lora else sees,
-        reference=cfg.objective.beta > 0 and not lora,
+        reference=cfg.objective.beta.peak > 0 and not lora,
         prompt_columns=column_bucket(prompt) if shares else 0,
         reply_columns=reply_bucket(cfg.rollout.max_new_tokens) if shares else 0,
         group=cfg.rollout.group_size,

@@ -1,4 +1,4 @@
-"""WeightSchedule: the weight of a reward as a function of the training step."""
+"""WeightSchedule: the weight of a reward, or of the KL term, as a function of the training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class WeightSchedule(Schema):
     """A weight that goes from `start` to `end` over training steps; a plain number stands for a constant weight."""
 
     start: float = Field(allow_inf_nan=False)
-    """Weight until step `begin`; below 0 the reward is a penalty."""
+    """Weight until step `begin`; a reward may weigh less than 0."""
     end: float | None = Field(default=None, allow_inf_nan=False)
     """Weight from step `begin` + `steps` on; none keeps `start`."""
     steps: int | None = Field(default=None, gt=0)
@@ -44,6 +44,11 @@ class WeightSchedule(Schema):
     @property
     def changes(self) -> bool:
         return self.end is not None
+
+    @property
+    def peak(self) -> float:
+        """The highest weight of all steps."""
+        return self.start if self.end is None else max(self.start, self.end)
 
     def at(self, step: int) -> float:
         """The weight in the step after `step` finished ones: exactly `start` in the first, `end` from the last on."""

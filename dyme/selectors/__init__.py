@@ -1,0 +1,66 @@
+"""Selectors: how statistics of groups become modes, one family of rules per file.
+
+gates.py: one mode per group. joint.py: both parts in each group, on a schedule. difficulty.py: explored groups weighed
+by their accuracy. Each rule is a pure function of gathered float64 numbers, so every rank comes to the same decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from dyme.selection import GroupStats, ModeDecision, ModeSelector
+from dyme.selector_config import SelectorConfig
+from dyme.selectors import difficulty, gates, joint
+
+Rule = Callable[[GroupStats, float], ModeDecision]
+"""Statistics and progress (finished steps / train.max_steps, in [0, 1)) to a decision."""
+
+
+@dataclass(frozen=True)
+class StatelessSelector:
+    """A rule; nothing to save."""
+
+    rule: Rule
+
+    def select(self, stats: GroupStats, progress: float) -> ModeDecision:
+        return self.rule(stats, progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ValueError(
+                f"this selector has no state, the checkpoint holds {sorted(state)}: selector.name was changed"
+            )
+
+
+def make_selector(config: SelectorConfig) -> ModeSelector:
+    """The selector a configuration asks for."""
+    rules: dict[str, Rule] = {
+        "variance": partial(gates.variance, threshold=config.threshold),
+        "any_correct": gates.any_correct,
+        "accuracy_gate": partial(gates.accuracy_gate, gamma=config.gamma),
+        "reward_threshold": partial(gates.reward_threshold, threshold=config.threshold),
+        "always_explore": gates.always_explore,
+        "always_memorize": gates.always_memorize,
+        "annealed": joint.annealed,
+        "scheduled": partial(
+            joint.scheduled,
+            peak=config.peak,
+            valley=config.valley,
+            warmup=config.warmup,
+            decay=config.decay,
+            token_shaping=config.token_shaping,
+        ),
+        "difficulty_weighted": difficulty.difficulty_weighted,
+    }
+    return StatelessSelector(rules[config.name])
+
+
+def mixed_selector() -> ModeSelector:
+    """The selector of method mixed."""
+    return StatelessSelector(gates.alternate)

@@ -1,0 +1,59 @@
+"""Joint: rules that explore and memorize in every group, with weights that follow the progress of the run."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from dyme.selection import GroupStats, Mode, ModeDecision, Reason, decide
+
+
+def _joint(stats: GroupStats, rl_weight: float, sft_weight: float, token_shaping: str = "none") -> ModeDecision:
+    n = len(stats)
+    return decide(
+        torch.full((n,), int(Mode.JOINT)),
+        torch.full((n,), int(Reason.RULE)),
+        stats,
+        rl_weight=torch.full((n,), rl_weight, dtype=torch.float64),
+        sft_weight=torch.full((n,), sft_weight, dtype=torch.float64),
+        token_shaping=token_shaping,
+    )
+
+
+def annealed(stats: GroupStats, progress: float) -> ModeDecision:
+    """SFT annealing, the paper's ablation (CHANGE 2 of the published code): L = L_RL + w L_SFT with
+    w = (1 + cos(pi progress)) / 2, from 1 to 0 over the run.
+
+    The published code gives the reference one of the K rows and so takes that rollout away; here all K stay.
+    """
+    return _joint(stats, 1.0, (1.0 + math.cos(math.pi * progress)) / 2)
+
+
+def mu(progress: float, peak: float, valley: float, warmup: float, decay: float) -> float:
+    """CHORD's share of the memorized part. With x = progress: peak x / warmup while x < warmup, then
+    valley + (peak - valley) (1 + cos(pi (x - warmup) / decay)) / 2 while x < warmup + decay, then valley."""
+    if progress < warmup:
+        return peak * progress / warmup
+    if progress >= warmup + decay:
+        return valley
+    return valley + (peak - valley) * (1.0 + math.cos(math.pi * (progress - warmup) / decay)) / 2
+
+
+def scheduled(
+    stats: GroupStats,
+    progress: float,
+    peak: float = 0.9,
+    valley: float = 0.05,
+    warmup: float = 0.0,
+    decay: float = 1.0,
+    token_shaping: str = "p(1-p)",
+) -> ModeDecision:
+    """CHORD (arXiv 2508.11408): L = (1 - mu) L_RL + mu L_SFT with `mu`; each memorized token weighs p (1 - p), p its
+    detached probability.
+
+    Steps are fractions of the run here. Left open: the published values of mu go with batches that hold expert and
+    rollout prompts apart; here every group trains both.
+    """
+    share = mu(progress, peak, valley, warmup, decay)
+    return _joint(stats, 1.0 - share, share, token_shaping)

@@ -1,0 +1,113 @@
+"""Selectors and methods on numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_selection import E, M, S, stats
+
+from dyme.methods import memorizes_only
+from dyme.objective import live_rows
+from dyme.selection import Mode, ModeDecision
+from dyme.selector_config import SelectorConfig
+from dyme.selectors import make_selector, mixed_selector
+from dyme.selectors.joint import mu
+
+NAN = float("nan")
+J = Mode.JOINT
+
+
+def select(s, progress: float, **settings) -> ModeDecision:
+    return make_selector(SelectorConfig(**settings)).select(s, progress)
+
+
+@pytest.mark.parametrize(("progress", "weight"), [(0.0, 1.0), (1 / 3, 0.75), (0.5, 0.5), (2 / 3, 0.25)])
+def test_annealed(progress, weight):
+    decision = select(stats([0, 0], [1, 0], [1, 1]), progress, name="annealed")
+    assert decision.mode.tolist() == [J, J, J]
+    assert decision.rl_weight.tolist() == [1, 1, 1]
+    assert decision.sft_weight.tolist() == pytest.approx([weight] * 3)
+    assert decision.token_shaping == "none"
+
+
+def test_a_joint_group_without_one_part_does_the_other():
+    s = stats([0, 1], [NAN, 1], [0, 1], has_reference=[True, True, False])
+    assert select(s, 0.5, name="annealed").mode.tolist() == [J, S, E]
+    assert select(s, 1.0, name="annealed").mode.tolist() == [E, S, E]  # the SFT weight is exactly 0
+    s = stats([0, 1], has_reference=[True])
+    assert select(s, 0.0, name="scheduled", peak=1.0).mode.tolist() == [M]  # mu = 1 leaves nothing to explore
+    assert select(s, 0.0, name="scheduled", warmup=0.5, decay=0.5).mode.tolist() == [E]  # mu = 0
+
+
+def test_rows_of_joint_groups():
+    """Both rollouts and the reference live, each with its weight; a reference of weight 0 is not even counted."""
+    s = stats([0, 1])
+    live = live_rows(select(s, 0.5, name="annealed"), s.advantages, torch.ones(2, dtype=torch.bool), [0, 2])
+    assert [(r.row, r.share) for r in live.rows] == [(0, 1.0), (1, 1.0), (-1, pytest.approx(0.5))]
+    live = live_rows(select(s, 1.0, name="annealed"), s.advantages, torch.ones(2, dtype=torch.bool), [0, 2])
+    assert [r.row for r in live.counted] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [(0.0, 0.0), (0.05, 0.45), (0.1, 0.9), (0.2, 0.05 + 0.85 * 0.75), (0.25, 0.475), (0.4, 0.05), (0.9, 0.05)],
+)
+def test_mu_of_chord(progress, expected):
+    """Warm-up over 0.1 to 0.9, decay over 0.3 to 0.05: a third of it leaves (1 + cos 60 deg) / 2 = 3/4."""
+    assert mu(progress, 0.9, 0.05, 0.1, 0.3) == pytest.approx(expected)
+
+
+def test_scheduled():
+    decision = select(stats([0, 0], [1, 1]), 0.5, name="scheduled", peak=0.8, valley=0.2)
+    assert decision.mode.tolist() == [J, J]
+    assert decision.sft_weight.tolist() == pytest.approx([0.5, 0.5])
+    assert decision.rl_weight.tolist() == pytest.approx([0.5, 0.5])
+    assert decision.token_shaping == "p(1-p)"
+    assert select(stats([0, 0]), 0.5, name="scheduled", token_shaping="none").token_shaping == "none"
+
+
+HALF = math.sqrt(0.5)  # cos(pi / 4), of accuracy 1/4 and 3/4
+
+
+@pytest.mark.parametrize(
+    ("progress", "weights"),
+    [
+        (0.0, [0.25, 1.0, 1.0, HALF, 0.0]),
+        (0.5, [0.0, HALF, 1.0, HALF, 0.0]),
+        (0.99, [0.0, HALF, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_difficulty_weighted(progress, weights):
+    s = stats([0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1])
+    decision = select(s, progress, name="difficulty_weighted")
+    assert decision.rl_weight.tolist() == pytest.approx(weights)
+    assert decision.mode.tolist() == [E if w else S for w in weights]
+
+
+def test_mixed():
+    s = stats([1, 0], [0, 0], [1, 1], [1, 0], has_reference=[True, True, False, True])
+    assert mixed_selector().select(s, 0.0).mode.tolist() == [M, E, S, E]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("sft", "11111111"),
+        ("grpo", "00000000"),
+        ("dyme", "00000000"),
+        ("mixed", "00000000"),
+        ("two_stage", "11110000"),
+        ("interleaved", "10101010"),
+        # S(1..8) = 0.94 1.75 2.44 3 3.44 3.75 3.94 4, rounded 1 2 2 3 3 4 4 4
+        ("progressive", "11010100"),
+    ],
+)
+def test_sft_steps_of_a_method(method, expected):
+    assert "".join(str(int(memorizes_only(method, step, 8, 0.5))) for step in range(8)) == expected
+
+
+def test_progressive_spends_half_of_the_steps_on_sft():
+    for steps in (1, 2, 3, 10, 101, 1000):
+        assert sum(memorizes_only("progressive", t, steps, 0.5) for t in range(steps)) == steps // 2
