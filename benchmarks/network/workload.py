@@ -6,18 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.tiny import TINY
+
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = dict(
-    hidden_size=32,
-    layers=2,
-    heads=4,
-    vision_hidden_size=32,
-    vision_layers=1,
-    image_size=32,
-    patch_size=8,
-    scale_factor=2,
-    vocab_size=320,
-)
 PERSISTENT = 1000
 """As in ds_configs/zero3.json with a real model, vectors stay whole on all ranks and matrices are gathered."""
 
@@ -33,7 +24,7 @@ def config(folder: Path, stage: int, prompts: int = 4, group_size: int = 4, **ch
     file.write_text(json.dumps(tree), encoding="utf-8")
     return {
         "method": "dyme",
-        "model": {"from_scratch": MODEL},
+        "model": {"from_scratch": TINY},
         "data": {"train": {"source": "charts", "count": 200, "trace": "low", "charts": ["bar"]}},
         "prompt": {"template": "{question} think first."},
         "rollout": {"prompts_per_step": prompts, "group_size": group_size, "max_new_tokens": 8},
