@@ -95,7 +95,8 @@ def test_the_picture_has_a_line_for_each_step_and_shares():
 
 
 def test_without_a_profile_the_clock_is_all_there_is():
-    run = SimpleNamespace(profile=None, _seconds=defaultdict(float), step=0)
+    watchdog = SimpleNamespace(beat=lambda phase: None)
+    run = SimpleNamespace(profile=None, watchdog=watchdog, _seconds=defaultdict(float), step=0)
     for _ in range(2):
         with Run.clock(run, "rollout"):  # type: ignore[arg-type]
             time.sleep(0.001)

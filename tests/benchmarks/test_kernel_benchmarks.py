@@ -84,9 +84,9 @@ def test_the_tiny_preset_end_to_end(tmp_path, capsys):
     assert "| ours | forward | cold |" in table(data)
 
     before = (tmp_path / "kernels.json").read_text()
-    begin = time.monotonic()
+    begin = time.process_time()  # nothing is measured again, however busy the machine is
     assert benchmark("tiny", tmp_path, 1.0)
-    assert time.monotonic() - begin < 3 and json.loads(before)["rows"] == load(tmp_path / "kernels.json")["rows"]
+    assert time.process_time() - begin < 3 and json.loads(before)["rows"] == load(tmp_path / "kernels.json")["rows"]
     with pytest.raises(SystemExit, match="another --out"):
         benchmark("full", tmp_path, 1.0)
 

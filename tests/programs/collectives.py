@@ -32,7 +32,7 @@ def main() -> None:
     from dyme.engine import close_distributed, init_distributed
     from dyme.launch import quiet
     from dyme.run import Run
-    from dyme.selection import make_selector
+    from dyme.selectors import make_selector
 
     quiet()
     rank = init_distributed(0)
