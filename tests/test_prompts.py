@@ -209,8 +209,10 @@ def test_others_do_not_see_what_is_prefetched(slow):
 
 
 def test_a_rank_prefetches_the_groups_of_its_rows():
-    """Also those that it does not own: here the middle group spans both ranks. After the last step there is nothing."""
+    """Also those that it does not own: here the middle group spans both ranks. After the last step there is nothing.
+    References are begun by the owner alone."""
     asked: list[list[str]] = []
+    supervised: list[tuple[list[str], list[str]]] = []
     for rank in range(2):
         run = SimpleNamespace(
             cfg=SimpleNamespace(train=SimpleNamespace(max_steps=5)),
@@ -218,11 +220,15 @@ def test_a_rank_prefetches_the_groups_of_its_rows():
             rank=rank,
             records=[f"record {i}" for i in range(9)],
             book=SimpleNamespace(prefetch=asked.append),
+            supervisor=SimpleNamespace(prefetch=lambda records, likely: supervised.append((records, likely))),
+            _likely=lambda record, step, epoch: True,
             step_rows=lambda step: step_rows(step, 9, 3, 4, 2, 0, shuffle=False),
         )
         for step in (4, 5):
             Run.prefetch(run, step)  # type: ignore[arg-type]
     first, second = asked
+    assert [records for records, _ in supervised] == asked
+    assert sorted(supervised[0][1] + supervised[1][1]) == sorted({*first, *second})
     assert len(first) == len(second) == 2 and first[1] == second[0]
     assert {*first, *second} == {f"record {i}" for i in step_rows(4, 9, 3, 4, 2, 0, shuffle=False).records}
 
