@@ -68,7 +68,7 @@ def save(engine: Engine, folder: Path, state: TrainState, keep_last: int) -> Pat
         ours = {**asdict(state), TRAINED: engine.trained, STAGE: engine.stage, GROUPS: groups}
         _write_json(partial / STATE, ours)
     engine.barrier()
-    entries = _together(engine, measure(partial, share_of(files_in(partial), engine.rank, engine.world_size)))
+    entries = engine.gather_json(measure(partial, share_of(files_in(partial), engine.rank, engine.world_size)))
     if engine.rank == 0:
         about = {"step": state.step, "world_size": state.world_size, "versions": versions()}
         write_manifest(partial, {name: entry for part in entries for name, entry in part.items()}, about)
@@ -153,14 +153,14 @@ def load_newest(engine: Engine, folder: Path, say: Callable[[str], None]) -> Tra
 def newest_whole(engine: Engine, folder: Path, say: Callable[[str], None]) -> int | None:
     """Step of the newest checkpoint that passes its manifest, None where there are no checkpoints. Those above it are
     renamed to damaged-*. All ranks call it, each reads its share of the files, and all get the same answer."""
-    found = _together(engine, steps(folder))[0]  # rank 0's: a file system may show others an older state
+    found = engine.gather_json(steps(folder))[0]  # rank 0's: a file system may show others an older state
     broken: list[Path] = []
     told: list[str] = []
     for step in reversed(found):
         path, begin = checkpoint_dir(folder, step), time.monotonic()
         entries, wrong = listed(path)
         mine = {name: entries[name] for name in share_of(entries, engine.rank, engine.world_size)}
-        problems = sorted({line for part in _together(engine, wrong + damage(path, mine)) for line in part})
+        problems = sorted({line for part in engine.gather_json(wrong + damage(path, mine)) for line in part})
         if not problems:
             size = sum(entry["size"] for entry in entries.values()) / 1e9
             say(f"{path.name}: {len(entries)} files verified, {size:.3g} GB in {time.monotonic() - begin:.1f} s")
@@ -192,11 +192,6 @@ def _load_other_world(
     except ConversionError as error:
         raise CheckpointError(f"{error}; start with {state.world_size} ranks again") from error
     say(f"{path.name}: converted and loaded in {time.monotonic() - begin:.1f} s")
-
-
-def _together(engine: Engine, value: Any) -> list[Any]:
-    """A JSON value of every rank, in rank order."""
-    return [json.loads(bytes(part[0])) for part in engine.gather_tokens([list(json.dumps(value).encode())])]
 
 
 def export(engine: Engine, folder: Path, recipe: Recipe) -> None:

@@ -197,6 +197,10 @@ class Engine:
         """Ragged token lists of every rank: result[rank] is that rank's `local`."""
         return gather_tokens(local, self.device)
 
+    def gather_json(self, value: Any) -> list[Any]:
+        """A JSON value of every rank, in rank order."""
+        return [json.loads(bytes(part[0])) for part in self.gather_tokens([list(json.dumps(value).encode())])]
+
     def all_true(self, value: bool) -> bool:
         """True where every rank says so."""
         return self.all_reduce([float(value)], dist.ReduceOp.MIN)[0] == 1.0

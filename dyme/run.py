@@ -328,7 +328,7 @@ class Run:
             memorize_log=self.memorize_log.state_dict(),
             skipped_in_a_row=self.agenda.skipped_in_a_row,
             reward_errors=dict(self.failures.counts),
-            supervision=self.supervisor.state_dict(self.engine.gather_tokens),
+            supervision=self.supervisor.state_dict(self.engine.gather_json),
             evaluated=self.agenda.evaluated,
         )
         checkpoint.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)

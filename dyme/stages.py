@@ -91,7 +91,7 @@ def gather(run: Run, rows: StepRows, table: Tensor) -> dict[str, Tensor]:
     columns, which are the same on all ranks, have any."""
     columns = table_columns(run.engine.gather_rows(table, rows.counts), run.user_rewards.titles)
     if any_failed(columns):
-        run.failures.share(run.engine.gather_tokens, run.progress.say)
+        run.failures.share(run.engine.gather_json, run.progress.say)
     return columns
 
 

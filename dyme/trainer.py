@@ -82,7 +82,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
             run.engine.begin_refresh()
     if run.supervisor.learns and explores:
         stages.learn(run, rows, columns, decision, scoring)
-    run.supervisor.update(step, run.engine.gather_tokens)
+    run.supervisor.update(step, run.engine.gather_json)
     run.book.clear()
     return signals
 

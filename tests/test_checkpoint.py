@@ -14,7 +14,7 @@ from dyme import checkpoint
 from dyme.manifest import MANIFEST, damage, files_in, listed, measure, share_of, write_manifest
 from dyme.universal import group_settings, restore_groups
 
-ALONE = SimpleNamespace(rank=0, world_size=1, gather_tokens=lambda local: [local], barrier=lambda: None)
+ALONE = SimpleNamespace(rank=0, world_size=1, gather_json=lambda value: [value], barrier=lambda: None)
 
 
 def make(folder: Path, *steps: int) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-
-Gather = Callable[[Sequence[Sequence[int]]], list[list[list[int]]]]
-"""Token lists of all ranks, by rank (`Engine.gather_tokens`)."""
+from collections.abc import Callable, Mapping
+from typing import Any
 
 
 class Failures:
@@ -23,10 +20,11 @@ class Failures:
             before, example = self._noted.get(kind, (0, examples.get(kind, "")))
             self._noted[kind] = before + count, example
 
-    def share(self, gather: Gather, say: Callable[[str], None]) -> None:
-        """Counts the noted failures of all ranks, which all call this; the first of each kind is said."""
-        for part in gather([list(json.dumps(self._noted).encode())]):
-            for kind, (count, example) in json.loads(bytes(part[0])).items():
+    def share(self, gather: Callable[[Any], list[Any]], say: Callable[[str], None]) -> None:
+        """Collective, through `Engine.gather_json`. Counts the noted failures of all ranks; the first of each kind is
+        said."""
+        for part in gather(self._noted):
+            for kind, (count, example) in part.items():
                 if kind not in self.counts:
                     told = f" ({example})" if example else ""
                     say(f"reward failed, {kind}{told}: its rows stay unscored (said once)")

@@ -46,7 +46,9 @@ class Thinking:
 
 
 class PendingCheck:
-    """Scores that wait for verdicts; `asked` says how many questions."""
+    """Scores that wait for verdicts; `asked` says how many questions. What the words alone say is found at once, where
+    it will be wanted and the facts are known: whoever asks for the result shall wait for nothing else than the
+    judge."""
 
     def __init__(
         self,
@@ -58,6 +60,9 @@ class PendingCheck:
     ) -> None:
         self._rows, self._cfg, self._verdicts, self._facts = rows, cfg, verdicts, facts
         self._decided = decided
+        wanted = cfg.checker in ("lexical", "both") or (decided and cfg.checker != "none")
+        known = facts is None or facts.done()
+        self._words = self._compare(Deadline(0.0)) if wanted and known else None
 
     @property
     def asked(self) -> int:
@@ -81,6 +86,11 @@ class PendingCheck:
         return [_both(t, *_judged(row, ratings)) for row, t in zip(self._rows, self._lexical(limit))]
 
     def _lexical(self, limit: Deadline) -> list[float | None]:
+        if self._words is None:
+            self._words = self._compare(limit)
+        return self._words
+
+    def _compare(self, limit: Deadline) -> list[float | None]:
         if not self._rows:
             return []
         record = self._rows[0].record
@@ -102,8 +112,9 @@ def start_check(
     *,
     wrong_decides: bool = False,
 ) -> PendingCheck:
-    """Starts to score the rows of one group, which share their record; asks the judge where the settings want one, and
-    waits for nothing. Without `prompts`, `facts` or a judge the verdicts are missing.
+    """Starts to score the rows of one group, which share their record: compares words where the facts are known, asks
+    the judge where the settings want one, and waits for nobody. Without `prompts`, `facts` or a judge the verdicts are
+    missing.
 
     Judged are different traces, of valid format, of a group in which not all rows are right. `wrong_decides`: if no row
     is right the group does not train them, so its scores do not matter either.

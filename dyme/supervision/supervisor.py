@@ -6,7 +6,6 @@ the lexical score, or the reference trace as it is. Only `update`, `signals` and
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from dyme.data.record import Record
-from dyme.rewards.failures import Gather
 from dyme.supervision.asking import Deadline, wait_for
 from dyme.supervision.checker import CheckRow, PendingCheck, Thinking, start_check
 from dyme.supervision.facts import Facts, FactsBook
@@ -141,14 +139,15 @@ class Supervisor:
         if self.cfg.refiner == "judge" and step % self.cfg.templates.every == 0:  # one round of questions an update
             self._drafts.append(start_candidates(others, self.cfg, self.judge, self.prompts, step))
 
-    def update(self, step: int, gather: Gather) -> None:
-        """Collective. Every `templates.every` steps rank 0 decides over the candidates of the last time, whose verdicts
-        it need not wait for any more, and all ranks take its pool and share their new candidates."""
+    def update(self, step: int, gather: Callable[[Any], list[Any]]) -> None:
+        """Collective, through `Engine.gather_json`. Every `templates.every` steps rank 0 decides over the candidates of
+        the last time, whose verdicts it need not wait for any more, and all ranks take its pool and share their new
+        candidates."""
         if not self.learns or (step + 1) % self.cfg.templates.every:
             return
         changed = self._decided() if self.rank == 0 else None
         mine = [asdict(each) for each in self._take()]
-        parts = _shared({"found": mine, "pool": changed.state_dict() if changed else {}}, gather)
+        parts = gather({"found": mine, "pool": changed.state_dict() if changed else {}})
         self.pool = self.pool.load_state_dict(parts[0]["pool"])
         self._await([Candidate(**each) for part in parts for each in part["found"]])
         if changed:
@@ -170,12 +169,12 @@ class Supervisor:
         pool = self.pool.propose(candidates, verdicts.result(0.0) if verdicts else None)
         return pool if pool is not self.pool else None
 
-    def state_dict(self, gather: Gather) -> dict[str, Any]:
+    def state_dict(self, gather: Callable[[Any], list[Any]]) -> dict[str, Any]:
         """Collective. The totals, the pool and all candidates that wait for it, the same on all ranks."""
         if not self.learns:
             return {"totals": dict(self.totals)}
         self._found = self._take()
-        parts = _shared([asdict(each) for each in self._found], gather)
+        parts = gather([asdict(each) for each in self._found])
         return {
             "totals": dict(self.totals),
             "pool": self.pool.state_dict(),
@@ -215,8 +214,3 @@ class Supervisor:
         self.facts.close()
         if self.judge:
             self.judge.close()
-
-
-def _shared(value: Any, gather: Gather) -> list[Any]:
-    """A JSON value of every rank, by rank."""
-    return [json.loads(bytes(part[0])) for part in gather([list(json.dumps(value).encode())])]

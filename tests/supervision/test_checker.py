@@ -56,6 +56,22 @@ def test_lexical_with_penalty():
     assert plain[3].score > check(GROUP, "lexical")[3].score
 
 
+@pytest.mark.parametrize(
+    ("group", "checker", "at_once"),
+    [(GROUP, "lexical", 4), (GROUP, "both", 4), (GROUP, "judge", 0), (GROUP[:1], "judge", 1), (GROUP[:1], "none", 0)],
+)
+def test_words_are_compared_at_the_start_where_they_will_count(group, checker, at_once, monkeypatch):
+    """So that it happens in the scoring thread, and what asks for the result waits for the judge alone."""
+    compared = []
+    monkeypatch.setattr("dyme.supervision.checker.thinking_score", lambda trace, *rest: compared.append(trace) or 0.5)
+    cfg = SupervisionConfig(checker=checker)
+    judge = FakeJudge(rate)
+    pending = start_check(group, cfg, judge, PROMPTS, FactsBook(cfg, PROMPTS, judge))
+    assert len(compared) == at_once
+    pending.result(5.0)
+    assert len(compared) == at_once
+
+
 def test_none_and_nothing_to_compare_with():
     assert check(GROUP, "none") == [Thinking(None, "none")] * 5
     assert check([CheckRow(Record("r", "?", ("1",)), "a", True, True)], "lexical") == [Thinking(None, "lexical")]
