@@ -50,6 +50,7 @@ class GroupCache(Cache):
         self.grid = torch.zeros(largest.groups * largest.width, dtype=torch.int64, device=turn.device)
         self.cell = torch.zeros(largest.rows, dtype=torch.int64, device=turn.device)
         self.now: Step | None = None
+        self.arranged: dict[Any, Any] = {}
 
     def put_prompt(self, group: int, prompt: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Writes a prompt's keys and values [kv heads, P, D] of each layer into the place of a group."""
@@ -93,6 +94,7 @@ class GroupCache(Cache):
                 cell[row] = group * width + branch
         self.grid[: len(grid)] = torch.tensor(grid, device=self.grid.device)
         self.cell[: len(cell)] = torch.tensor(cell, device=self.cell.device)
+        self.arranged = {}
         self.shape = Shape(len(places), self.shape.columns, groups, width, min(prompt, self.largest.prompt))
 
     def show(self, columns: int) -> None:
@@ -106,7 +108,7 @@ class GroupCache(Cache):
         rows, _, groups, width, _ = self.shape
         self.now = Step(
             self.shape, self.turn[:rows], self.length[:groups], self.grid[: groups * width], self.cell[:rows],
-            self.largest.columns, self.layers[0].keys.dtype,
+            self.largest.columns, self.layers[0].keys.dtype, {} if self.whole else self.arranged,
         )  # fmt: skip
         return self.now
 
@@ -176,6 +178,8 @@ class Step:
     cell: Tensor
     stride: int
     dtype: torch.dtype
+    arranged: dict[Any, Any]
+    """What all steps share until rows come or go. A captured step makes its own: it has to read what is new then."""
     made: dict[Any, Any] = field(default_factory=dict)
     """What all layers share."""
 
@@ -216,14 +220,14 @@ class Step:
         """The way of queries into the grid and back, for `share` query heads to each of `heads` kv heads. int64
         [groups * kv heads * width * share], in this order: indices into queries [rows * kv heads * share]; int64
         [rows * share * kv heads]: indices into outputs [groups * width * share * kv heads]."""
-        if ("order", heads, share) not in self.made:
+        if ("order", heads, share) not in self.arranged:
             device, shape = self.turn.device, self.shape
             head, part = torch.arange(heads, device=device), torch.arange(share, device=device)
             row = self.grid.view(shape.groups, 1, shape.width, 1) * (heads * share)
             there = row + (head[:, None, None] * share + part)
             back = (self.cell[:, None, None] * share + part[:, None]) * heads + head
-            self.made["order", heads, share] = there.flatten(), back.flatten()
-        return self.made["order", heads, share]
+            self.arranged["order", heads, share] = there.flatten(), back.flatten()
+        return self.arranged["order", heads, share]
 
 
 def row_bucket(rows: int, most: int) -> int:

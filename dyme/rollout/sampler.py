@@ -33,7 +33,7 @@ def draw(
     if not sampling.greedy:
         scores = scores + gumbel(keys, positions, scores.shape[1])
     tokens = scores.argmax(-1)
-    policy = logits if sampling.greedy else logits / sampling.temperature
+    policy = logits if sampling.greedy or sampling.temperature == 1.0 else logits / sampling.temperature
     return tokens, policy.gather(1, tokens[:, None])[:, 0] - policy.logsumexp(-1)
 
 
@@ -68,7 +68,9 @@ def restrict(logits: Tensor, seen: Tensor | None, banned: Tensor, sampling: Samp
         scores = _penalize(scores, seen, sampling.repetition_penalty)
     if sampling.greedy:
         return scores
-    scores = _top_k(scores / sampling.temperature, sampling.top_k)
+    if sampling.temperature != 1.0:
+        scores = scores / sampling.temperature
+    scores = _top_k(scores, sampling.top_k)
     return _min_p(_top_p(scores, sampling.top_p), sampling.min_p)
 
 
