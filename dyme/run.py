@@ -54,6 +54,11 @@ class Run:
     stopped."""
 
     def __init__(self, cfg: RunConfig) -> None:
+        self.watchdog = Watchdog(Path(cfg.run.dir), dist.get_rank(), dist.get_world_size(), cfg.run.hang_timeout_s)
+        with self.watchdog.opening():
+            self._open(cfg)
+
+    def _open(self, cfg: RunConfig) -> None:
         self.cfg, self.folder = cfg, Path(cfg.run.dir)
         self.rank = dist.get_rank()
         self.started = time.monotonic()
@@ -65,11 +70,14 @@ class Run:
         self.supervisor = Supervisor(
             cfg.supervision, cfg.judge, self.folder, rank=self.rank, flag=cfg.prompt.answer_flag, say=self._say
         )
+        self.watchdog.stage("records")
         self.records = load_records(cfg.data.train, cfg.data.max_bad_fraction)
         self.eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction) if cfg.data.eval else None
         self.spec, self.normalization = resolve(cfg)
+        self.watchdog.stage("model")
         self.family, model = _open_model(cfg, self.records)
         self._check_modalities()
+        self.watchdog.stage("engine")
         self.engine = Engine(cfg, self.family, model, self.spec)
         self.parameters = self.engine.parameters
         self.sampling = sampling_of(cfg.rollout)
@@ -82,6 +90,7 @@ class Run:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self.beside = ThreadPoolExecutor(1, "scoring")
         self._elapsed_before = 0.0
+        self.watchdog.stage("resume")
         self.first_step = self._resume()
         self.changed = self._claim_folder()
         wandb = (
@@ -98,7 +107,6 @@ class Run:
         self.profile = Profile(self.folder) if cfg.run.profile and self.rank == 0 else None
         if self.profile:
             self.profile.watch(self.engine, lambda: self.step)
-        self.watchdog = Watchdog(self.folder, self.rank, self.engine.world_size, cfg.run.hang_timeout_s)
         self.watchdog.watch(self.engine)
         self.engine.refresh()
         self._announce()

@@ -13,7 +13,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -26,6 +27,7 @@ WATCHED = ("gather_rows", "gather_tokens", "all_reduce", "barrier", "refresh", "
 _SHOWN = 20  # records named of each rank
 _TICK_S = 1.0
 _FILES_A_SECOND = 64  # of all ranks together, on a file system they share
+_OPENING_S = 1800.0  # at least for each part of an opening: models are read, operators compiled, checkpoints converted
 _WAIT_S = 3.0  # from the first rank that notices to the verdict: the others write where they are meanwhile
 _GRACE_S = 30.0  # then the interpreter itself is stuck, and faulthandler, which needs no lock, ends the process
 
@@ -69,18 +71,34 @@ class Watchdog:
         self._stack: Any = None
 
     def start(self) -> None:
-        """Starts to watch; what an earlier start of the run left is overwritten."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self._beat.rank == 0:
-            (self.folder / "hang.json").unlink(missing_ok=True)
-        self._stack = (self.folder / f"rank-{self._beat.rank}.stack").open("w")
+        """Starts to watch, also again after `stop`; what an earlier start of the run left is overwritten."""
+        self._stop = threading.Event()
         self._moved = time.monotonic()
-        self._write()
-        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(self._stop,), name="watchdog", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
+        self._thread.join(_GRACE_S)  # it may be about to arm what is cancelled here
         faulthandler.cancel_dump_traceback_later()
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Watches what is done in here, with a longer limit. Where it fails nothing of ours is left behind."""
+        limit, self.timeout_s = self.timeout_s, max(self.timeout_s, _OPENING_S)
+        self.start()
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            self._withdraw()
+            raise
+        self.stop()
+        self.timeout_s = limit
+
+    def stage(self, name: str) -> None:
+        """The next part of an opening, which all ranks go through in the same order; counts as a collective does."""
+        self.beat(phase=name, collectives=self._beat.collectives + 1)
 
     def beat(self, **where: Any) -> None:
         """Says that this rank goes on, and which fields of `Beat` changed. Costs microseconds."""
@@ -103,10 +121,11 @@ class Watchdog:
 
         return noted
 
-    def _run(self) -> None:
+    def _run(self, stop: threading.Event) -> None:
         seen = 0.0
         tick = max(_TICK_S, self.world_size / _FILES_A_SECOND)
-        while not self._stop.wait(min(tick, self.timeout_s / 4)):
+        while not stop.wait(min(tick, self.timeout_s / 4)):
+            self._open_files()
             if self._moved != seen:
                 seen = self._moved
                 faulthandler.dump_traceback_later(self.timeout_s + _GRACE_S, exit=True, file=self._stack)
@@ -130,6 +149,24 @@ class Watchdog:
         else:
             time.sleep(_WAIT_S)  # a launcher ends the others when the first one leaves
         self._end(HUNG)
+
+    def _open_files(self) -> None:
+        if self._stack is not None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._beat.rank == 0:
+            (self.folder / "hang.json").unlink(missing_ok=True)
+        self._stack = (self.folder / f"rank-{self._beat.rank}.stack").open("w")
+
+    def _withdraw(self) -> None:
+        if self._stack is None:
+            return
+        self._stack.close()
+        with suppress(OSError):  # the folders may hold something else
+            for path in self.folder.glob(f"rank-{self._beat.rank}.*"):
+                path.unlink()
+            self.folder.rmdir()
+            self.folder.parent.rmdir()
 
     def _write(self) -> None:
         path = self.folder / f"rank-{self._beat.rank}.json"

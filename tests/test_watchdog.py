@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 from conftest import ROOT, environment
@@ -89,6 +90,48 @@ def test_no_progress_ends_the_process_and_progress_does_not(tmp_path, capsys):
     assert "rank 0 is late: step 0, phase score" in capsys.readouterr().err
     assert "test_no_progress_ends" in (tmp_path / "watchdog" / "rank-0.stack").read_text()
     assert json.loads((tmp_path / "watchdog" / "hang.json").read_text())["late"][0]["records"] == ["a", "b"]
+
+
+def test_an_opening_that_hangs_is_named_by_its_part(tmp_path, capsys, monkeypatch):
+    """Its limit is one of its own; the part counts, so that who waits further on is not late."""
+    monkeypatch.setattr("dyme.watchdog._OPENING_S", 0.4)
+    monkeypatch.setattr("dyme.watchdog._WAIT_S", 0.1)
+    ended: list[int] = []
+    (tmp_path / "watchdog").mkdir()
+    further = Beat(0, phase="engine", collectives=3, since=time.time(), stuck=True)
+    (tmp_path / "watchdog" / "rank-0.json").write_text(json.dumps(asdict(further)))
+    dog = Watchdog(tmp_path, 1, 2, 0.1, end=ended.append)
+    with dog.opening():
+        dog.stage("records")
+        time.sleep(0.2)
+        dog.stage("model")
+        assert not ended
+        for _ in range(80):
+            if ended:
+                break
+            time.sleep(0.1)
+    assert ended == [HUNG] and dog.timeout_s == 0.1
+    other = Watchdog(tmp_path, 0, 2, 0.1, end=ended.append)
+    with other.opening():
+        other.beat(phase="engine", collectives=3)
+        for _ in range(80):
+            if len(ended) > 1:
+                break
+            time.sleep(0.1)
+    assert "rank 1 is late: step 0, phase model" in capsys.readouterr().err
+
+
+def test_an_opening_that_fails_leaves_no_folder(tmp_path):
+    folder = tmp_path / "run"
+    dog = Watchdog(folder, 0, 1, 10)
+    with pytest.raises(ValueError, match="bad row"), dog.opening():
+        for _ in range(80):
+            if (folder / "watchdog" / "rank-0.json").exists():
+                break
+            time.sleep(0.1)
+        assert (folder / "watchdog" / "rank-0.json").exists()
+        raise ValueError("bad row")
+    assert not folder.exists()
 
 
 @pytest.mark.dist
