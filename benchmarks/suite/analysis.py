@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.95
-RESAMPLES = 10_000
+RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Estimate:
 
 
 def estimate(scores: Sequence[Sequence[float]], resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """The mean of scores[s][i], run s and item i, with the percentile interval of a bootstrap that draws runs, and items.
+    """The mean of scores[s][i], run s and item i; the percentile interval of a bootstrap that draws runs and items.
 
     All runs answer the same items, so a resample draws one set of items for all runs it holds (a crossed design; drawn
-    anew in each run the items' own spread would shrink with the number of runs). With one run the interval is over items
-    alone and says nothing about seeds. Raises `ValueError` where runs differ in their number of items.
+    anew in each run the items' own spread would shrink with the number of runs). With one run the interval is over
+    items alone and says nothing about seeds. Raises `ValueError` where runs differ in their number of items.
     """
     if not scores or len({len(run) for run in scores}) != 1:
         raise ValueError(f"runs must hold the same items, got {[len(run) for run in scores]}")

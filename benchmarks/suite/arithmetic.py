@@ -12,23 +12,32 @@ from typing import Any
 from benchmarks.suite.task import Sizes, Split, Task, Tree, jsonl
 from dyme.data import Record
 
-SMALL, LARGE = (1, 9), (10, 14)
+SMALL, LARGE = (1, 9), (10, 19)
+PATIENCE = 2000  # draws in a row that bring nothing new: there is no other problem
 _EQUATION = re.compile(r"(\d+) ([+-]) (\d+) = (-?\d+)")
 
 
-def rows(count: int, stream: str, split: str, numbers: tuple[int, int], trace: str, noise: float) -> list[Tree]:
-    """`count` problems whose numbers lie in a range; a problem is in one of "train" and "test" only."""
+def rows(
+    count: int, stream: str, split: str, numbers: tuple[int, int], trace: str, noise: float, again: bool = False
+) -> list[Tree]:
+    """`count` problems whose numbers lie in a range, or as many as there are, each once unless they may come `again`.
+    A problem is in one of "train" and "test" only."""
     rng, trace_rng = random.Random(stream), random.Random(f"{stream}/trace")
     out: list[Tree] = []
-    while len(out) < count:
+    drawn = set[str]()
+    misses = 0
+    while len(out) < count and misses < PATIENCE:
+        misses += 1
         terms = [rng.randint(*numbers) for _ in range(rng.randint(2, 3))]
         signs = [rng.choice("+-") for _ in terms[1:]]
         question = str(terms[0]) + "".join(f" {sign} {term}" for sign, term in zip(signs, terms[1:]))
         totals = [terms[0]]
         for sign, term in zip(signs, terms[1:]):
             totals.append(totals[-1] + term if sign == "+" else totals[-1] - term)
-        if min(totals) < 0 or _split(question) != split:
+        if min(totals) < 0 or _split(question) != split or (question in drawn and not again):
             continue
+        drawn.add(question)
+        misses = 0
         steps = list(zip(signs, terms[1:]))
         out.append(
             {
@@ -84,7 +93,7 @@ def _source(folder: Path, name: str, stream: str, count: int, *arguments: Any) -
 
 def _base(folder: Path, steps: int, prompts: int) -> Tree:
     whole = (SMALL[0], LARGE[1])
-    return _source(folder, "base", "base", steps * prompts, "train", whole, "high", 0.0)
+    return _source(folder, "base", "base", steps * prompts, "train", whole, "high", 0.0, True)
 
 
 def _train(folder: Path, count: int, seed: int, trace: str, noise: float) -> Tree:

@@ -58,7 +58,9 @@ class Results:
 
     def direct(self, cell: Cell, split: str = "test") -> float | None:
         """Accuracy when the trained model is asked for the answer alone."""
-        scores = [run["splits"][split]["direct"]["score"] for run in self.runs(cell) if "direct" in run["splits"][split]]
+        scores = [
+            run["splits"][split]["direct"]["score"] for run in self.runs(cell) if "direct" in run["splits"][split]
+        ]
         return mean([sum(run) / len(run) for run in scores])
 
     def splits(self, task: str) -> list[str]:

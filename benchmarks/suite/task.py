@@ -21,7 +21,7 @@ Check = Callable[[str, Record], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Split:
-    """A measured split: the first `count` records of a source, of those whose facts hold one of the words `having`."""
+    """A measured split: the first `count` records of a source whose facts hold one of the words `having`, each once."""
 
     source: Tree
     count: int
@@ -32,7 +32,8 @@ class Split:
         found: Sequence[Record] = load_records(TypeAdapter(SourceConfig).validate_python(self.source), 0.0)
         if self.having:
             found = [r for r in found if set(self.having) & set((r.facts or "").replace(",", "").split())]
-        return list(found[: self.count])
+        once = {(r.question, r.facts, r.image.path if r.image else None): r for r in reversed(found)}
+        return list(reversed(once.values()))[: self.count]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Task:
 
     `train(folder, count, seed, trace, noise)` is that of stage 2; `noise` is the probability that a low trace holds a
     wrong reading. `held_out(folder, sizes)` has "validation" (drawn like training), "test" and the splits out of
-    distribution: what the base has seen and stage 2 has not. Files are written into `folder`. `check` None: readings are
-    numbers, as dyme evaluates them.
+    distribution: what the base has seen and stage 2 has not. Files are written into `folder`. `check` None: readings
+    are numbers, as dyme evaluates them.
     """
 
     name: str
