@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.suite.cells import Cell
 from benchmarks.suite.methods import LABELS, MAIN
-from benchmarks.suite.results import Found, Results, mean
-from dyme.report.figure import MODE_COLORS, RUN_COLORS, STYLE, WIDTH
+from benchmarks.suite.results import Found, Results
+from dyme.report.figure import RUN_COLORS, STYLE, WIDTH
 
 COLOURS: Mapping[str, str] = {"sft": RUN_COLORS[1], "grpo": RUN_COLORS[0], "two_stage": RUN_COLORS[4]} | {
     "dyme": RUN_COLORS[2],
@@ -94,24 +94,6 @@ def lines(
         ax.axhline(base, color=COLOURS["base"], ls="--", lw=0.8, label=LABELS["base"])
     ax.set(xticks=range(len(places)), xticklabels=places, xlim=(-0.3, len(places) - 0.7))
     _end(ax, drawn)
-
-
-def modes(ax: Axes, found: Results, words: str, cell: Cell) -> None:
-    """Stacked mode shares over the steps, mean over seeds."""
-    ax.set(title=words, xlabel="step", ylim=(0, 1))
-    runs = [run["curve"] for run in found.runs(cell) if run["curve"]]
-    if runs:
-        steps = [point["step"] for point in runs[0]]
-        shares = {
-            mode: [mean([run[k].get(mode) for run in runs if k < len(run)]) or 0.0 for k in range(len(steps))]
-            for mode in MODE_COLORS
-        }
-        shown = [mode for mode in MODE_COLORS if any(shares[mode])]
-        ax.stackplot(
-            steps, [shares[m] for m in shown], colors=[MODE_COLORS[m] for m in shown], labels=shown, linewidth=0
-        )
-        ax.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
-    _end(ax, bool(runs))
 
 
 def heat(ax: Axes, values: Mapping[tuple[int, float], float | None], title: str) -> None:

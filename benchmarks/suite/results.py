@@ -33,7 +33,7 @@ class Results:
         return estimate(scores) if scores else None
 
     def versus(self, ours: Cell, theirs: Cell, split: str = "test") -> Estimate | None:
-        """ours - theirs over seeds that both have."""
+        """ours - theirs over seeds that both have; a base is the same for all seeds."""
         pairs = []
         for seed in SEEDS:
             found = [self.cells.get(replace(cell, seed=seed).id) for cell in (ours, theirs)]

@@ -23,14 +23,14 @@ def main_table(found: Results, task: str) -> str:
     """Every main method on every quality of traces, with the base above them."""
     base = base_of(found, task)
     ood = [name for name in found.splits(task) if name != "test"]
-    head = ["traces", "method", "seeds", "test", "best checkpoint", *ood]
-    rows = [[NOTHING, LABELS[BASE], "1", say(found.accuracy(base)), NOTHING]]
+    head = ["traces", "method", "seeds", "test", "minus the base", "best checkpoint", *ood]
+    rows = [[NOTHING, LABELS[BASE], "1", say(found.accuracy(base)), NOTHING, NOTHING]]
     rows[0] += [say(found.accuracy(base, split)) for split in ood]
     for trace in TRACES:
         for method in MAIN if trace in TASKS[task].traces else ():
             cell = Cell(task, method, trace, 1, base.capacity)
             row = [trace, LABELS[method], str(len(found.runs(cell))), say(found.accuracy(cell))]
-            row.append(say(found.accuracy(cell, best=True)))
+            row += [say(found.versus(cell, base), True), say(found.accuracy(cell, best=True))]
             rows.append(row + [say(found.accuracy(cell, split)) for split in ood])
     return table(head, rows)
 
@@ -53,7 +53,7 @@ def behaviour_table(found: Results, cells: Sequence[tuple[str, Cell]]) -> str:
 
 
 def difference_table(found: Results, task: str) -> str:
-    """DyME minus each other main method and the base, on the test split and out of distribution."""
+    """DyME minus each other main method, on the test split and out of distribution."""
     base, splits = base_of(found, task), found.splits(task)
     rows = []
     for trace in TRACES:

@@ -279,7 +279,7 @@ def test_the_page_of_a_part_of_a_grid_has_its_figures_and_says_what_lacks():
     scores = [[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]]
     found = Results(grid, {c.id: _found(c, s) for c, s in zip(cells, scores)}, {})
     text = page(found, "cpu", [], "")
-    assert "| low | DyME | 2 | 1.000 [1.000, 1.000] |" in text
+    assert "| low | DyME | 2 | 1.000 [1.000, 1.000] | +0.500 [+0.000, +1.000] |" in text
     assert "| low | SFT | **+1.000 [+1.000, +1.000]** |" in text
     assert "| – | base, direct answers | 1 | 0.500 [" in text
     assert f"5 of {len(grid.cells)} cells are done" in text
