@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from benchmarks.suite.cells import FAILED, Cell, digest, settings
 from benchmarks.suite.grid import GRIDS, with_needs
 from benchmarks.suite.measure import curve
 from benchmarks.suite.methods import METHODS
-from benchmarks.suite.noise import flipped
+from benchmarks.suite.noise import flipped, noisy
 from benchmarks.suite.render import page, summary
 from benchmarks.suite.results import Results
 from benchmarks.suite.runner import ATTEMPTS, attempts, not_there
@@ -26,6 +28,7 @@ from benchmarks.suite.task import Split
 from benchmarks.suite.tasks import SMOKE, TASKS
 from dyme.config import RunConfig
 from dyme.data import Record
+from dyme.scoring import Scoring
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,6 +91,18 @@ def test_verdicts_are_turned_round_by_key_at_their_rate():
     assert [flipped(1, *key, 0.2) for key in keys] == [flipped(1, *key, 0.2) for key in keys]
     assert [flipped(2, *key, 0.2) for key in keys] != [flipped(1, *key, 0.2) for key in keys]
     assert not any(flipped(1, *key, 0.0) for key in keys) and all(flipped(1, *key, 1.0) for key in keys)
+
+
+def test_a_turned_verdict_is_one_minus_the_accuracy_and_nothing_else_changes(monkeypatch):
+    parts = np.array([[1.0, 0.5, 1.0], [0.0, 0.25, 0.0], [1.0, 0.0, 0.25], [1.0, 0.0, math.nan]])
+    part = SimpleNamespace(rows=(4, 5, 6, 7), checked=SimpleNamespace(parts=parts.copy()))
+    monkeypatch.setattr(Scoring, "_score", lambda self, rows, rollouts: part)
+    scoring = object.__new__(noisy(1.0))
+    scoring.seed, scoring.rows = 1, SimpleNamespace(step=0)
+    scoring._record = lambda row: SimpleNamespace(id="r")
+    turned = scoring._score((4, 5, 6, 7), []).checked.parts
+    assert turned[:, :2].tolist() == parts[:, :2].tolist()
+    assert turned[:3, 2].tolist() == [0.0, 1.0, 0.75] and math.isnan(turned[3, 2])
 
 
 # --- tasks ----------------------------------------------------------------------------------------
