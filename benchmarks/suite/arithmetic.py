@@ -92,8 +92,16 @@ def _source(folder: Path, name: str, stream: str, count: int, *arguments: Any) -
 
 
 def _base(folder: Path, steps: int, prompts: int) -> Tree:
-    whole = (SMALL[0], LARGE[1])
-    return _source(folder, "base", "base", steps * prompts, "train", whole, "high", 0.0, True)
+    count = steps * prompts
+
+    def mixed() -> list[Tree]:
+        """Half of them small numbers: among all few problems have none but those."""
+        parts = [
+            rows(count // 2, "base", "train", numbers, "high", 0.0, True) for numbers in (SMALL, (SMALL[0], LARGE[1]))
+        ]
+        return [{**row, "id": f"base-{i:06d}"} for i, row in enumerate(row for pair in zip(*parts) for row in pair)]
+
+    return jsonl(folder / f"arithmetic-base-{count}.jsonl", mixed)
 
 
 def _train(folder: Path, count: int, seed: int, trace: str, noise: float) -> Tree:

@@ -32,8 +32,10 @@ class Split:
         found: Sequence[Record] = load_records(TypeAdapter(SourceConfig).validate_python(self.source), 0.0)
         if self.having:
             found = [r for r in found if set(self.having) & set((r.facts or "").replace(",", "").split())]
-        once = {(r.question, r.facts, r.image.path if r.image else None): r for r in reversed(found)}
-        return list(reversed(once.values()))[: self.count]
+        once: dict[Any, Record] = {}
+        for record in found:
+            once.setdefault((record.question, record.facts, record.image.path if record.image else None), record)
+        return list(once.values())[: self.count]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ SMOKE = Regime(
     Sizes(8, 16, 8), items=16, prompts=4, group=4, steps=3, warmup=1, base_prompts=8, base_share=0.004, evals=2
 )
 
-BASE_STEPS = {"charts": 700, "easy_vqa": 900, "arithmetic": 1200, "charts_full": 1500, "nlvr": 100, "puzzlevqa": 100}
+BASE_STEPS = {"charts": 700, "easy_vqa": 900, "arithmetic": 1500, "charts_full": 1500, "nlvr": 100, "puzzlevqa": 100}
 
 CAPACITIES: Mapping[str, Mapping[str, Any]] = {
     "nano": {"hidden_size": 32, "layers": 1, "vision_hidden_size": 32, "vision_layers": 1},
