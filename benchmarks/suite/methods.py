@@ -27,7 +27,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "progressive": {"method": "progressive"},
     "mixed": {"method": "mixed"},
     "grpo_kl": {"method": "grpo", "objective.beta": {"start": 0.0, "end": 0.04}},
-    "ogm_ge": {"method": "dyme", "optim.modulation": "ogm_ge"},
+    "ogm": {"method": "dyme", "optim.modulation": 0.5},
     "length_reward": {"method": "dyme", "selector.name": "difficulty_weighted", "reward.weights.length": 1.0},
     MERGE: {"method": "sft"},
 }
@@ -53,7 +53,7 @@ LABELS: Mapping[str, str] = {
     "progressive": "progressive",
     "mixed": "mixed",
     "grpo_kl": "GRPO, scheduled KL",
-    "ogm_ge": "DyME with OGM-GE",
+    "ogm": "DyME with OGM",
     MERGE: "merge of SFT and GRPO",
     BASE: "base, direct answers",
 }

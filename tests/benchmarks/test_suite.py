@@ -247,6 +247,14 @@ def test_settings_have_the_changes_and_equal_budgets(tmp_path):
     assert len({(t["train"]["max_steps"], t["rollout"]["prompts_per_step"], t["optim"]["lr"]) for t in trees}) == 1
 
 
+def test_every_cell_of_the_gpu_grid_is_a_configuration_or_a_method_that_is_not_there(tmp_path):
+    grid = GRIDS["gpu"]()
+    refused = {cell.method for cell in grid.cells if not_there(cell, grid, tmp_path)}
+    assert refused <= {"buffered", "entropy_weighted", "length_reward", "ogm", "merge"}
+    base = RunConfig.model_validate(settings(grid.cells[0], grid.regime, tmp_path))
+    assert base.model.from_scratch.image_size == 224 and base.data.train.task == "base" and not base.data.shuffle
+
+
 def test_a_method_that_dyme_refuses_is_told_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "teleport", {"method": "dyme", "selector.name": "teleport"})  # type: ignore[arg-type]
     why = not_there(Cell("charts", "teleport"), GRIDS["smoke"](), tmp_path)
