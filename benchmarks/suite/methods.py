@@ -28,7 +28,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "mixed": {"method": "mixed"},
     "grpo_kl": {"method": "grpo", "objective.beta": {"start": 0.0, "end": 0.04}},
     "ogm": {"method": "dyme", "optim.modulation": 0.5},
-    "length_reward": {"method": "dyme", "selector.name": "difficulty_weighted", "reward.weights.length": 1.0},
+    "length_reward": {"method": "dyme", "selector.name": "difficulty_weighted", "reward.length": 1.0},
     MERGE: {"method": "sft"},
 }
 """`grpo_kl`: the weight of the KL term rises over the whole run; the number of steps is filled in."""
