@@ -237,6 +237,25 @@ def test_other_tiny_sizes_fit():
             assert all(colour_columns(pixels, name).any() for name in table(record.facts))
 
 
+@pytest.mark.parametrize("chart", ["bar", "line"])
+@pytest.mark.parametrize(("scale", "low", "high"), [("tiny", 6, 9), ("full", 52, 77)])
+def test_values_are_drawn_from_their_range(scale, chart, low, high):
+    source = ChartsSource(scale=scale, count=300, charts=(chart,), values=(low, high), split="test")
+    records = load_records(source)
+    seen = [value for r in records for value in table(r.facts).values()]
+    assert low <= min(seen) < low + 2 and high - 2 < max(seen) <= high
+    marks = [v for r in records if not r.image.draw.args[0].labelled for v in table(r.facts).values()]
+    assert scale == "tiny" or set(marks) == {55, 60, 65, 70, 75}
+
+
+def test_a_value_is_drawn_at_the_same_height_whatever_the_range():
+    for record in load_records(ChartsSource(count=50, charts=("bar",), values=(6, 9), colours=("red", "cyan"))):
+        pixels = np.asarray(record.image.load())
+        assert set(table(record.facts)) == {"red", "cyan"}
+        for name, value in table(record.facts).items():
+            assert np.nonzero(colour_columns(pixels, name))[0].min() == 32 - 3 * value
+
+
 @pytest.mark.parametrize("kind", ["bar", "line", "pie"])
 def test_full_charts_draw_and_differ(kind):
     records = load_records(ChartsSource(scale="full", count=4, charts=(kind,)))
@@ -275,6 +294,15 @@ def test_full_pies_sum_to_a_hundred_and_plain_values_lie_on_the_grid():
         ({"count": 1, "charts": []}, "at least 1"),
         ({"count": 1, "wrong_reading_probability": 1.5}, "less than or equal to 1"),
         ({"count": 1, "colour": "red"}, "Extra inputs"),
+        ({"count": 1, "colours": ["red"]}, "at least 2"),
+        ({"count": 1, "colours": ["red", "red"]}, "names one twice"),
+        ({"count": 1, "colours": ["red", "teal"]}, "'red', 'green'"),
+        ({"count": 1, "scale": "full", "colours": ["red", "blue"]}, "leave them out at scale full"),
+        ({"count": 1, "values": [2, 5]}, "set charts to bar, line or both"),
+        ({"count": 1, "charts": ["bar"], "values": [5, 5]}, "values are 5 to 5"),
+        ({"count": 1, "charts": ["bar"], "values": [0, 5]}, "lie in 1 to 9"),
+        ({"count": 1, "charts": ["bar"], "values": [5, 10]}, "lie in 1 to 9"),
+        ({"count": 1, "scale": "full", "charts": ["bar"], "values": [11, 14]}, "less than two marks"),
     ],
 )
 def test_settings_that_cannot_be_are_errors(settings, reason):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from dyme.schema import Schema
 
 QuestionKind = Literal["value", "maximum", "minimum", "count", "sum", "difference", "comparison"]
 Trace = Literal["high", "medium", "low"]
+Colour = Literal["red", "green", "blue", "yellow", "pink", "cyan"]
 
 _SCALE_DEFAULTS = {
     "tiny": {"size": 32, "max_items": 4, "max_value": 9},
@@ -56,6 +57,10 @@ class ChartsSource(Schema):
     """Largest number of categories; the smallest is 2. Default 4 (tiny) and 6 (full)."""
     max_value: int = 9
     """Largest value of bars and lines; pies always sum to 10 (tiny) or 100 (full). Default 9 (tiny) and 100 (full)."""
+    values: tuple[int, int] | None = None
+    """Smallest and largest value drawn, for bars and lines; the scale of the picture stays that of max_value."""
+    colours: tuple[Colour, ...] = Field(default=get_args(Colour), min_length=2)
+    """Colours that occur, at tiny scale."""
 
     @model_validator(mode="before")
     @classmethod
@@ -74,3 +79,26 @@ class ChartsSource(Schema):
         if self.scale == "full" and self.max_value % 20:
             raise ValueError(f"max_value is {self.max_value}; scale full takes multiples of 20")
         return self
+
+    @model_validator(mode="after")
+    def _drawn(self) -> ChartsSource:
+        if self.scale == "full" and self.colours != get_args(Colour):
+            raise ValueError("colours are those of scale tiny; leave them out at scale full")
+        if len(set(self.colours)) < len(self.colours):
+            raise ValueError(f"colours names one twice: {', '.join(self.colours)}")
+        if self.values is None:
+            return self
+        if "pie" in self.charts:
+            raise ValueError("values do not hold for pies, which have a fixed sum; set charts to bar, line or both")
+        low, high = self.values
+        step = 1 if self.scale == "tiny" else self.max_value // 20
+        if not step <= low < high <= self.max_value:
+            raise ValueError(f"values are {low} to {high}; they must rise and lie in {step} to {self.max_value}")
+        if high // step - -(-low // step) < 1:
+            raise ValueError(f"values {low} to {high} hold less than two marks of the axis, which are {step} apart")
+        return self
+
+    @property
+    def value_range(self) -> tuple[int, int]:
+        """Smallest and largest value of bars and lines."""
+        return self.values or (1 if self.scale == "tiny" else self.max_value // 20, self.max_value)

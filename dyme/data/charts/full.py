@@ -78,16 +78,18 @@ def draw_content(config: ChartsSource, rng: random.Random) -> Chart:
     n = rng.randint(min(3, config.max_items), config.max_items)
     names = _pick(theme, min(n, len(theme.names)), rng)
     decimals, labelled = 0, True
+    low, high = config.value_range
     if kind == "pie":
         values = [3 + part for part in parts_of(PIE_TOTAL - 3 * len(names), len(names), rng)]
     elif rng.random() < 0.4:
         decimals = 1
-        values = [rng.randint(config.max_value // 2, 10 * config.max_value) for _ in names]
+        values = [rng.randint(10 * low, 10 * high) for _ in names]
     elif rng.random() < 0.5:
-        values = [rng.randint(config.max_value // 20, config.max_value) for _ in names]
+        values = [rng.randint(low, high) for _ in names]
     else:
         labelled = False
-        values = [config.max_value // 20 * rng.randint(1, 20) for _ in names]
+        mark = config.max_value // 20
+        values = [mark * rng.randint(-(-low // mark), high // mark) for _ in names]
     title = f"{theme.title}, share in %" if kind == "pie" else theme.title
     readings = tuple(Reading(name, value) for name, value in zip(names, values))
     style = rng.randrange(1 << 16)

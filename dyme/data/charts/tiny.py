@@ -29,13 +29,13 @@ _GREY = (150, 150, 150)
 
 
 def draw_content(config: ChartsSource, rng: random.Random) -> Chart:
-    """A random chart of 2 to `max_items` colours."""
+    """A random chart of 2 to `max_items` of the source's colours."""
     kind: ChartKind = rng.choice(config.charts)
-    names = rng.sample(list(COLOURS), rng.randint(2, config.max_items))
+    names = rng.sample(config.colours, rng.randint(2, min(config.max_items, len(config.colours))))
     if kind == "pie":
         values = parts_of(PIE_PARTS, len(names), rng)
     else:
-        values = [rng.randint(1, config.max_value) for _ in names]
+        values = [rng.randint(*config.value_range) for _ in names]
     return Chart(kind, tuple(Reading(n, v) for n, v in zip(names, values)), noun="colour", plural="colours")
 
 

@@ -1,0 +1,171 @@
+"""Runs one cell: trains it, measures it, writes its cell.json. Started by the suite:
+
+deepspeed --num_gpus 1 benchmarks/suite/cell.py --preset cpu --id charts-low-dyme-s1 --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+import torch  # noqa: E402  after the path
+import yaml  # noqa: E402
+
+from benchmarks.suite.cells import DONE, Cell, digest, settings  # noqa: E402
+from benchmarks.suite.grid import GRIDS, Grid  # noqa: E402
+from benchmarks.suite.measure import curve, mean_of, measure_split, summed  # noqa: E402
+from benchmarks.suite.methods import MERGE  # noqa: E402
+from benchmarks.suite.noise import noisy  # noqa: E402
+from benchmarks.suite.task import Split  # noqa: E402
+from benchmarks.suite.tasks import TASKS  # noqa: E402
+from dyme import trainer  # noqa: E402
+from dyme.checkpoint import versions  # noqa: E402
+from dyme.config import RunConfig, load_config  # noqa: E402
+from dyme.engine import close_distributed, init_distributed  # noqa: E402
+from dyme.evaluation.held_out import Evaluation, majority_rates  # noqa: E402
+from dyme.families import load_family  # noqa: E402
+from dyme.families.attention import resolve_attention, set_attention  # noqa: E402
+from dyme.launch import quiet, run_and_exit  # noqa: E402
+from dyme.metrics import plain, read_jsonl  # noqa: E402
+from dyme.preemption import die_with_parent  # noqa: E402
+from dyme.run import Run  # noqa: E402
+
+
+class SuiteRun(Run):
+    """A run that makes no checkpoints: it holds the weights that were best on the validation records in memory."""
+
+    best_weights: dict[str, torch.Tensor] | None = None
+    best_step = 0
+
+    def log_eval(self, step: int, result: Evaluation) -> None:
+        self.agenda.evaluated = step
+        self.metrics.log_eval(step, {"time_s": self.elapsed(), **result.signals()})
+        if step and result.accuracy > self.best:
+            self.best, self.best_step = result.accuracy, step
+            self.best_weights = {key: value.cpu().clone() for key, value in self.engine.refresh().state_dict().items()}
+
+    def save(self, step: int) -> None:
+        """Nothing: a cell that was cut off starts again, it takes minutes."""
+
+
+def run_cell(cell: Cell, grid: Grid, out: Path) -> dict[str, Any]:
+    """The content of cell.json."""
+    folder = out / "cells" / cell.id
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    tree = settings(cell, grid.regime, out, keep=cell.id in grid.kept)
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    cfg = load_config(folder / "run.yaml")
+    splits = TASKS[cell.task].held_out(out / "data", grid.regime.sizes)
+    begin = time.monotonic()
+    found = _merged(cell, cfg, splits, out) if cell.method == MERGE else _trained(cell, cfg, splits)
+    return {
+        "id": cell.id,
+        **{key: value for key, value in vars(cell).items() if key != "changes"},
+        "changes": dict(cell.changes),
+        "digest": digest(cell, grid.regime, out),
+        **found,
+        "wall_s": time.monotonic() - begin,
+        "cpu_s": time.process_time(),
+        "versions": versions(),
+        "commit": _commit(),
+    }
+
+
+def _trained(cell: Cell, cfg: RunConfig, splits: Any) -> dict[str, Any]:
+    flips = cell.change("flips", 0.0)
+    if flips:
+        vars(trainer)["Scoring"] = noisy(flips)  # nothing of dyme asks for wrong verdicts, so there is no setting
+    run = SuiteRun(cfg)
+    trainer.train(run)
+    model = run.engine.refresh()
+    ends = _measured(cell, cfg, run.family, model, splits)
+    best: dict[str, Any] | None = None
+    if run.best_weights is not None:
+        model.load_state_dict(run.best_weights)
+        best = {"step": run.best_step, "validation": run.best}
+        best["splits"] = _measured(cell, cfg, run.family, model, splits)
+        for split in best["splits"].values():
+            split.get("think", {}).pop("samples", None)
+    every = read_jsonl(run.folder / "metrics.jsonl")
+    steps = [line for line in every if not line.get("eval")]
+    evals = [line for line in every if line.get("eval")]
+    return {
+        "splits": ends,
+        "best": best,
+        "curve": curve(steps),
+        "evals": [{"step": e["step"], "accuracy": e["eval/accuracy"], "format": e["eval/format_rate"]} for e in evals],
+        "collapse": mean_of(steps, "collapse/all_wrong"),
+        "memorize": mean_of(steps, "mode/memorize_ratio"),
+        "rollout_tokens": summed(steps, "rollout/tokens"),
+        "trained_tokens": summed(steps, "effective_tokens"),
+        "train_s": run.elapsed(),
+        "steps": len(steps),
+        "parameters": run.parameters,
+    }
+
+
+def _merged(cell: Cell, cfg: RunConfig, splits: Any, out: Path) -> dict[str, Any]:
+    ends = [str(out / "cells" / need.id / "run" / "export") for need in cell.needs]
+    target = out / "cells" / cell.id / "run" / "merged"
+    words = [sys.executable, "-m", "dyme.merge", *ends, "--weight", "0.5", "--out", str(target)]
+    subprocess.run(words, check=True, cwd=ROOT)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    family, model = load_family(target, cfg.model.family, cfg.model.dtype)
+    model = model.eval().requires_grad_(False).to(device)
+    whole, _ = resolve_attention(cfg.model.attention, "auto", cfg.model.dtype, cuda=device.type == "cuda")
+    set_attention(model, whole, whole)
+    found = _measured(cell, cfg, family, model, splits)
+    shutil.rmtree(target)
+    return {"splits": found, "best": None, "curve": [], "evals": [], "steps": 0}
+
+
+def _measured(cell: Cell, cfg: RunConfig, family: Any, model: Any, splits: dict[str, Split]) -> dict[str, Any]:
+    out = {}
+    for name, split in splits.items():
+        if name != "validation":
+            records = split.records()
+            found = measure_split(cfg, family, model, records, TASKS[cell.task].check)
+            out[name] = found | {"majority": majority_rates(records)["eval_majority_rate_by_kind"]}
+    return out
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    return done.stdout.strip()
+
+
+def main() -> int:
+    die_with_parent()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", choices=GRIDS, required=True)
+    parser.add_argument("--id", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
+    args = parser.parse_args()
+    grid = GRIDS[args.preset]()
+    cell = next(c for c in grid.cells if c.id == args.id)
+    quiet()
+    init_distributed(cell.seed)
+    found = run_cell(cell, grid, args.out)
+    folder = args.out / "cells" / cell.id
+    if cell.id not in grid.kept:
+        shutil.rmtree(folder / "run")
+    partial = folder / f"{DONE}.part"
+    partial.write_text(json.dumps(plain(found), separators=(",", ":")) + "\n", encoding="utf-8")
+    partial.replace(folder / DONE)
+    close_distributed()
+    return 0
+
+
+if __name__ == "__main__":
+    run_and_exit(main)

@@ -1,0 +1,130 @@
+"""The grids: for each preset its regime and its cells, the most important first, so that a part of them has answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from benchmarks.suite.cells import Cell
+from benchmarks.suite.methods import MAIN, OTHERS
+from benchmarks.suite.tasks import CPU, GPU, SMOKE, TASKS, Regime
+
+SEEDS = (1, 2, 3)
+RATES = (3e-4, 3e-3)  # beside the regime's own
+NORMS = ("row", "component")
+SIZES = (2, 4, 16)
+TAUS = (0.05, 0.1, 0.2)
+FLIPS = (0.05, 0.2)
+MAP_ITEMS, MAP_NOISE = (64, 256, 1024, 4096), (0.0, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`tasks` stand in the main table; the others of the methods and all questions are asked of `tasks[0]`."""
+
+    regime: Regime
+    tasks: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Ids of cells whose models another cell needs."""
+        return frozenset(need.id for cell in self.cells for need in cell.needs)
+
+
+def main_table(tasks: Iterable[str], seed: int, capacity: str) -> Iterator[Cell]:
+    for trace in ("medium", "low", "high", "own"):
+        for task in tasks:
+            if trace in TASKS[task].traces:
+                yield from (Cell(task, method, trace, seed, capacity) for method in MAIN)
+
+
+def others(task: str, seed: int, capacity: str) -> Iterator[Cell]:
+    yield from (Cell(task, method, "medium", seed, capacity) for method in OTHERS)
+
+
+def questions(task: str, seed: int, capacity: str) -> Iterator[Cell]:
+    """What the 1/K weight costs, noisy verdicts, K and tau."""
+
+    def dyme(trace: str, **changes: object) -> Cell:
+        return Cell(task, "dyme", trace, seed, capacity, tuple(changes.items()))
+
+    yield from (dyme("low", norm=norm) for norm in NORMS)
+    for flips in FLIPS:
+        yield from (Cell(task, method, "low", seed, capacity, (("flips", flips),)) for method in ("grpo", "dyme"))
+    yield from (dyme("low", K=size) for size in SIZES)
+    yield from (dyme("low", tau=tau) for tau in TAUS)
+
+
+def rates(task: str, capacity: str) -> Iterator[Cell]:
+    """The learning rate, swept equally for the main methods, at one seed."""
+    for rate in RATES:
+        yield from (Cell(task, method, "low", 1, capacity, (("lr", rate),)) for method in MAIN)
+
+
+def border(task: str, capacities: Iterable[str]) -> Iterator[Cell]:
+    """The map: records x noise of traces x capacity, for sft and dyme at equal steps."""
+    for capacity in capacities:
+        for items in MAP_ITEMS:
+            for noise in MAP_NOISE:
+                changes = (("items", items), ("noise", noise))
+                yield from (Cell(task, method, "low", 1, capacity, changes) for method in ("sft", "dyme"))
+
+
+def cpu() -> Grid:
+    tasks, first, tiny = ("charts", "easy_vqa"), "charts", "tiny"
+    cells = [
+        *main_table(tasks, 1, tiny),
+        *others(first, 1, tiny),
+        *questions(first, 1, tiny),
+        *main_table(tasks, 2, tiny),
+        *main_table(tasks, 3, tiny),
+        *border(first, ("tiny", "small")),
+        *rates(first, tiny),
+        *(Cell("arithmetic", method, "low", 1, tiny) for method in MAIN),
+        *others(first, 2, tiny),
+        *others(first, 3, tiny),
+        *(cell for seed in SEEDS[1:] for cell in questions(first, seed, tiny)),
+    ]
+    return Grid(CPU, tasks, with_needs(cells))
+
+
+def gpu() -> Grid:
+    tasks, first, large = ("charts_full", "nlvr", "puzzlevqa"), "charts_full", "large"
+    cells = [
+        *main_table(tasks, 1, large),
+        *questions(first, 1, large),
+        *main_table(tasks[:1], 2, large),
+        *main_table(tasks[:1], 3, large),
+        *others(first, 1, large),
+        *main_table(tasks[1:], 2, large),
+        *main_table(tasks[1:], 3, large),
+        *border(first, (large,)),
+        *rates(first, large),
+        *others(first, 2, large),
+        *others(first, 3, large),
+    ]
+    return Grid(GPU, tasks, with_needs(cells))
+
+
+def smoke() -> Grid:
+    tasks = ("charts", "arithmetic")
+    cells = [Cell(task, method, "low", 1, "nano") for task in tasks for method in ("sft", "grpo", "dyme")]
+    return Grid(SMOKE, tasks, with_needs(cells))
+
+
+def with_needs(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """The cells in their order, each once and behind what it needs."""
+    out: dict[str, Cell] = {}
+
+    def add(cell: Cell) -> None:
+        for need in cell.needs:
+            add(need)
+        out.setdefault(cell.id, cell)
+
+    for cell in cells:
+        add(cell)
+    return tuple(out.values())
+
+
+GRIDS = {"cpu": cpu, "gpu": gpu, "smoke": smoke}

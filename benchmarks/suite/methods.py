@@ -1,0 +1,59 @@
+"""Methods of the suite by name, each as the settings that make it. One that the configuration refuses is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MAIN = ("sft", "grpo", "two_stage", "dyme")
+MERGE, BASE = "merge", "base"
+MERGED = ("sft", "grpo")
+"""Whose ends are merged, half of each."""
+
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "sft": {"method": "sft"},
+    "grpo": {"method": "grpo"},
+    "two_stage": {"method": "two_stage"},
+    "dyme": {"method": "dyme"},
+    "reward_threshold": {"method": "dyme", "selector.name": "reward_threshold", "selector.threshold": 1.5},
+    "annealed": {"method": "dyme", "selector.name": "annealed"},
+    "buffered": {"method": "dyme", "selector.name": "buffered"},
+    "any_correct": {"method": "dyme", "selector.name": "any_correct"},
+    "accuracy_gate": {"method": "dyme", "selector.name": "accuracy_gate"},
+    "scheduled": {"method": "dyme", "selector.name": "scheduled"},
+    "entropy_weighted": {"method": "dyme", "selector.name": "entropy_weighted"},
+    "difficulty_weighted": {"method": "dyme", "selector.name": "difficulty_weighted"},
+    "interleaved": {"method": "interleaved"},
+    "progressive": {"method": "progressive"},
+    "mixed": {"method": "mixed"},
+    "grpo_kl": {"method": "grpo", "objective.beta": {"start": 0.0, "end": 0.04}},
+    "ogm": {"method": "dyme", "optim.modulation": 0.5},
+    "length_reward": {"method": "dyme", "selector.name": "difficulty_weighted", "reward.length": 1.0},
+    MERGE: {"method": "sft"},
+}
+"""`grpo_kl`: the weight of the KL term rises over the whole run; the number of steps is filled in."""
+
+OTHERS = tuple(name for name in METHODS if name not in MAIN)
+
+LABELS: Mapping[str, str] = {
+    "sft": "SFT",
+    "grpo": "GRPO",
+    "two_stage": "SFT then GRPO",
+    "dyme": "DyME",
+    "reward_threshold": "threshold on the reward",
+    "annealed": "annealed weights",
+    "buffered": "buffer (ReLIFT)",
+    "any_correct": "any right (published code)",
+    "accuracy_gate": "accuracy gate (HPT)",
+    "scheduled": "schedule (CHORD)",
+    "entropy_weighted": "entropy (SRFT)",
+    "difficulty_weighted": "difficulty (PCuRL)",
+    "length_reward": "difficulty and length (PCuRL)",
+    "interleaved": "interleaved",
+    "progressive": "progressive",
+    "mixed": "mixed",
+    "grpo_kl": "GRPO, scheduled KL",
+    "ogm": "DyME with OGM",
+    MERGE: "merge of SFT and GRPO",
+    BASE: "base, direct answers",
+}

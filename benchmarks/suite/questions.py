@@ -1,0 +1,221 @@
+"""The questions of the results page, each with its plot and its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from benchmarks.suite import plots, tables
+from benchmarks.suite.cells import Cell
+from benchmarks.suite.grid import FLIPS, MAP_ITEMS, MAP_NOISE, NORMS, SIZES, TAUS
+from benchmarks.suite.methods import LABELS, MAIN
+from benchmarks.suite.results import Results
+from benchmarks.suite.tasks import TASKS
+
+Named = list[tuple[str, Cell]]
+PAPER = ("dyme", "reward_threshold", "annealed", "buffered")
+"""The paper's order of switches: 64.9 > 64.0 > 59.6 > 52.4."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """`draw(path)` makes the plot, `table` the table below it."""
+
+    name: str
+    text: str
+    draw: Callable[[Path], None]
+    table: str
+
+
+def questions(found: Results) -> list[Question]:
+    """Of the grid's first task, where they are not about all of them."""
+    first = found.grid.tasks[0]
+    base = tables.base_of(found, first)
+    trace = "low" if "low" in TASKS[first].traces else "own"
+
+    def dyme(**changes: object) -> Cell:
+        return Cell(first, "dyme", trace, 1, base.capacity, tuple(changes.items()))
+
+    plain = dyme()
+    size, rate = found.grid.regime.group, found.grid.regime.lr
+    by_task: dict[str, Named] = {
+        task: [
+            (LABELS[m], Cell(task, m, "low" if "low" in TASKS[task].traces else "own", 1, base.capacity)) for m in MAIN
+        ]
+        for task in found.grid.tasks
+    }
+    norms: Named = [("group (default)", plain), *((_norm(name), dyme(norm=name)) for name in NORMS)]
+    sizes: Named = [(f"K = {k}", plain if k == size else dyme(K=k)) for k in sorted({*SIZES, size})]
+    taus: Named = [("tau = 0", plain), *((f"tau = {tau:g}", dyme(tau=tau)) for tau in TAUS)]
+    qualities: Named = [
+        (t, Cell(first, "dyme", t, 1, base.capacity)) for t in tables.TRACES if t in TASKS[first].traces
+    ]
+    noisy: Named = [
+        (
+            f"{LABELS[m]}, {flips:.0%}",
+            plain.of(m) if not flips else Cell(first, m, trace, 1, base.capacity, (("flips", flips),)),
+        )
+        for m in ("grpo", "dyme")
+        for flips in (0.0, *FLIPS)
+    ]
+    rates: Named = [
+        (f"{LABELS[m]}, {lr:g}", plain.of(m) if lr == rate else Cell(first, m, trace, 1, base.capacity, (("lr", lr),)))
+        for m in MAIN
+        for lr in sorted({rate, *_rates(found)})
+    ]
+    switches: Named = [(LABELS[m], Cell(first, m, "medium", 1, base.capacity)) for m in _methods(found, first)]
+    border = [
+        Cell(first, "dyme", trace, 1, capacity, (("items", items), ("noise", noise)))
+        for capacity in _capacities(found, first)
+        for items in MAP_ITEMS
+        for noise in MAP_NOISE
+    ]
+    return [
+        Question(
+            "collapse",
+            "Does GRPO collapse where DyME does not?",
+            _row([_curves(found, cells, "all_wrong", f"{t}: groups all wrong") for t, cells in by_task.items()]),
+            "".join(f"{t}, {trace} traces\n\n{tables.behaviour_table(found, c)}\n" for t, c in by_task.items()),
+        ),
+        Question(
+            "copying",
+            "Does SFT copy pseudo traces, and does exploration undo it?",
+            _row([_qualities(found, first, base, what) for what in ("accuracy", "faithful", "direct")]),
+            tables.behaviour_table(found, [(f"{LABELS[m]}, {t}", c.of(m)) for t, c in qualities for m in MAIN]),
+        ),
+        Question(
+            "two_stage",
+            "Where does SFT then GRPO end?",
+            _row([_curves(found, c, "accuracy", f"{t}: validation accuracy", True) for t, c in by_task.items()]),
+            "",
+        ),
+        Question(
+            "switches",
+            "Binary switch against threshold, annealing, buffer and the others: does the paper's order hold?",
+            _row([lambda ax: plots.bars(ax, found, switches, f"{first}, medium traces", base)], 4.2),
+            tables.methods_table(found, first),
+        ),
+        Question(
+            "normalization",
+            "What does the 1/K weight of the published code (`row`) cost against `component` and `group`?",
+            _row(
+                [
+                    lambda ax: plots.bars(ax, found, norms, f"{first}, {trace} traces", base),
+                    _curves(found, norms, "memorize", "share of groups that memorize"),
+                    _curves(found, norms, "accuracy", "validation accuracy", True),
+                ]
+            ),
+            tables.variants_table(found, norms),
+        ),
+        Question(
+            "modes",
+            "How do K, tau and the quality of traces move the mode share?",
+            _row(
+                [
+                    _curves(found, named, "memorize", f"memorize share by {what}")
+                    for what, named in (("K", sizes), ("tau", taus), ("traces", qualities))
+                ]
+            ),
+            tables.variants_table(found, [*sizes, *taus, *qualities]),
+        ),
+        Question(
+            "noise",
+            "What happens when verdicts are noisy?",
+            _row([_noise(found, noisy), _curves(found, noisy, "memorize", "share of groups that memorize")]),
+            tables.variants_table(found, noisy),
+        ),
+        Question(
+            "map",
+            "Where is the border between SFT and DyME? Records, noise of traces and capacity at equal steps",
+            _row([_heat(found, border, capacity) for capacity in _capacities(found, first)]),
+            tables.map_table(found, border),
+        ),
+        Question(
+            "rates",
+            "The learning rate, swept equally for the main methods at one seed",
+            _row([lambda ax: plots.bars(ax, found, rates, f"{first}, {trace} traces", base)], 3.4),
+            tables.variants_table(found, rates),
+        ),
+    ]
+
+
+Draw = Callable[[Axes], None]
+
+
+def _row(panels: Sequence[Draw], height: float = 2.3) -> Callable[[Path], None]:
+    def all_of(axes: Sequence[Axes]) -> None:
+        for ax, draw in zip(axes, panels):
+            draw(ax)
+
+    return lambda path: plots.save(path, len(panels), all_of, height)
+
+
+def _curves(found: Results, cells: Named, key: str, title: str, evals: bool = False) -> Draw:
+    return lambda ax: plots.curves(ax, found, cells, key, title, evals)
+
+
+def _qualities(found: Results, task: str, base: Cell, what: str) -> Draw:
+    titles = {
+        "accuracy": "test accuracy",
+        "faithful": "readings that are right",
+        "direct": "asked for the answer alone",
+    }
+
+    def value(cell: Cell) -> float | None:
+        if what == "accuracy":
+            found_ = found.accuracy(cell)
+            return found_.value if found_ else None
+        return found.faithful(cell) if what == "faithful" else found.direct(cell)
+
+    groups = {
+        m: [(t, value(Cell(task, m, t, 1, base.capacity))) for t in tables.TRACES if t in TASKS[task].traces]
+        for m in MAIN
+    }
+    level = None if what == "faithful" else value(base)
+    return lambda ax: plots.lines(ax, groups, f"{task}: {titles[what]}", level)
+
+
+def _noise(found: Results, noisy: Named) -> Draw:
+    groups: dict[str, list[tuple[str, float | None]]] = {}
+    for _, cell in noisy:
+        value = found.accuracy(cell)
+        place = f"{cell.change('flips', 0.0):.0%}"
+        groups.setdefault(cell.method, []).append((place, value.value if value else None))
+    return lambda ax: plots.lines(ax, groups, "test accuracy by share of wrong verdicts")
+
+
+def _heat(found: Results, border: Sequence[Cell], capacity: str) -> Draw:
+    values = {}
+    for cell in border:
+        if cell.capacity == capacity:
+            value = found.versus(cell, cell.of("sft"))
+            values[cell.change("items", 0), cell.change("noise", 0.0)] = value.value if value else None
+    return lambda ax: plots.heat(ax, values, f"DyME minus SFT, model {capacity}")
+
+
+def _capacities(found: Results, task: str) -> list[str]:
+    cells = [cell for cell in found.grid.cells if cell.task == task]
+    mapped = [cell.capacity for cell in cells if dict(cell.changes).keys() >= {"items", "noise"}]
+    return list(dict.fromkeys(mapped)) or [cells[0].capacity]
+
+
+def _methods(found: Results, task: str) -> list[str]:
+    """Methods of the grid on medium traces, those of the paper's order first."""
+    there = [
+        c.method
+        for c in found.grid.cells
+        if (c.task, c.trace, c.changes) == (task, "medium", ()) and c.method in LABELS
+    ]
+    there = [method for method in dict.fromkeys(there) if method != "base"]
+    return [*PAPER, *(method for method in there if method not in PAPER)]
+
+
+def _rates(found: Results) -> set[float]:
+    return {cell.change("lr", found.grid.regime.lr) for cell in found.grid.cells}
+
+
+def _norm(name: str) -> str:
+    return f"{name} (published code)" if name == "row" else name

@@ -1,0 +1,204 @@
+"""Runner: a pool of processes that works through the cells of a grid, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.suite.cells import DONE, FAILED, Cell, digest, settings
+from benchmarks.suite.grid import Grid
+from benchmarks.suite.methods import MERGE
+from dyme.config import RunConfig
+from dyme.config_errors import explain
+
+ROOT = Path(__file__).resolve().parents[2]
+ATTEMPTS = 2
+"""A cell that failed is tried once more by the next start, and then no more."""
+TAIL = 12  # lines of a failed cell that are kept
+
+
+def not_there(cell: Cell, grid: Grid, out: Path) -> str:
+    """Why this version of dyme cannot run the cell, "" where it can."""
+    from pydantic import ValidationError
+
+    if cell.method == MERGE:
+        return "" if (ROOT / "dyme" / "merge.py").exists() or (ROOT / "dyme" / "merge").exists() else "no dyme.merge"
+    try:
+        RunConfig.model_validate(settings(cell, grid.regime, out))
+    except ValidationError as error:
+        return explain(error, RunConfig)
+    return ""
+
+
+def is_done(cell: Cell, grid: Grid, out: Path) -> bool:
+    """Whether cell.json holds this very cell; one with other settings is run again."""
+    path = out / "cells" / cell.id / DONE
+    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["digest"] == digest(cell, grid.regime, out)
+
+
+def attempts(cell: Cell, grid: Grid, out: Path) -> int:
+    """How often the cell failed with these settings."""
+    path = out / "cells" / cell.id / FAILED
+    if not path.exists():
+        return 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return int(found["attempts"]) if found["digest"] == digest(cell, grid.regime, out) else 0
+
+
+@dataclass
+class Pool:
+    """Cells that wait in order, those that run, and what became of the others, by id."""
+
+    grid: Grid
+    preset: str
+    out: Path
+
+    deadline: float
+    waiting: list[Cell]
+    done: set[str]
+    failed: set[str] = field(default_factory=set)
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    lock: threading.Condition = field(default_factory=threading.Condition)
+    stopped: bool = False
+
+    def work(self, slot: int) -> None:
+        """One worker: takes the next cell whose needs are done, until none is left or the time is over."""
+        while (cell := self._next()) is not None:
+            begin = time.monotonic()
+            error = self._run(cell, slot)
+            with self.lock:
+                self.running.pop(cell.id, None)
+                (self.failed if error else self.done).add(cell.id)
+                left = len(self.waiting) + len(self.running)
+                _say(f"{cell.id}: {error or 'done'}, {time.monotonic() - begin:.0f} s ({left} left)")
+                self.lock.notify_all()
+
+    def _next(self) -> Cell | None:
+        with self.lock:
+            while self.waiting and time.monotonic() < self.deadline:
+                for cell in [c for c in self.waiting if {need.id for need in c.needs} & self.failed]:
+                    self.waiting.remove(cell)
+                    self.failed.add(cell.id)
+                    _say(f"{cell.id}: left out, what it needs failed")
+                ready = next((c for c in self.waiting if all(need.id in self.done for need in c.needs)), None)
+                if ready is not None:
+                    self.waiting.remove(ready)
+                    return ready
+                if not self.running:
+                    return None
+                self.lock.wait(5.0)
+        return None
+
+    def _run(self, cell: Cell, slot: int) -> str:
+        """Runs the cell in a process group of its own -> "" or why it failed."""
+        folder = self.out / "cells" / cell.id
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / "log.txt"
+        with log.open("wb") as file, self.lock:
+            process = subprocess.Popen(
+                command(cell, self.preset, self.out, slot),
+                cwd=ROOT,
+                env=environment(),
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+            self.running[cell.id] = process
+        process.wait()
+        if is_done(cell, self.grid, self.out):
+            (folder / FAILED).unlink(missing_ok=True)
+            log.unlink()
+            return ""
+        if self.stopped:
+            return "stopped"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+        failure = {
+            "attempts": attempts(cell, self.grid, self.out) + 1,
+            "digest": digest(cell, self.grid.regime, self.out),
+            "code": process.returncode,
+            "tail": lines,
+        }
+        (folder / FAILED).write_text(json.dumps(failure, indent=1) + "\n", encoding="utf-8")
+        return f"failed ({next((line.strip() for line in reversed(lines) if 'rror' in line), 'see its log.txt')[:160]})"
+
+    def stop(self) -> None:
+        """Ends what runs. Its cells start again next time."""
+        self.deadline, self.stopped = 0.0, True
+        for process in list(self.running.values()):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def run_grid(grid: Grid, preset: str, out: Path, *, jobs: int, minutes: float | None, only: str) -> bool:
+    """Runs the cells whose id matches `only` and what they need; begins nothing after `minutes`. Ctrl-C and SIGTERM end
+    it and what it started. Returns whether a cell failed."""
+    wanted = _wanted(grid, only)
+    refused = {cell.id: why for cell in wanted if (why := not_there(cell, grid, out))}
+    for name, why in refused.items():
+        _say(f"{name}: not there ({why})")
+    done = {cell.id for cell in wanted if cell.id not in refused and is_done(cell, grid, out)}
+    given_up = {cell.id for cell in wanted if attempts(cell, grid, out) >= ATTEMPTS} - done
+    waiting = [cell for cell in wanted if cell.id not in done | given_up | set(refused)]
+    _say(f"{len(wanted)} cells, {len(done)} done, {len(given_up)} given up, {len(waiting)} to do with {jobs} jobs")
+    deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+    pool = Pool(grid, preset, out, deadline, waiting, done, given_up | set(refused))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    workers = [threading.Thread(target=pool.work, args=(slot,), daemon=True) for slot in range(jobs)]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(0.5)
+    finally:
+        pool.stop()
+    return bool(pool.failed - set(refused))
+
+
+def command(cell: Cell, preset: str, out: Path, slot: int) -> list[str]:
+    where = f"--include=localhost:{slot % torch.cuda.device_count()}" if torch.cuda.is_available() else "--num_gpus=1"
+    launcher = str(Path(sys.executable).parent / "deepspeed")
+    words = [launcher, where, f"--master_port={_port()}", "benchmarks/suite/cell.py"]
+    return [*words, "--preset", preset, "--id", cell.id, "--out", str(out)]
+
+
+def environment() -> dict[str, str]:
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    found = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"):
+        if name != "CUDA_VISIBLE_DEVICES" or torch.cuda.is_available():
+            found.pop(name, None)
+    if not torch.cuda.is_available():
+        found["DS_ACCELERATOR"] = "cpu"
+    return found
+
+
+def _wanted(grid: Grid, only: str) -> Sequence[Cell]:
+    chosen = {cell.id for cell in grid.cells if re.search(only, cell.id)}
+    for cell in reversed(grid.cells):  # what is needed stands before what needs it
+        if cell.id in chosen:
+            chosen |= {need.id for need in cell.needs}
+    return [cell for cell in grid.cells if cell.id in chosen]
+
+
+def _port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _say(message: Any) -> None:
+    print(f"[suite] {message}", file=sys.stderr, flush=True)

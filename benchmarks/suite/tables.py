@@ -1,0 +1,134 @@
+"""Tables of the results page, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.suite.analysis import Estimate
+from benchmarks.suite.cells import Cell
+from benchmarks.suite.methods import BASE, LABELS, MAIN, METHODS
+from benchmarks.suite.results import Results, mean
+from benchmarks.suite.tasks import TASKS
+
+NOTHING = "–"
+TRACES = ("high", "medium", "low", "own")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def main_table(found: Results, task: str) -> str:
+    """Every main method on every quality of traces, with the base above them."""
+    base = base_of(found, task)
+    ood = [name for name in found.splits(task) if name != "test"]
+    head = ["traces", "method", "seeds", "test", "minus the base", "best checkpoint", *ood]
+    rows = [[NOTHING, LABELS[BASE], "1", say(found.accuracy(base)), NOTHING, NOTHING]]
+    rows[0] += [say(found.accuracy(base, split)) for split in ood]
+    for trace in TRACES:
+        for method in MAIN if trace in TASKS[task].traces else ():
+            cell = Cell(task, method, trace, 1, base.capacity)
+            row = [trace, LABELS[method], str(len(found.runs(cell))), say(found.accuracy(cell))]
+            row += [say(found.versus(cell, base), True), say(found.accuracy(cell, best=True))]
+            rows.append(row + [say(found.accuracy(cell, split)) for split in ood])
+    return table(head, rows)
+
+
+def behaviour_table(found: Results, cells: Sequence[tuple[str, Cell]]) -> str:
+    """What the runs did: modes, thinking, tokens, time. `cells` with the words of their first column."""
+    head = ["", "asked directly", "format", "collapse", "memorize", "readings right", "readings", "thinking tokens"]
+    head += ["tokens sampled", "tokens trained", "training s"]
+    rows = []
+    for words, cell in cells:
+        runs = found.runs(cell)
+        read = mean([sum(t["read"]) / len(t["read"]) for run in runs if (t := run["splits"]["test"].get("think"))])
+        figures = [found.direct(cell), found.of_thinking(cell, "format"), found.mean(cell, "collapse")]
+        figures += [found.mean(cell, "memorize"), found.faithful(cell)]
+        shares = [share(value) for value in figures]
+        sizes = [number(read, 1), number(found.of_thinking(cell, "thinking_tokens"), 1)]
+        cost = [thousands(found.mean(cell, key)) for key in ("rollout_tokens", "trained_tokens")]
+        rows.append([words, *shares, *sizes, *cost, number(found.mean(cell, "train_s"), 0)])
+    return table(head, rows)
+
+
+def difference_table(found: Results, task: str) -> str:
+    """DyME minus each other main method, on the test split and out of distribution."""
+    base, splits = base_of(found, task), found.splits(task)
+    rows = []
+    for trace in TRACES:
+        ours = Cell(task, "dyme", trace, 1, base.capacity)
+        for method in MAIN if trace in TASKS[task].traces else ():
+            theirs = ours.of(method)
+            if method != "dyme":
+                rows.append([trace, LABELS[method], *(say(found.versus(ours, theirs, s), True) for s in splits)])
+    return table(["traces", "DyME minus", *splits], rows)
+
+
+def methods_table(found: Results, task: str) -> str:
+    """All methods on medium traces, and what DyME has over them."""
+    base = base_of(found, task)
+    ours = Cell(task, "dyme", "medium", 1, base.capacity)
+    rows = []
+    for method in METHODS:
+        cell = ours.of(method)
+        against = NOTHING if method == "dyme" else say(found.versus(ours, cell), True)
+        row = [LABELS[method], str(len(found.runs(cell))), say(found.accuracy(cell))]
+        row += [say(found.accuracy(cell, best=True)), against, share(found.mean(cell, "memorize"))]
+        rows.append(row)
+    return table(["method", "seeds", "test", "best checkpoint", "DyME minus it", "memorize"], rows)
+
+
+def variants_table(found: Results, cells: Sequence[tuple[str, Cell]]) -> str:
+    """Test accuracy, collapse and mode share of single cells over their seeds."""
+    rows = [
+        [
+            words,
+            str(len(found.runs(cell))),
+            say(found.accuracy(cell)),
+            say(found.accuracy(cell, best=True)),
+            share(found.mean(cell, "collapse")),
+            share(found.mean(cell, "memorize")),
+            share(found.faithful(cell)),
+        ]
+        for words, cell in cells
+    ]
+    return table(["", "seeds", "test", "best checkpoint", "collapse", "memorize", "readings right"], rows)
+
+
+def map_table(found: Results, cells: Sequence[Cell]) -> str:
+    """The border: for each number of records, noise and capacity the base, SFT, DyME and their difference."""
+    rows = []
+    for cell in cells:
+        items, noise = cell.change("items", 0), cell.change("noise", 0.0)
+        sft = cell.of("sft")
+        row = [cell.capacity, str(items), f"{noise:g}", say(found.accuracy(cell.needs[0])), say(found.accuracy(sft))]
+        rows.append([*row, say(found.accuracy(cell)), say(found.versus(cell, sft), True)])
+    return table(["model", "records", "noise", "base, directly", "SFT", "DyME", "DyME minus SFT"], rows)
+
+
+def base_of(found: Results, task: str) -> Cell:
+    """The base that the main table's cells of a task start from."""
+    return next(cell.needs[0] for cell in found.grid.cells if cell.task == task and cell.method == "sft")
+
+
+def say(value: Estimate | None, signed: bool = False) -> str:
+    """0.81 [0.77, 0.85]; a difference has its sign, and is bold where the interval excludes zero."""
+    if value is None:
+        return NOTHING
+    form = "+.3f" if signed else ".3f"
+    interval = "" if value.low is None or value.high is None else f" [{value.low:{form}}, {value.high:{form}}]"
+    text = f"{value.value:{form}}{interval}"
+    return f"**{text}**" if signed and value.excludes_zero else text
+
+
+def share(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.0f} %"
+
+
+def number(value: float | None, digits: int) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def thousands(value: float | None) -> str:
+    return NOTHING if value is None else f"{value / 1000:.0f}k"
