@@ -70,6 +70,7 @@ class Pool:
     waiting: list[Cell]
     done: set[str]
     failed: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     lock: threading.Condition = field(default_factory=threading.Condition)
     stopped: bool = False
@@ -81,8 +82,9 @@ class Pool:
             error = self._run(cell, slot)
             with self.lock:
                 self.running.pop(cell.id, None)
+                self.begun.discard(cell.id)
                 (self.failed if error else self.done).add(cell.id)
-                left = len(self.waiting) + len(self.running)
+                left = len(self.waiting) + len(self.begun)
                 _say(f"{cell.id}: {error or 'done'}, {time.monotonic() - begin:.0f} s ({left} left)")
                 self.lock.notify_all()
 
@@ -96,8 +98,9 @@ class Pool:
                 ready = next((c for c in self.waiting if all(need.id in self.done for need in c.needs)), None)
                 if ready is not None:
                     self.waiting.remove(ready)
+                    self.begun.add(ready.id)
                     return ready
-                if not self.running:
+                if not self.begun:
                     return None
                 self.lock.wait(5.0)
         return None

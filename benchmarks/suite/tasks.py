@@ -22,7 +22,7 @@ class Regime:
     """
 
     sizes: Sizes
-    items: int = 512
+    items: int = 128
     prompts: int = 32
     group: int = 8
     steps: int = 120
