@@ -35,7 +35,7 @@ from dyme.recipe import Recipe
 from dyme.rewards.calls import UserRewards
 from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
-from dyme.rollout import sampling_of
+from dyme.rollout import engine_of, sampling_of
 from dyme.selection import GroupStats, Mode, ModeDecision, ModeSelector
 from dyme.selector_config import SelectorConfig
 from dyme.selectors import make_selector, mixed_selector
@@ -132,6 +132,12 @@ class Run:
         if not self.family.modalities and any(r.image for r in self.records):
             raise ConfigError(
                 f"data.train has images, model family '{self.family.name}' is text-only: use a vision-language model"
+            )
+        weighs = self.cfg.method == "dyme" and self.cfg.selector.name == "entropy_weighted"
+        if weighs and engine_of(self.family, self.cfg.rollout.engine) == "hf":
+            raise ConfigError(
+                "selector.name=entropy_weighted needs log-probabilities, which rollout.engine=hf does not tell: set it "
+                f"to auto, or another selector where family '{self.family.name}' takes only hf"
             )
 
     def _resume(self) -> int:

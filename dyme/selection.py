@@ -7,7 +7,7 @@ Everything here runs on the host in float64, so that every rank (and every kind 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -56,6 +56,8 @@ class GroupStats:
     num_valid_format: Tensor  # int64
     has_reference: Tensor  # bool
     advantages: Tensor  # [R]
+    records: tuple[int, ...] = ()  # number of each group's record in the data
+    entropy: Tensor | None = None  # mean of -log p over the tokens of the group's rollouts, at the sampling temperature
 
     def __len__(self) -> int:
         return len(self.group_id)
@@ -66,7 +68,8 @@ class ModeDecision:
     """What each group trains in this step. `mode` and `reason` are int64 [G]; weights are float64 [G], >= 0.
 
     `token_shaping` names a function of the log-prob that weighs memorized tokens
-    (`dyme_kernels.LossSpec.token_shaping`).
+    (`dyme_kernels.LossSpec.token_shaping`). `extra_records`: numbers of records of earlier steps that are memorized
+    too, with weight 1.
     """
 
     mode: Tensor
@@ -74,6 +77,7 @@ class ModeDecision:
     sft_weight: Tensor
     reason: Tensor
     token_shaping: str = "none"
+    extra_records: tuple[int, ...] = ()
 
     def share(self, mode: Mode) -> float:
         return float((self.mode == mode).double().mean()) if len(self.mode) else 0.0
@@ -147,6 +151,18 @@ def decide(
     memorizes = ((mode == Mode.MEMORIZE) | (mode == Mode.JOINT)) & (sft > 0) & stats.has_reference
     mode = explores * int(Mode.EXPLORE) + memorizes * int(Mode.MEMORIZE)
     return ModeDecision(mode=mode, rl_weight=rl, sft_weight=sft, reason=reason, token_shaping=token_shaping)
+
+
+def with_extra(decision: ModeDecision, readable: Tensor) -> ModeDecision:
+    """The decision with its `extra_records` as groups behind the step's own; `readable`: bool [E], of their prompts."""
+    extra = memorize_all(readable)
+    return replace(
+        decision,
+        mode=torch.cat([decision.mode, extra.mode]),
+        rl_weight=torch.cat([decision.rl_weight, extra.rl_weight]),
+        sft_weight=torch.cat([decision.sft_weight, extra.sft_weight]),
+        reason=torch.cat([decision.reason, extra.reason]),
+    )
 
 
 def memorize_all(has_reference: Tensor) -> ModeDecision:

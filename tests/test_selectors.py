@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from test_selection import E, M, S, stats
 
 from dyme.methods import memorizes_only
 from dyme.objective import live_rows
-from dyme.selection import Mode, ModeDecision
+from dyme.selection import Mode, ModeDecision, with_extra
 from dyme.selector_config import SelectorConfig
 from dyme.selectors import make_selector, mixed_selector
 from dyme.selectors.joint import mu
@@ -84,6 +85,46 @@ def test_difficulty_weighted(progress, weights):
     decision = select(s, progress, name="difficulty_weighted")
     assert decision.rl_weight.tolist() == pytest.approx(weights)
     assert decision.mode.tolist() == [E if w else S for w in weights]
+
+
+def test_entropy_weighted():
+    """exp(ln 2) = 2 and exp(-ln 2) = 1/2; a group without completions is skipped."""
+    entropy = torch.tensor([0.0, math.log(2), math.log(5), 0.0], dtype=torch.float64)
+    s = replace(stats([0, 0], [1, 0], [1, 1], [NAN, NAN], has_reference=[True, True, False, True]), entropy=entropy)
+    decision = select(s, 0.3, name="entropy_weighted")
+    assert decision.mode.tolist() == [J, J, E, S]
+    assert decision.rl_weight.tolist() == pytest.approx([0.1, 0.2, 0.5, 0.1])
+    assert decision.sft_weight.tolist() == pytest.approx([0.5, 0.25, 0.1, 0.5])
+
+
+def visit(selector, records, *groups, **settings):
+    decision = selector.select(replace(stats(*groups, **settings), records=records), 0.0)
+    return decision.mode.tolist(), decision.extra_records
+
+
+def test_buffered():
+    """Records of all-wrong groups wait; with two of them the oldest two are memorized in the next step."""
+    selector = make_selector(SelectorConfig(name="buffered", buffer_size=2))
+    assert visit(selector, (7, 3, 5), [0, 0], [1, 0], [1, 1]) == ([S, E, S], ())
+    # unscored, or without a reference: nothing to wait for
+    assert visit(selector, (8, 9), [NAN, 0], [0, 0], has_reference=[True, False]) == ([S, S], ())
+    assert visit(selector, (4, 7, 6), [0, 0], [0, 0], [0, 0]) == ([S, S, S], ())  # 7 waits once
+    assert selector.state_dict() == {"waiting": [7, 4, 6]}
+    other = make_selector(SelectorConfig(name="buffered", buffer_size=2))
+    other.load_state_dict(selector.state_dict())
+    for each in (selector, other):
+        assert visit(each, (7, 2), [0, 0], [1, 0]) == ([S, E], (7, 4))
+        assert each.state_dict() == {"waiting": [6, 7]}  # 7 failed again, with the weights of before
+        assert visit(each, (1,), [1, 0]) == ([E], (6, 7))
+        assert each.state_dict() == {"waiting": []}
+
+
+def test_records_that_wait_join_the_decision():
+    s = stats([0, 1])
+    decision = with_extra(replace(select(s, 0.0), extra_records=(4, 5)), torch.tensor([True, False]))
+    assert decision.mode.tolist() == [E, M, S]
+    live = live_rows(decision, s.advantages, torch.ones(2, dtype=torch.bool), [0, 2, 2, 2])
+    assert [(r.group, r.row, r.share) for r in live.rows] == [(0, 0, 1.0), (0, 1, 1.0), (1, -1, 1.0)]
 
 
 def test_mixed():

@@ -1,7 +1,8 @@
 """Selectors: how statistics of groups become modes, one family of rules per file.
 
-gates.py: one mode per group. joint.py: both parts in each group, on a schedule. difficulty.py: explored groups weighed
-by their accuracy. Each rule is a pure function of gathered float64 numbers, so every rank comes to the same decision.
+gates.py: one mode per group. joint.py: both parts in each group, by a schedule or by entropy. difficulty.py: explored
+groups weighed by their accuracy. buffered.py: records that wait. Each rule is a pure function of gathered float64
+numbers (and, buffered, of the steps before), so every rank comes to the same decision.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from dyme.selection import GroupStats, ModeDecision, ModeSelector
 from dyme.selector_config import SelectorConfig
 from dyme.selectors import difficulty, gates, joint
+from dyme.selectors.buffered import Buffered
 
 Rule = Callable[[GroupStats, float], ModeDecision]
 """Statistics and progress (finished steps / train.max_steps, in [0, 1)) to a decision."""
@@ -40,6 +42,8 @@ class StatelessSelector:
 
 def make_selector(config: SelectorConfig) -> ModeSelector:
     """The selector a configuration asks for."""
+    if config.name == "buffered":
+        return Buffered(config.buffer_size)
     rules: dict[str, Rule] = {
         "variance": partial(gates.variance, threshold=config.threshold),
         "any_correct": gates.any_correct,
@@ -56,6 +60,7 @@ def make_selector(config: SelectorConfig) -> ModeSelector:
             decay=config.decay,
             token_shaping=config.token_shaping,
         ),
+        "entropy_weighted": joint.entropy_weighted,
         "difficulty_weighted": difficulty.difficulty_weighted,
     }
     return StatelessSelector(rules[config.name])
