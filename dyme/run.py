@@ -287,6 +287,8 @@ class Run:
         }
         if self.spec.beta:
             out["policy/kl"] = stats.kl
+        if self.cfg.optim.modulation:
+            out |= {"optim/vision_factor": stats.modulation.vision, "optim/language_factor": stats.modulation.language}
         if memorized:
             out |= {"memorize/nll": stats.memorize_nll, "memorize/ref_len": stats.memorized_tokens / memorized}
         return out
