@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_selection import E, M, S, stats
 
+from dyme.config_errors import ConfigError
 from dyme.methods import memorizes_only
 from dyme.objective import live_rows
 from dyme.selection import Mode, ModeDecision, with_extra
@@ -117,6 +118,14 @@ def test_buffered():
         assert each.state_dict() == {"waiting": [6, 7]}  # 7 failed again, with the weights of before
         assert visit(each, (1,), [1, 0]) == ([E], (6, 7))
         assert each.state_dict() == {"waiting": []}
+
+
+def test_another_selector_does_not_take_the_buffer():
+    with pytest.raises(ConfigError, match=r"selector\.name has changed .* \(waiting\): set it back"):
+        make_selector(SelectorConfig()).load_state_dict({"waiting": []})
+    fresh = make_selector(SelectorConfig(name="buffered"))
+    fresh.load_state_dict({})  # of a run that began with a selector without state
+    assert fresh.state_dict() == {"waiting": []}
 
 
 def test_records_that_wait_join_the_decision():

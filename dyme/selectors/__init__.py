@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from dyme.config_errors import ConfigError
 from dyme.selection import GroupStats, ModeDecision, ModeSelector
 from dyme.selector_config import SelectorConfig
 from dyme.selectors import difficulty, gates, joint
@@ -35,8 +36,9 @@ class StatelessSelector:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
-            raise ValueError(
-                f"this selector has no state, the checkpoint holds {sorted(state)}: selector.name was changed"
+            raise ConfigError(
+                "selector.name has changed since the checkpoint, which holds what its selector keeps "
+                f"({', '.join(state)}): set it back, or start in a new run.dir"
             )
 
 
