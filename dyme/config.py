@@ -265,6 +265,8 @@ class RunSettings(Schema):
     """Project name for Weights & Biases; off by default."""
     export: bool = True
     """Write the final weights as a Hugging Face folder."""
+    modes: bool = False
+    """Write modes.jsonl, the mode of every group, for `selector.name: replay`."""
     report: bool = True
     """Write report.png and report.html at the end."""
     profile: bool = False

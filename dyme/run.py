@@ -36,7 +36,7 @@ from dyme.rewards.calls import UserRewards
 from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
 from dyme.rollout import engine_of, sampling_of
-from dyme.selection import GroupStats, Mode, ModeDecision, ModeSelector
+from dyme.selection import GroupStats, Mode, ModeDecision, ModeSelector, mode_line
 from dyme.selector_config import SelectorConfig
 from dyme.selectors import make_selector, mixed_selector
 from dyme.signals import MemorizeLog, mode_signals, rollout_signals
@@ -265,7 +265,10 @@ class Run:
         if stats is not None:
             signals |= rollout_signals(columns, stats, rows.offsets)
             signals |= {f"reward/user/{r.title}_weight": r.weight.at(step) for r in self.cfg.reward.user}
-        return signals | self.memorize_log.signals([self.records[i].id for i in rows.records], stats, decision)
+        ids = [self.records[i].id for i in rows.records]
+        if self.cfg.run.modes:
+            self.metrics.log_modes(step + 1, mode_line(decision, rows.records, ids))
+        return signals | self.memorize_log.signals(ids, stats, decision)
 
     def update_signals(self, stats: UpdateStats, live: LiveRows) -> dict[str, float]:
         """Signals of an update; counts skipped updates in a row."""

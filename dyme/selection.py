@@ -7,6 +7,7 @@ Everything here runs on the host in float64, so that every rank (and every kind 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Protocol
@@ -57,6 +58,7 @@ class GroupStats:
     has_reference: Tensor  # bool
     advantages: Tensor  # [R]
     records: tuple[int, ...] = ()  # number of each group's record in the data
+    step: int = 0  # finished steps
     entropy: Tensor | None = None  # mean of -log p over the tokens of the group's rollouts, at the sampling temperature
 
     def __len__(self) -> int:
@@ -163,6 +165,20 @@ def with_extra(decision: ModeDecision, readable: Tensor) -> ModeDecision:
         sft_weight=torch.cat([decision.sft_weight, extra.sft_weight]),
         reason=torch.cat([decision.reason, extra.reason]),
     )
+
+
+def mode_line(decision: ModeDecision, records: Sequence[int], ids: Sequence[str]) -> dict[str, Any]:
+    """A decision as JSON, with the number and id of each group's record; the last `extra` groups are its
+    `extra_records`."""
+    return {
+        "record": list(records),
+        "id": list(ids),
+        "mode": [Mode(mode).name for mode in decision.mode.tolist()],
+        "rl_weight": decision.rl_weight.tolist(),
+        "sft_weight": decision.sft_weight.tolist(),
+        "token_shaping": decision.token_shaping,
+        "extra": len(decision.extra_records),
+    }
 
 
 def memorize_all(has_reference: Tensor) -> ModeDecision:

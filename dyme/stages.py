@@ -114,7 +114,7 @@ def select(
     stats = group_stats(
         columns["reward"], columns["correct"], columns["format"], scored, reference, offsets, cfg.objective.scale
     )
-    stats = replace(stats, records=rows.records, entropy=group_entropy(columns, rows.offsets))
+    stats = replace(stats, records=rows.records, step=step, entropy=group_entropy(columns, rows.offsets))
     return run.selector(step).select(stats, step / cfg.train.max_steps), stats
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.dist
 
 CHANGES = {
     "entropy": {"selector": {"name": "entropy_weighted"}, "reward": {"length": 0.5}},
-    "buffered": {"selector": {"name": "buffered", "buffer_size": 4}, "train__max_steps": 4},
+    "buffered": {"selector": {"name": "buffered", "buffer_size": 4}, "train__max_steps": 4, "run__modes": True},
     "modulated": {"method": "sft", "optim__modulation": 0.3},
 }
 LIGHT = {"data__eval": None, "run__samples": 0, "optim__schedule": "constant"}
@@ -40,6 +40,8 @@ def runs(tmp_path_factory) -> dict[int, Path]:
             if name == "buffered" and ranks == 2:
                 parted = [f"run.dir={folder / 'parted'}"]
                 jobs += [{"config": config, "overrides": [*parted, f"train.max_steps={n}"]} for n in (2, 4)]
+                selector = f"selector={{name: replay, path: {folder / name / 'modes.jsonl'}}}"
+                jobs.append({"config": config, "overrides": [f"run.dir={folder / 'replayed'}", selector]})
             if name == "modulated" and ranks == 2:
                 stage2 = [f"run.dir={folder / 'stage2'}", "deepspeed=ds_configs/zero2.json"]
                 jobs.append({"config": config, "overrides": stage2})
@@ -81,6 +83,16 @@ def test_what_waits_is_resumed_to_the_bit(runs):
     assert len(state["selector"]["waiting"]) == 6
     same(lines(folder / "buffered"), lines(folder / "parted"))
     same_weights(folder / "buffered", folder / "parted")
+
+
+def test_modes_are_recorded_and_replayed_to_the_bit(runs):
+    """The records that waited come with them; the resumed run wrote the same modes as the whole one."""
+    whole, replayed = runs[2] / "buffered", runs[2] / "replayed"
+    assert (whole / "modes.jsonl").read_text() == (runs[2] / "parted" / "modes.jsonl").read_text()
+    third = json.loads((whole / "modes.jsonl").read_text().splitlines()[2])
+    assert third["mode"] == ["SKIP"] * 3 + ["MEMORIZE"] * 4 and third["extra"] == 4
+    same(lines(whole), lines(replayed))
+    same_weights(whole, replayed)
 
 
 def test_entropy_needs_log_probabilities():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from test_selection import E, M, S, stats
 from dyme.config_errors import ConfigError
 from dyme.methods import memorizes_only
 from dyme.objective import live_rows
-from dyme.selection import Mode, ModeDecision, with_extra
+from dyme.selection import Mode, ModeDecision, mode_line, with_extra
 from dyme.selector_config import SelectorConfig
 from dyme.selectors import make_selector, mixed_selector
 from dyme.selectors.joint import mu
@@ -134,6 +135,31 @@ def test_records_that_wait_join_the_decision():
     assert decision.mode.tolist() == [E, M, S]
     live = live_rows(decision, s.advantages, torch.ones(2, dtype=torch.bool), [0, 2, 2, 2])
     assert [(r.group, r.row, r.share) for r in live.rows] == [(0, 0, 1.0), (0, 1, 1.0), (1, -1, 1.0)]
+
+
+def test_replay(tmp_path):
+    """By step and record, whatever the order and the rewards; a group that lacks what its mode needs is skipped."""
+    path = tmp_path / "modes.jsonl"
+    ones = torch.ones(4, dtype=torch.float64)
+    recorded = ModeDecision(torch.tensor([E, M, J, M]), 0.1 * ones, 0.7 * ones, torch.zeros(4), "p(1-p)", (9,))
+    line = mode_line(recorded, (5, 3, 8, 9), ("a", "b", "c", "d"))
+    path.write_text(json.dumps({"step": 3, **line}) + "\n")
+    selector = make_selector(SelectorConfig(name="replay", path=str(path)))
+    s = replace(stats([1, 1], [0, 0], [0, 1], has_reference=[True, True, False]), records=(8, 5, 3), step=2)
+    decision = selector.select(s, 0.5)
+    assert decision.mode.tolist() == [J, E, S]
+    assert decision.rl_weight.tolist() == [0.1] * 3 and decision.sft_weight.tolist() == [0.7] * 3
+    assert decision.token_shaping == "p(1-p)" and decision.extra_records == (9,)
+    with pytest.raises(ConfigError, match="has no record number 4"):
+        selector.select(replace(s, records=(8, 5, 4)), 0.5)
+    with pytest.raises(ConfigError, match="has no step 4"):
+        selector.select(replace(s, step=3), 0.5)
+    path.write_text('{"step": 1, "loss": 2}\n')
+    with pytest.raises(ConfigError, match=r"is not the modes\.jsonl of a run"):
+        make_selector(SelectorConfig(name="replay", path=str(path)))
+    for wrong in ({"name": "replay"}, {"name": "variance", "path": "x"}):
+        with pytest.raises(ValueError, match="set both or neither"):
+            SelectorConfig(**wrong)
 
 
 def test_mixed():

@@ -1,8 +1,8 @@
 """Selectors: how statistics of groups become modes, one family of rules per file.
 
 gates.py: one mode per group. joint.py: both parts in each group, by a schedule or by entropy. difficulty.py: explored
-groups weighed by their accuracy. buffered.py: records that wait. Each rule is a pure function of gathered float64
-numbers (and, buffered, of the steps before), so every rank comes to the same decision.
+groups weighed by their accuracy. buffered.py: records that wait. replay.py: modes that were recorded. Each rule is a
+pure function of gathered float64 numbers (and, buffered, of the steps before), so every rank decides the same.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from functools import partial
 from typing import Any
 
 from dyme.config_errors import ConfigError
+from dyme.data.paths import expand
 from dyme.selection import GroupStats, ModeDecision, ModeSelector
 from dyme.selector_config import SelectorConfig
 from dyme.selectors import difficulty, gates, joint
 from dyme.selectors.buffered import Buffered
+from dyme.selectors.replay import Replay
 
 Rule = Callable[[GroupStats, float], ModeDecision]
 """Statistics and progress (finished steps / train.max_steps, in [0, 1)) to a decision."""
@@ -46,6 +48,8 @@ def make_selector(config: SelectorConfig) -> ModeSelector:
     """The selector a configuration asks for."""
     if config.name == "buffered":
         return Buffered(config.buffer_size)
+    if config.name == "replay":
+        return Replay(expand(config.path or ""))
     rules: dict[str, Rule] = {
         "variance": partial(gates.variance, threshold=config.threshold),
         "any_correct": gates.any_correct,
