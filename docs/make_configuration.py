@@ -44,6 +44,7 @@ Nothing is loaded before the configuration is whole. Besides single values these
 - a template without its placeholder, or a blank answer flag;
 - a preset together with `objective.surrogate` or `objective.normalization`;
 - `run.eval_every` without `data.eval`;
+- `selector.path` without `selector.name: replay`, and replay without it;
 - rewards that are all weighted 0, and two entries of `reward.user` with one name;
 - a k of `evaluate.pass_at` above `evaluate.samples`.
 """

@@ -207,6 +207,8 @@ class OptimConfig(Schema):
     """Floor of the decay."""
     grad_clip: NonNegativeFloat = 1.0
     """Global gradient norm clip; 0 is off."""
+    modulation: NonNegativeFloat = 0.0
+    """alpha of OGM: in each step slows vision or language down, whichever learns faster; 0 is off."""
 
     @model_validator(mode="after")
     def _parts_exist(self) -> OptimConfig:
@@ -263,6 +265,8 @@ class RunSettings(Schema):
     """Project name for Weights & Biases; off by default."""
     export: bool = True
     """Write the final weights as a Hugging Face folder."""
+    modes: bool = False
+    """Write modes.jsonl, the mode of every group, for `selector.name: replay`."""
     report: bool = True
     """Write report.png and report.html at the end."""
     profile: bool = False

@@ -14,7 +14,8 @@ class StepRows:
     """The rows of one step (`step`, from 0). Group g is record `records[g]` with `group_size` rows g*K .. g*K + K - 1.
 
     `starts` has world_size + 1 entries: rank r holds rows starts[r] .. starts[r + 1] - 1. Blocks are contiguous and
-    differ by at most one row, so a group may span ranks.
+    differ by at most one row, so a group may span ranks. The last `extra` groups have no rows: records that are
+    memorized besides the step's own.
     """
 
     records: tuple[int, ...]
@@ -22,6 +23,7 @@ class StepRows:
     starts: tuple[int, ...]
     epoch: float
     step: int = 0
+    extra: int = 0
 
     @property
     def num_groups(self) -> int:
@@ -29,12 +31,12 @@ class StepRows:
 
     @property
     def num_rows(self) -> int:
-        return self.num_groups * self.group_size
+        return (self.num_groups - self.extra) * self.group_size
 
     @property
     def offsets(self) -> list[int]:
         """First row of each group, and the number of rows."""
-        return list(range(0, self.num_rows + 1, self.group_size))
+        return [*range(0, self.num_rows + 1, self.group_size), *[self.num_rows] * self.extra]
 
     @property
     def counts(self) -> list[int]:
@@ -48,7 +50,9 @@ class StepRows:
         return row // self.group_size
 
     def owner(self, group: int) -> int:
-        """The rank that holds the group's record: the one with its first row."""
+        """The rank that holds the group's record: the one with its first row. Groups without rows are split evenly."""
+        if (place := group - self.num_groups + self.extra) >= 0:
+            return place * (len(self.starts) - 1) // self.extra
         first = group * self.group_size
         return next(r for r in range(len(self.starts) - 1) if self.starts[r] <= first < self.starts[r + 1])
 

@@ -21,13 +21,14 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import safe_get_local_grad
 from torch import Tensor, nn
 
 from dyme.config import ConfigError, OptimConfig, RunConfig
 from dyme.families.attention import joins_groups, resolve_attention, set_attention
 from dyme.families.base import Family
+from dyme.gradients import by_group
 from dyme.lora import add_lora
+from dyme.modulation import UNCHANGED, Modulation, Modulator
 from dyme.objective import LossInputs
 from dyme.packing import PackedBatch
 from dyme.policy import Policy
@@ -43,6 +44,7 @@ class UpdateResult:
     applied: bool
     grad_norm: float
     bad_ranks: tuple[int, ...] = ()
+    modulation: Modulation = UNCHANGED
 
 
 class Engine:
@@ -79,6 +81,7 @@ class Engine:
         self.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.peaks = [group["lr"] for group in groups]
         ds = deepspeed_config(cfg)
+        self.modulator = Modulator(groups, cfg.optim.modulation, ds["zero_optimization"])
         self.module = Policy(family, model, spec, cfg.train.logits_budget_mb).train()
         self.ds, *_ = deepspeed.initialize(model=self.module, optimizer=_optimizer(groups, cfg.optim, ds), config=ds)
         self.stage = ds["zero_optimization"]["stage"]
@@ -133,23 +136,20 @@ class Engine:
         if not self.all_true(finite):
             self.ds.optimizer.zero_grad()
             return UpdateResult(False, math.nan, self._saw(not loss_finite) or self._saw(not finite))
-        for group, peak in zip(self.ds.optimizer.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
+        slowed = self.modulator.measure(self.ds.optimizer, self.all_reduce)
+        for group, peak, part in zip(
+            self.ds.optimizer.optimizer.param_groups, self.peaks, self.modulator.parts, strict=True
+        ):
+            group["lr"] = peak * factor * slowed.of(part)
         self.rollout_copy.wait()  # a refresh that is still under way reads the weights
         self.ds.step()
         self.rollout_copy.outdated()
-        return UpdateResult(True, float(self.ds.get_global_grad_norm()))
+        return UpdateResult(True, float(self.ds.get_global_grad_norm()), modulation=slowed)
 
     def local_gradients(self) -> list[Tensor]:
         """This rank's partition of the accumulated gradients, after the boundary. Together the ranks hold each
         value once."""
-        if self.stage == 3:
-            grads = (safe_get_local_grad(p) for p in self.module.parameters() if p.requires_grad)
-            return [g for g in grads if g is not None]
-        optimizer = self.ds.optimizer
-        if hasattr(optimizer, "fp32_groups_gradient_flat_partition"):  # DeepSpeed's own for ZeRO-1 in bf16
-            return optimizer.fp32_groups_gradient_flat_partition
-        return [g for group in optimizer.averaged_gradients.values() for g in group or ()]
+        return [g for group in by_group(self.ds.optimizer, self.stage, self.modulator.groups) for g in group]
 
     def _saw(self, bad: bool) -> tuple[int, ...]:
         """The ranks that say so. A gradient is bad on all ranks after its reduction, so losses are asked first."""

@@ -137,6 +137,11 @@ class MetricsLogger:
         """Append one evaluation line (`"eval": true`); `step` 0 is the model before training."""
         self._write({"step": step, "eval": True, **values})
 
+    def log_modes(self, step: int, line: Mapping[str, Any]) -> None:
+        """Append the modes of a step (`mode_line`) to modes.jsonl, to all digits."""
+        with (self.run_dir / "modes.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **line}) + "\n")
+
     def log_samples(self, samples: Iterable[Sample]) -> None:
         """Append generated answers to samples.jsonl; every evaluation should bring the same ids."""
         _append(self.run_dir / "samples.jsonl", [asdict(sample) for sample in samples])
@@ -158,7 +163,7 @@ class MetricsLogger:
 
         Call it before the first `log`: TensorBoard hides the later points from the moment its writer opens.
         """
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", "modes.jsonl"):
             truncate_jsonl(self.run_dir / name, step)
         self._purge_step = step + 1
 
@@ -197,6 +202,9 @@ class SilentLogger:
         """Nothing."""
 
     def log_eval(self, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def log_modes(self, step: int, line: Mapping[str, Any]) -> None:
         """Nothing."""
 
     def log_samples(self, samples: Iterable[Sample]) -> None:

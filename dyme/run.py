@@ -35,8 +35,8 @@ from dyme.recipe import Recipe
 from dyme.rewards.calls import UserRewards
 from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
-from dyme.rollout import sampling_of
-from dyme.selection import GroupStats, Mode, ModeDecision, ModeSelector
+from dyme.rollout import engine_of, sampling_of
+from dyme.selection import GroupStats, Mode, ModeDecision, ModeSelector, mode_line
 from dyme.selector_config import SelectorConfig
 from dyme.selectors import make_selector, mixed_selector
 from dyme.signals import MemorizeLog, mode_signals, rollout_signals
@@ -140,6 +140,12 @@ class Run:
         if not self.family.modalities and any(r.image for r in self.records):
             raise ConfigError(
                 f"data.train has images, model family '{self.family.name}' is text-only: use a vision-language model"
+            )
+        weighs = self.cfg.method == "dyme" and self.cfg.selector.name == "entropy_weighted"
+        if weighs and engine_of(self.family, self.cfg.rollout.engine) == "hf":
+            raise ConfigError(
+                "selector.name=entropy_weighted needs log-probabilities, which rollout.engine=hf does not tell: set it "
+                f"to auto, or another selector where family '{self.family.name}' takes only hf"
             )
 
     def _resume(self) -> int:
@@ -267,7 +273,10 @@ class Run:
         if stats is not None:
             signals |= rollout_signals(columns, stats, rows.offsets)
             signals |= {f"reward/user/{r.title}_weight": r.weight.at(step) for r in self.cfg.reward.user}
-        return signals | self.memorize_log.signals([self.records[i].id for i in rows.records], stats, decision)
+        ids = [self.records[i].id for i in rows.records]
+        if self.cfg.run.modes:
+            self.metrics.log_modes(step + 1, mode_line(decision, rows.records, ids))
+        return signals | self.memorize_log.signals(ids, stats, decision)
 
     def update_signals(self, stats: UpdateStats, live: LiveRows) -> dict[str, float]:
         """Signals of an update; counts skipped updates in a row."""
@@ -289,6 +298,8 @@ class Run:
         }
         if self.spec.beta:
             out["policy/kl"] = stats.kl
+        if self.cfg.optim.modulation:
+            out |= {"optim/vision_factor": stats.modulation.vision, "optim/language_factor": stats.modulation.language}
         if memorized:
             out |= {"memorize/nll": stats.memorize_nll, "memorize/ref_len": stats.memorized_tokens / memorized}
         return out

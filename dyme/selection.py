@@ -7,7 +7,8 @@ Everything here runs on the host in float64, so that every rank (and every kind 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -56,6 +57,9 @@ class GroupStats:
     num_valid_format: Tensor  # int64
     has_reference: Tensor  # bool
     advantages: Tensor  # [R]
+    records: tuple[int, ...] = ()  # number of each group's record in the data
+    step: int = 0  # finished steps
+    entropy: Tensor | None = None  # mean of -log p over the tokens of the group's rollouts, at the sampling temperature
 
     def __len__(self) -> int:
         return len(self.group_id)
@@ -66,7 +70,8 @@ class ModeDecision:
     """What each group trains in this step. `mode` and `reason` are int64 [G]; weights are float64 [G], >= 0.
 
     `token_shaping` names a function of the log-prob that weighs memorized tokens
-    (`dyme_kernels.LossSpec.token_shaping`).
+    (`dyme_kernels.LossSpec.token_shaping`). `extra_records`: numbers of records of earlier steps that are memorized
+    too, with weight 1.
     """
 
     mode: Tensor
@@ -74,6 +79,7 @@ class ModeDecision:
     sft_weight: Tensor
     reason: Tensor
     token_shaping: str = "none"
+    extra_records: tuple[int, ...] = ()
 
     def share(self, mode: Mode) -> float:
         return float((self.mode == mode).double().mean()) if len(self.mode) else 0.0
@@ -147,6 +153,32 @@ def decide(
     memorizes = ((mode == Mode.MEMORIZE) | (mode == Mode.JOINT)) & (sft > 0) & stats.has_reference
     mode = explores * int(Mode.EXPLORE) + memorizes * int(Mode.MEMORIZE)
     return ModeDecision(mode=mode, rl_weight=rl, sft_weight=sft, reason=reason, token_shaping=token_shaping)
+
+
+def with_extra(decision: ModeDecision, readable: Tensor) -> ModeDecision:
+    """The decision with its `extra_records` as groups behind the step's own; `readable`: bool [E], of their prompts."""
+    extra = memorize_all(readable)
+    return replace(
+        decision,
+        mode=torch.cat([decision.mode, extra.mode]),
+        rl_weight=torch.cat([decision.rl_weight, extra.rl_weight]),
+        sft_weight=torch.cat([decision.sft_weight, extra.sft_weight]),
+        reason=torch.cat([decision.reason, extra.reason]),
+    )
+
+
+def mode_line(decision: ModeDecision, records: Sequence[int], ids: Sequence[str]) -> dict[str, Any]:
+    """A decision as JSON, with the number and id of each group's record; the last `extra` groups are its
+    `extra_records`."""
+    return {
+        "record": list(records),
+        "id": list(ids),
+        "mode": [Mode(mode).name for mode in decision.mode.tolist()],
+        "rl_weight": decision.rl_weight.tolist(),
+        "sft_weight": decision.sft_weight.tolist(),
+        "token_shaping": decision.token_shaping,
+        "extra": len(decision.extra_records),
+    }
 
 
 def memorize_all(has_reference: Tensor) -> ModeDecision:

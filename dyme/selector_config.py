@@ -25,6 +25,9 @@ class SelectorConfig(Schema):
         "annealed",
         "scheduled",
         "difficulty_weighted",
+        "entropy_weighted",
+        "buffered",
+        "replay",
     ] = "variance"
     """The rule; see docs/method.md for each formula."""
     threshold: NonNegativeFloat = 0.0
@@ -41,6 +44,16 @@ class SelectorConfig(Schema):
     """`scheduled`: share of the steps, after the warm-up, in which mu falls to its valley."""
     token_shaping: Literal["none", "p(1-p)"] = "p(1-p)"
     """`scheduled`: factor of each memorized token, p its probability."""
+    buffer_size: Annotated[int, Field(gt=0)] = 32
+    """`buffered`: records that nobody got right wait until there are this many, and are then memorized together."""
+    path: str | None = None
+    """`replay`: the modes.jsonl of a run with `run.modes`; `~` and environment variables are filled in."""
+
+    @model_validator(mode="after")
+    def _has_modes(self) -> SelectorConfig:
+        if (self.path is None) == (self.name == "replay"):
+            raise ValueError("selector.path is the modes.jsonl that selector.name=replay takes: set both or neither")
+        return self
 
     @model_validator(mode="after")
     def _falls(self) -> SelectorConfig:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dyme.selection import GroupStats, Mode, ModeDecision
 
-COLUMNS = ("format", "thinking", "accuracy", "reward", "correct", "scored", "truncated", "length", "stopped")
-"""Columns of the gathered table, one row per rollout."""
+COLUMNS = ("format", "thinking", "accuracy", "reward", "correct", "scored", "truncated", "length", "stopped", "entropy")
+"""Columns of the gathered table, one row per rollout. `entropy` is the mean of -logp over the tokens, NaN where the
+engine does not tell; the mean over draws estimates the entropy of the policy at the sampling temperature."""
 
 
 def column_names(rewards: Sequence[str] = ()) -> tuple[str, ...]:
@@ -53,9 +54,13 @@ def rollout_signals(columns: dict[str, Tensor], stats: GroupStats, offsets: Sequ
         "rollout/unscored": _mean(1.0 - columns["scored"]),
         "rollout/tokens": float(columns["length"].sum()),
     }
+    if not columns["entropy"][written].isnan().any():
+        out["rollout/entropy"] = _mean_over_tokens(columns["entropy"][written], columns["length"][written])
     bounds = list(pairwise(offsets))
     for name, column in (("total", "reward"), ("format", "format"), ("thinking", "thinking"), ("accuracy", "accuracy")):
         out |= _spread(name, columns[column], scored, bounds)
+    if "length_reward" in columns:
+        out |= _spread("length", columns["length_reward"], scored, bounds)
     for column in [name for name in columns if name.startswith("user/")]:
         out |= _spread(column, columns[column], scored & ~columns[column].isnan(), bounds)
         failed = columns[column.replace("user/", "user_failed/", 1)]
@@ -86,7 +91,8 @@ class MemorizeLog:
         records memorized at their last visit that have a right answer now."""
         out = {}
         if stats is not None:
-            again = [int(stats.num_correct[g]) > 0 for g, i in enumerate(ids) if i in self.pending]
+            own = ids[: len(stats)]  # without the records that join the step's groups to be memorized
+            again = [int(stats.num_correct[g]) > 0 for g, i in enumerate(own) if i in self.pending]
             out["memorize/flip_rate"] = sum(again) / len(again) if again else math.nan
         memorized = [i for i, mode in zip(ids, decision.mode.tolist()) if mode in (Mode.MEMORIZE, Mode.JOINT)]
         out["memorize/repeat_count"] = (
@@ -114,6 +120,19 @@ def _spread(name: str, values: Tensor, counts: Tensor, bounds: Sequence[tuple[in
         f"reward/{name}_std_within": _mean(within),
         f"reward/{name}_std_between": float(means.std()) if len(means) > 1 else math.nan,
     }
+
+
+def group_entropy(columns: dict[str, Tensor], offsets: Sequence[int]) -> Tensor:
+    """Mean of -logp over all tokens of each group, float64 [G]; 0 for groups without completions."""
+    out = []
+    for a, b in pairwise(offsets):
+        written = columns["length"][a:b] > 0
+        out.append(_mean_over_tokens(columns["entropy"][a:b][written], columns["length"][a:b][written]))
+    return torch.tensor(out, dtype=torch.float64).nan_to_num(0.0)
+
+
+def _mean_over_tokens(values: Tensor, lengths: Tensor) -> float:
+    return float((values * lengths).sum() / lengths.sum()) if len(values) else math.nan
 
 
 def _mean(values: Tensor) -> float:

@@ -3,7 +3,7 @@ gathered here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,11 +12,12 @@ from dyme.cursor import StepRows
 from dyme.objective import LiveRow, LiveRows, kl_share, live_rows, token_weights
 from dyme.plan import make_plan
 from dyme.prompts import has_reference, reply_text
+from dyme.rewards.length import add_length_reward
 from dyme.rollout import Rollout, RolloutRow, generate, row_key
 from dyme.run import Run
 from dyme.scoring import Scoring
-from dyme.selection import GroupStats, Mode, ModeDecision, group_stats, memorize_all
-from dyme.signals import COLUMNS, any_failed, column_names, table_columns
+from dyme.selection import GroupStats, Mode, ModeDecision, group_stats, memorize_all, with_extra
+from dyme.signals import COLUMNS, any_failed, column_names, group_entropy, table_columns
 from dyme.update import Work
 
 
@@ -30,17 +31,17 @@ class PromptTable:
     modalities: list[frozenset[str]]
 
 
-def prompts(run: Run, rows: StepRows) -> PromptTable:
-    """Encodes the prompts this rank owns and gathers what a plan has to know of them."""
-    owned = rows.owned(run.engine.rank)
+def prompts(run: Run, rows: StepRows, first: int = 0) -> PromptTable:
+    """Encodes the prompts this rank owns, from group `first` on, and gathers what a plan has to know of them."""
+    owners = [[group for group in rows.owned(rank) if group >= first] for rank in range(run.engine.world_size)]
+    owned = owners[run.engine.rank]
     names = sorted(run.family.modalities)
     local = torch.zeros(len(owned), 1 + len(names), dtype=torch.float64)
     for i, group in enumerate(owned):
         prompt = run.encode(rows.records[group])
         if prompt is not None:
             local[i] = torch.tensor([len(prompt), *(name in prompt.modalities for name in names)])
-    counts = [len(rows.owned(rank)) for rank in range(run.engine.world_size)]
-    table = run.engine.gather_rows(local, counts)
+    table = run.engine.gather_rows(local, [len(groups) for groups in owners])
     modalities = [frozenset(n for n, held in zip(names, row[1:]) if held) for row in table.tolist()]
     return PromptTable(table[:, 0] > 0, [int(n) for n in table[:, 0]], modalities)
 
@@ -80,7 +81,8 @@ def score(run: Run, rows: StepRows, scoring: Scoring) -> Tensor:
             float(a[i])
             for a in (scores.format, scores.thinking, scores.accuracy, scores.reward, scores.correct, scores.scored)
         ]
-        parts += [rollout.truncated, len(rollout.tokens), not rollout.truncated]
+        entropy = -sum(rollout.logprobs) / len(rollout.logprobs) if rollout.logprobs else torch.nan
+        parts += [rollout.truncated, len(rollout.tokens), not rollout.truncated, entropy]
         own = [*user.values[i].tolist(), *user.failed[i].tolist()]
         table[row - first] = torch.tensor([*parts, *own], dtype=torch.float64)
     return table
@@ -92,7 +94,10 @@ def gather(run: Run, rows: StepRows, table: Tensor) -> dict[str, Tensor]:
     columns = table_columns(run.engine.gather_rows(table, rows.counts), run.user_rewards.titles)
     if any_failed(columns):
         run.failures.share(run.engine.gather_json, run.progress.say)
-    return columns
+    reward = run.cfg.reward
+    if not (reward.length.start or reward.length.end):
+        return columns
+    return add_length_reward(columns, reward.length.at(rows.step), rows.offsets, require_format=reward.require_format)
 
 
 def select(
@@ -109,7 +114,25 @@ def select(
     stats = group_stats(
         columns["reward"], columns["correct"], columns["format"], scored, reference, offsets, cfg.objective.scale
     )
+    stats = replace(stats, records=rows.records, step=step, entropy=group_entropy(columns, rows.offsets))
     return run.selector(step).select(stats, step / cfg.train.max_steps), stats
+
+
+def join_extra(
+    run: Run, rows: StepRows, table: PromptTable, decision: ModeDecision
+) -> tuple[StepRows, PromptTable, ModeDecision]:
+    """The step with the records that the selector names besides its groups: groups without rollouts, which memorize.
+    One more gather, in steps that have any."""
+    count = len(decision.extra_records)
+    if not count:
+        return rows, table, decision
+    own = rows.num_groups
+    rows = replace(rows, records=rows.records + decision.extra_records, extra=count)
+    more = prompts(run, rows, own)
+    table = PromptTable(
+        torch.cat([table.readable, more.readable]), table.lengths + more.lengths, table.modalities + more.modalities
+    )
+    return rows, table, with_extra(decision, more.readable)
 
 
 def live(
@@ -190,7 +213,7 @@ def plan(
         live,
         lengths,
         run.normalization,
-        groups=rows.num_groups,
+        groups=rows.num_groups - rows.extra,  # those were counted, dead, in the steps that they come from
         rows=rows.num_rows,
         max_new_tokens=cfg.rollout.max_new_tokens,
         memorize_weight=cfg.objective.memorize_weight,

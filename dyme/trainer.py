@@ -60,6 +60,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
         columns = stages.gather(run, rows, scores) if explores else {}
     with run.clock("refine"):
         decision, groups = stages.select(run, rows, columns, prompts, step)
+        rows, prompts, decision = stages.join_extra(run, rows, prompts, decision)
         live = stages.live(run, rows, columns, decision, groups)
         references = stages.refine(run, rows, live)
     with run.clock("plan"):

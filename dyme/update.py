@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dyme.engine import Engine
 from dyme.families import Prompt
+from dyme.modulation import UNCHANGED, Modulation
 from dyme.objective import LiveRow, LossInputs, loss_inputs
 from dyme.packing import PackedBatch, pack
 from dyme.plan import Plan
@@ -61,6 +62,7 @@ class UpdateStats:
     entropy: float
     kl: float
     bad_ranks: tuple[int, ...] = ()
+    modulation: Modulation = UNCHANGED  # of the last epoch
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def run_update(engine: Engine, work: Work, lr_factor: float, epochs: int = 1) ->
         lost_rows=int(total["lost"]) // len(norms),
         memorize_nll=_mean(total["nll"], total["memorized"]),
         bad_ranks=result.bad_ranks,
+        modulation=result.modulation,
         **{name: _mean(total[name], total["explored"]) for name in EXPLORED},
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,3 +71,17 @@ def test_a_step_may_cross_epochs():
 def test_unshuffled_order_is_that_of_the_source():
     steps = [step_rows(s, 5, 3, 2, 2, 0, shuffle=False).records for s in range(3)]
     assert steps == [(0, 1, 2), (3, 4, 0), (1, 2, 3)]
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 5), st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_records_that_join_a_step_have_no_rows(prompts, group_size, world, extra):
+    own = step_rows(3, 23, prompts, group_size, world, 0)
+    rows = replace(own, records=own.records + tuple(range(extra)), extra=extra)
+    assert rows.num_rows == own.num_rows and rows.num_groups == prompts + extra
+    assert rows.offsets == own.offsets + [own.num_rows] * extra
+    assert [rows.owner(g) for g in range(prompts)] == [own.owner(g) for g in range(prompts)]
+    owners = [rows.owner(g) for g in range(prompts, prompts + extra)]
+    assert owners == sorted(owners) and set(owners) <= set(range(world))  # in rank order, as they are gathered
+    counts = [owners.count(rank) for rank in range(world)]
+    assert max(counts) - min(counts) <= 1

@@ -86,6 +86,23 @@ def test_equals_with_two_epochs_and_a_reference_policy(tmp_path, run_ranks, monk
     assert result["clipped"] > 0.05  # ratios have left 1
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_equals_with_joint_groups_and_a_scheduled_kl(tmp_path, run_ranks, monkeypatch, ranks):
+    """Rollouts and reference of each group, each with its weight; memorized tokens weighed by p (1 - p); a KL term that
+    grows from 0; a record that waited and has no rollouts."""
+    import scenario
+
+    monkeypatch.setenv("LOSS", "joint")
+    run_ranks(ranks, PROGRAMS / "equality.py", tmp_path)
+    steps = scenario.joint(scenario.build()[2])
+    assert [step.kl_share for step in steps] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    for step in steps:
+        joint = {row.group for row in step.rows if row.memorize} & {row.group for row in step.rows if not row.memorize}
+        assert len(joint) >= 2 and step.token_shaping == "p(1-p)"
+    assert [row.row for row in steps[-1].rows if row.group == len(steps[-1].prompts) - 1] == [-1]
+    check(tmp_path, scenario.reference(scenario.LOSSES["joint"]), ranks)
+
+
 def test_equals_with_a_lora_wrapped_head(tmp_path, run_ranks, monkeypatch):
     pytest.importorskip("peft")
     import scenario

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from test_selection import E, M, S, stats
 
+from dyme.config_errors import ConfigError
 from dyme.methods import memorizes_only
 from dyme.objective import live_rows
-from dyme.selection import Mode, ModeDecision
+from dyme.selection import Mode, ModeDecision, mode_line, with_extra
 from dyme.selector_config import SelectorConfig
 from dyme.selectors import make_selector, mixed_selector
 from dyme.selectors.joint import mu
@@ -84,6 +87,79 @@ def test_difficulty_weighted(progress, weights):
     decision = select(s, progress, name="difficulty_weighted")
     assert decision.rl_weight.tolist() == pytest.approx(weights)
     assert decision.mode.tolist() == [E if w else S for w in weights]
+
+
+def test_entropy_weighted():
+    """exp(ln 2) = 2 and exp(-ln 2) = 1/2; a group without completions is skipped."""
+    entropy = torch.tensor([0.0, math.log(2), math.log(5), 0.0], dtype=torch.float64)
+    s = replace(stats([0, 0], [1, 0], [1, 1], [NAN, NAN], has_reference=[True, True, False, True]), entropy=entropy)
+    decision = select(s, 0.3, name="entropy_weighted")
+    assert decision.mode.tolist() == [J, J, E, S]
+    assert decision.rl_weight.tolist() == pytest.approx([0.1, 0.2, 0.5, 0.1])
+    assert decision.sft_weight.tolist() == pytest.approx([0.5, 0.25, 0.1, 0.5])
+
+
+def visit(selector, records, *groups, **settings):
+    decision = selector.select(replace(stats(*groups, **settings), records=records), 0.0)
+    return decision.mode.tolist(), decision.extra_records
+
+
+def test_buffered():
+    """Records of all-wrong groups wait; with two of them the oldest two are memorized in the next step."""
+    selector = make_selector(SelectorConfig(name="buffered", buffer_size=2))
+    assert visit(selector, (7, 3, 5), [0, 0], [1, 0], [1, 1]) == ([S, E, S], ())
+    # unscored, or without a reference: nothing to wait for
+    assert visit(selector, (8, 9), [NAN, 0], [0, 0], has_reference=[True, False]) == ([S, S], ())
+    assert visit(selector, (4, 7, 6), [0, 0], [0, 0], [0, 0]) == ([S, S, S], ())  # 7 waits once
+    assert selector.state_dict() == {"waiting": [7, 4, 6]}
+    other = make_selector(SelectorConfig(name="buffered", buffer_size=2))
+    other.load_state_dict(selector.state_dict())
+    for each in (selector, other):
+        assert visit(each, (7, 2), [0, 0], [1, 0]) == ([S, E], (7, 4))
+        assert each.state_dict() == {"waiting": [6, 7]}  # 7 failed again, with the weights of before
+        assert visit(each, (1,), [1, 0]) == ([E], (6, 7))
+        assert each.state_dict() == {"waiting": []}
+
+
+def test_another_selector_does_not_take_the_buffer():
+    with pytest.raises(ConfigError, match=r"selector\.name has changed .* \(waiting\): set it back"):
+        make_selector(SelectorConfig()).load_state_dict({"waiting": []})
+    fresh = make_selector(SelectorConfig(name="buffered"))
+    fresh.load_state_dict({})  # of a run that began with a selector without state
+    assert fresh.state_dict() == {"waiting": []}
+
+
+def test_records_that_wait_join_the_decision():
+    s = stats([0, 1])
+    decision = with_extra(replace(select(s, 0.0), extra_records=(4, 5)), torch.tensor([True, False]))
+    assert decision.mode.tolist() == [E, M, S]
+    live = live_rows(decision, s.advantages, torch.ones(2, dtype=torch.bool), [0, 2, 2, 2])
+    assert [(r.group, r.row, r.share) for r in live.rows] == [(0, 0, 1.0), (0, 1, 1.0), (1, -1, 1.0)]
+
+
+def test_replay(tmp_path):
+    """By step and record, whatever the order and the rewards; a group that lacks what its mode needs is skipped."""
+    path = tmp_path / "modes.jsonl"
+    ones = torch.ones(4, dtype=torch.float64)
+    recorded = ModeDecision(torch.tensor([E, M, J, M]), 0.1 * ones, 0.7 * ones, torch.zeros(4), "p(1-p)", (9,))
+    line = mode_line(recorded, (5, 3, 8, 9), ("a", "b", "c", "d"))
+    path.write_text(json.dumps({"step": 3, **line}) + "\n")
+    selector = make_selector(SelectorConfig(name="replay", path=str(path)))
+    s = replace(stats([1, 1], [0, 0], [0, 1], has_reference=[True, True, False]), records=(8, 5, 3), step=2)
+    decision = selector.select(s, 0.5)
+    assert decision.mode.tolist() == [J, E, S]
+    assert decision.rl_weight.tolist() == [0.1] * 3 and decision.sft_weight.tolist() == [0.7] * 3
+    assert decision.token_shaping == "p(1-p)" and decision.extra_records == (9,)
+    with pytest.raises(ConfigError, match="has no record number 4"):
+        selector.select(replace(s, records=(8, 5, 4)), 0.5)
+    with pytest.raises(ConfigError, match="has no step 4"):
+        selector.select(replace(s, step=3), 0.5)
+    path.write_text('{"step": 1, "loss": 2}\n')
+    with pytest.raises(ConfigError, match=r"is not the modes\.jsonl of a run"):
+        make_selector(SelectorConfig(name="replay", path=str(path)))
+    for wrong in ({"name": "replay"}, {"name": "variance", "path": "x"}):
+        with pytest.raises(ValueError, match="set both or neither"):
+            SelectorConfig(**wrong)
 
 
 def test_mixed():

@@ -8,20 +8,29 @@ import pytest
 import torch
 
 from dyme.selection import GroupStats, Mode, ModeDecision, group_stats, memorize_all
-from dyme.signals import COLUMNS, MemorizeLog, any_failed, column_names, mode_signals, rollout_signals, table_columns
+from dyme.signals import (
+    COLUMNS,
+    MemorizeLog,
+    any_failed,
+    column_names,
+    group_entropy,
+    mode_signals,
+    rollout_signals,
+    table_columns,
+)
 
 # three groups of three rows: some right, all wrong (one row unscored), one scored row only
-#        format thinking accuracy reward correct scored truncated length stopped
+#        format thinking accuracy reward correct scored truncated length stopped entropy
 ROWS = [
-    [1, 0.5, 1, 2.5, 1, 1, 0, 10, 1],
-    [1, 0.0, 0, 1.0, 0, 1, 0, 20, 1],
-    [0, 0.1, 1, 1.1, 0, 1, 1, 30, 0],
-    [0, 0.0, 0, 0.0, 0, 1, 0, 5, 1],
-    [0, 0.0, 0, 0.0, 0, 1, 0, 5, 1],
-    [1, 0.9, math.nan, math.nan, math.nan, 0, 0, 5, 1],
-    [1, 1.0, 1, 3.0, 1, 1, 0, 5, 1],
-    [0, 0.0, math.nan, math.nan, math.nan, 0, 0, 5, 1],
-    [0, 0.0, math.nan, math.nan, math.nan, 0, 0, 5, 1],
+    [1, 0.5, 1, 2.5, 1, 1, 0, 10, 1, 0.3],
+    [1, 0.0, 0, 1.0, 0, 1, 0, 20, 1, 0.6],
+    [0, 0.1, 1, 1.1, 0, 1, 1, 30, 0, 0.9],
+    [0, 0.0, 0, 0.0, 0, 1, 0, 5, 1, 1],
+    [0, 0.0, 0, 0.0, 0, 1, 0, 5, 1, 1],
+    [1, 0.9, math.nan, math.nan, math.nan, 0, 0, 5, 1, 1],
+    [1, 1.0, 1, 3.0, 1, 1, 0, 5, 1, 1],
+    [0, 0.0, math.nan, math.nan, math.nan, 0, 0, 5, 1, 1],
+    [0, 0.0, math.nan, math.nan, math.nan, 0, 0, 5, 1, 1],
 ]
 OFFSETS = [0, 3, 6, 9]
 
@@ -51,6 +60,7 @@ def test_rollout_signals():
         "rollout/eos": 8 / 9,
         "rollout/unscored": 3 / 9,
         "rollout/tokens": 90.0,
+        "rollout/entropy": (10 * 0.3 + 20 * 0.6 + 30 * 0.9 + 6 * 5) / 90,  # over tokens
         "reward/total_mean": (2.5 + 1.0 + 1.1 + 3.0) / 6,
         "reward/accuracy_mean": 3 / 6,
         # groups with two scored rows: 2.5, 1.0, 1.1 and 0, 0
@@ -95,8 +105,15 @@ def test_signals_of_user_rewards():
     assert {k: got[k] for k in plain} == plain  # the others are as without them
 
 
+def test_entropy_of_groups():
+    """Over the tokens of the rollouts; rows without completion do not count, a group without any has 0."""
+    rows = [*ROWS[:3], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 0, math.nan]]
+    columns = table_columns(torch.tensor(rows, dtype=torch.float64))
+    assert group_entropy(columns, [0, 2, 4, 5]).tolist() == pytest.approx([(10 * 0.3 + 20 * 0.6) / 30, 0.9, 0.0])
+
+
 def test_any_failed():
-    good = [1, 0.5, 1, 2.5, 1, 1, 0, 10, 1]
+    good = [1, 0.5, 1, 2.5, 1, 1, 0, 10, 1, 0.3]
     for row, expected in (
         ([*good, 1.0, 0.0], False),
         ([*good, math.nan, 0.0], False),  # does not apply
@@ -107,16 +124,17 @@ def test_any_failed():
 
 
 def test_collapse_without_and_with_shaping():
-    wrong = [[0, 0.0, 0, 0.0, 0, 1, 0, 1, 1], [0, 0.3, 0, 0.3, 0, 1, 0, 1, 1]]  # wrong, but the rewards differ
-    right = [[1, 1.0, 1, 3.0, 1, 1, 0, 1, 1]] * 2
+    wrong = [[0, 0.0, 0, 0.0, 0, 1, 0, 1, 1, 1], [0, 0.3, 0, 0.3, 0, 1, 0, 1, 1, 1]]  # wrong, but the rewards differ
+    right = [[1, 1.0, 1, 3.0, 1, 1, 0, 1, 1, 1]] * 2
     got, _ = measure(wrong + right, [0, 2, 4])
     names = ("all_wrong", "all_right", "zero_std_accuracy", "zero_std_reward", "shaped_only")
     assert [got[f"collapse/{name}"] for name in names] == [0.5, 0.5, 1.0, 0.5, 0.5]
 
 
 def test_nothing_scored_is_nan_not_an_error():
-    rows = [[0, 0, math.nan, math.nan, math.nan, 0, 0, 4, 1]] * 4
+    rows = [[0, 0, math.nan, math.nan, math.nan, 0, 0, 4, 1, math.nan]] * 4
     got, _ = measure(rows, [0, 2, 4])
+    assert "rollout/entropy" not in got  # engine hf does not tell
     assert (
         math.isnan(got["accuracy"]) and math.isnan(got["collapse/all_wrong"]) and math.isnan(got["reward/total_mean"])
     )
@@ -140,7 +158,7 @@ def test_mode_shares_add_up():
 
 def visit(log: MemorizeLog, outcome: dict[str, bool], memorized: set[str]) -> dict[str, float]:
     """Records of a step with whether anybody was right, and which of them memorize."""
-    rows = [[1, 0, int(right), int(right), int(right), 1, 0, 1, 1] for right in outcome.values() for _ in range(2)]
+    rows = [[1, 0, int(right), int(right), int(right), 1, 0, 1, 1, 1] for right in outcome.values() for _ in range(2)]
     _, stats = measure(rows, list(range(0, len(rows) + 1, 2)))
     ones = torch.ones(len(outcome), dtype=torch.float64)
     mode = torch.tensor([int(Mode.MEMORIZE if i in memorized else Mode.EXPLORE) for i in outcome])
@@ -163,6 +181,17 @@ def test_without_rollouts_only_repeats_are_known():
     decision = memorize_all(torch.tensor([True, False]))
     assert log.signals(["a", "b"], None, decision) == {"memorize/repeat_count": 0.0}
     assert log.signals(["a", "b"], None, decision) == {"memorize/repeat_count": 1.0}
+
+
+def test_records_that_join_a_step_are_memorized_without_rollouts():
+    log = MemorizeLog()
+    visit(log, {"a": False, "b": False}, {"b"})
+    _, stats = measure([[0, 0, 0, 0, 0, 1, 0, 1, 1, 1]] * 2, [0, 2])
+    mode, ones = torch.tensor([Mode.SKIP, Mode.MEMORIZE]), torch.ones(2, dtype=torch.float64)
+    decision = ModeDecision(mode, ones, ones, mode, extra_records=(1,))
+    got = log.signals(["a", "b"], stats, decision)
+    assert got["memorize/repeat_count"] == 1.0 and math.isnan(got["memorize/flip_rate"])
+    assert log.pending == {"b"}
 
 
 def test_state_of_the_log():

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from dyme.data.record import Record
 from dyme.rewards.answer import clean_answer, format_score, read_completion
+from dyme.rewards.schedule import WeightSchedule
 from dyme.rewards.user import UserReward
 from dyme.rewards.verifiers import Verifier, get_verifier
 from dyme.schema import Schema
@@ -48,6 +49,8 @@ class RewardConfig(Schema):
     """Reward 0 for a completion in an invalid format."""
     min_thinking_chars: int = Field(default=0, ge=0)
     """Characters that must precede the answer flag for the format to be valid."""
+    length: WeightSchedule = WeightSchedule(start=0.0)
+    """Weight of the dynamic length reward, a number or a schedule like those of `user`; see docs/rewards.md."""
     user: tuple[UserReward, ...] = ()
     """Functions of your own that add to the reward, see docs/rewards.md."""
 

@@ -1,7 +1,8 @@
 """Selectors: how statistics of groups become modes, one family of rules per file.
 
-gates.py: one mode per group. joint.py: both parts in each group, on a schedule. difficulty.py: explored groups weighed
-by their accuracy. Each rule is a pure function of gathered float64 numbers, so every rank comes to the same decision.
+gates.py: one mode per group. joint.py: both parts in each group, by a schedule or by entropy. difficulty.py: explored
+groups weighed by their accuracy. buffered.py: records that wait. replay.py: modes that were recorded. Each rule is a
+pure function of gathered float64 numbers (and, buffered, of the steps before), so every rank decides the same.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from dyme.config_errors import ConfigError
+from dyme.data.paths import expand
 from dyme.selection import GroupStats, ModeDecision, ModeSelector
 from dyme.selector_config import SelectorConfig
 from dyme.selectors import difficulty, gates, joint
+from dyme.selectors.buffered import Buffered
+from dyme.selectors.replay import Replay
 
 Rule = Callable[[GroupStats, float], ModeDecision]
 """Statistics and progress (finished steps / train.max_steps, in [0, 1)) to a decision."""
@@ -33,13 +38,18 @@ class StatelessSelector:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
-            raise ValueError(
-                f"this selector has no state, the checkpoint holds {sorted(state)}: selector.name was changed"
+            raise ConfigError(
+                "selector.name has changed since the checkpoint, which holds what its selector keeps "
+                f"({', '.join(state)}): set it back, or start in a new run.dir"
             )
 
 
 def make_selector(config: SelectorConfig) -> ModeSelector:
     """The selector a configuration asks for."""
+    if config.name == "buffered":
+        return Buffered(config.buffer_size)
+    if config.name == "replay":
+        return Replay(expand(config.path or ""))
     rules: dict[str, Rule] = {
         "variance": partial(gates.variance, threshold=config.threshold),
         "any_correct": gates.any_correct,
@@ -56,6 +66,7 @@ def make_selector(config: SelectorConfig) -> ModeSelector:
             decay=config.decay,
             token_shaping=config.token_shaping,
         ),
+        "entropy_weighted": joint.entropy_weighted,
         "difficulty_weighted": difficulty.difficulty_weighted,
     }
     return StatelessSelector(rules[config.name])

@@ -14,6 +14,14 @@ def _three_way(explore: Tensor, memorize: Tensor, stats: GroupStats) -> ModeDeci
     return decide(mode, reason, stats)
 
 
+def memorize_nothing(stats: GroupStats, progress: float) -> ModeDecision:
+    """Explore where 0 < n < scored rows, skip the rest with the reason of `any_correct`."""
+    none, all_ = stats.num_correct == 0, stats.num_correct == stats.num_scored
+    mode = torch.where(~none & ~all_, int(Mode.EXPLORE), int(Mode.SKIP))
+    reason = torch.where(none, int(Reason.COLLAPSE), torch.where(all_, int(Reason.MASTERED), int(Reason.SIGNAL)))
+    return decide(mode, reason, stats)
+
+
 def _fixed(mode: Tensor, stats: GroupStats) -> ModeDecision:
     return decide(mode, torch.full((len(stats),), int(Reason.RULE)), stats)
 

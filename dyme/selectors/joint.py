@@ -1,22 +1,28 @@
-"""Joint: rules that explore and memorize in every group, with weights that follow the progress of the run."""
+"""Joint: rules that explore and memorize in every group, with weights that follow the progress of the run or the
+entropy of the policy."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import Tensor
 
 from dyme.selection import GroupStats, Mode, ModeDecision, Reason, decide
 
 
-def _joint(stats: GroupStats, rl_weight: float, sft_weight: float, token_shaping: str = "none") -> ModeDecision:
+def _joint(
+    stats: GroupStats, rl_weight: float | Tensor, sft_weight: float | Tensor, token_shaping: str = "none"
+) -> ModeDecision:
+    """Weights: one for all groups, or float64 [G]."""
     n = len(stats)
+    rl, sft = (torch.as_tensor(w, dtype=torch.float64).expand(n).clone() for w in (rl_weight, sft_weight))
     return decide(
         torch.full((n,), int(Mode.JOINT)),
         torch.full((n,), int(Reason.RULE)),
         stats,
-        rl_weight=torch.full((n,), rl_weight, dtype=torch.float64),
-        sft_weight=torch.full((n,), sft_weight, dtype=torch.float64),
+        rl_weight=rl,
+        sft_weight=sft,
         token_shaping=token_shaping,
     )
 
@@ -57,3 +63,17 @@ def scheduled(
     """
     share = mu(progress, peak, valley, warmup, decay)
     return _joint(stats, 1.0 - share, share, token_shaping)
+
+
+def entropy_weighted(stats: GroupStats, progress: float) -> ModeDecision:
+    """SRFT (arXiv 2506.19767): L = 0.1 exp(H) L_RL + 0.5 exp(-H) L_SFT, H a detached mean entropy per token in nats. An
+    uncertain policy explores more and imitates less.
+
+    H is known before the update here, from the rollout: the mean of -log p over the tokens that the group's rollouts
+    drew, which estimates the policy's entropy at the sampling temperature where nothing is cut off (top_p, top_k,
+    min_p). Left open: which rows H is of. A re-implementation (HPT's) takes it row by row in the training pass, so
+    that of L_SFT is over the reference; here it is one number per group, over its rollouts, for both parts. Nothing
+    bounds exp(H): a random model over V tokens has the weight 0.1 V.
+    """
+    assert stats.entropy is not None, "entropy_weighted needs rollouts that tell their log-probabilities"
+    return _joint(stats, 0.1 * torch.exp(stats.entropy), 0.5 * torch.exp(-stats.entropy))

@@ -10,6 +10,8 @@ import os
 import sys
 import traceback
 
+import torch
+
 
 def main() -> None:
     from dyme.config import load_config
@@ -24,7 +26,9 @@ def main() -> None:
         jobs = json.load(file)
     for job in jobs:
         try:
-            train(Run(load_config(job["config"], job["overrides"])))
+            cfg = load_config(job["config"], job["overrides"])
+            torch.manual_seed(cfg.run.seed)
+            train(Run(cfg))
         except Exception:  # the others still run; the test finds that this one did not finish
             traceback.print_exc()
     close_distributed()

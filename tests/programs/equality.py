@@ -80,6 +80,7 @@ def main() -> None:
     settings = json.loads(os.environ.get("MODEL", "{}"))
     cfg = scenario.config(deepspeed=str(ds), model={"path": "unused", **settings})
     loss = scenario.LOSSES[os.environ.get("LOSS", "plain")]
+    steps = scenario.joint(steps) if loss.joint else steps
     engine = Engine(cfg, family, model, loss.spec)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     gradients, norms, micro, clipped = [], [], [], 0.0
@@ -105,7 +106,10 @@ def main() -> None:
         )
         micro.append(plan.num_micro_batches)
         before = len(gathers)
-        work = Work(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__)
+        work = Work(
+            plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__, step.token_shaping,
+            kl_share=step.kl_share,
+        )  # fmt: skip
         stats = run_update(engine, with_reference(engine, work), 1.0, loss.epochs)
         gathered.append(len(gathers) - before)
         if not math.isnan(stats.clipped_low):

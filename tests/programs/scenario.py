@@ -13,7 +13,10 @@ from tiny import TINY
 
 from dyme.config import RunConfig
 from dyme.families import Prompt, build_family
-from dyme.objective import LiveRow
+from dyme.objective import LiveRow, kl_share, live_rows, token_weights
+from dyme.selection import group_stats, with_extra
+from dyme.selector_config import SelectorConfig
+from dyme.selectors import make_selector
 from dyme_kernels import LossSpec
 
 SPEC = SimpleNamespace(**TINY)
@@ -26,6 +29,8 @@ class Step:
     tokens: list[list[int]]
     weights: list[float]
     token_budget: int
+    token_shaping: str = "none"
+    kl_share: float = 1.0
 
 
 def build(lora_head: bool = False) -> tuple:
@@ -85,6 +90,43 @@ def build(lora_head: bool = False) -> tuple:
     return family, model, steps
 
 
+def joint(steps: list[Step]) -> list[Step]:
+    """The prompts of `steps` under `scheduled`: each group trains its rollouts and its reference, with weights and a KL
+    term that change from step to step, under another normalization each. In the last step a record that waited joins:
+    a group without rollouts."""
+    rng = torch.Generator().manual_seed(2)
+    cfg = config(objective={"beta": {"start": 0.0, "end": LOSSES["joint"].spec.beta, "steps": 3}})
+    selector = make_selector(SelectorConfig(name="scheduled", peak=0.8, valley=0.2))
+    made = []
+    for number, (step, normalization) in enumerate(zip(steps, ("group", "row", "token", "component"), strict=True)):
+        extra = int(number == len(steps) - 1)
+        groups = len(step.prompts) - extra
+        rewards = torch.rand(2 * groups, generator=rng, dtype=torch.float64)
+        every, offsets = torch.ones(2 * groups, dtype=torch.bool), [*range(0, 2 * groups + 1, 2)]
+        stats = group_stats(
+            rewards, (rewards > 0.5).double(), every.double(), every, every[:groups], torch.tensor(offsets), "std"
+        )
+        decision = with_extra(selector.select(stats, number / len(steps)), every[:extra])
+        live = live_rows(decision, stats.advantages, every, offsets + [2 * groups] * extra)
+        lengths = dict(zip(live.counted, torch.randint(1, 9, (len(live.counted),), generator=rng).tolist()))
+        tokens = [torch.randint(60, 300, (lengths[row],), generator=rng).tolist() for row in live.rows]
+        weights = token_weights(
+            live, lengths, normalization, groups=groups, rows=2 * groups, max_new_tokens=9, memorize_weight=0.5
+        )
+        made.append(
+            Step(
+                step.prompts,
+                list(live.rows),
+                tokens,
+                weights,
+                step.token_budget,
+                decision.token_shaping,
+                kl_share(cfg, number),
+            )
+        )
+    return made
+
+
 def config(**changes: object) -> RunConfig:
     tree = {
         "model": {"path": "unused"},
@@ -111,11 +153,14 @@ class Loss:
 
     epochs: int
     spec: LossSpec
+    joint: bool = False
+    """The steps are those of `joint`."""
 
 
 LOSSES = {
     "plain": Loss(1, LossSpec()),
     "clip": Loss(2, LossSpec(beta=0.3)),
+    "joint": Loss(2, LossSpec(beta=0.3), joint=True),
     "gspo": Loss(2, LossSpec(surrogate="gspo", epsilon_low=0.02, epsilon_high=0.02, beta=0.05)),
 }
 LORA = {"r": 4, "alpha": 64, "vision": True}
@@ -123,14 +168,17 @@ SCALING = {False: 64 / 4, True: 8 / 4}
 """alpha / r of LORA, and of the head that `build` wraps."""
 
 
-def row_loss(loss: Loss, row: LiveRow, logp: torch.Tensor, old: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
-    """Token losses of one row, as DESIGN section 4 writes them."""
+def row_loss(
+    loss: Loss, step: Step, row: LiveRow, logp: torch.Tensor, old: torch.Tensor, ref: torch.Tensor
+) -> torch.Tensor:
+    """Token losses of one row, as docs/method.md writes them."""
     if row.memorize:
-        return -row.advantage * logp
+        p = logp.detach().exp()
+        return -row.advantage * (p * (1 - p) if step.token_shaping == "p(1-p)" else 1) * logp
     ratio = (logp - old).exp() if loss.spec.surrogate == "clip" else (logp - old).mean().exp().expand(len(logp))
     clipped = ratio.clamp(1 - loss.spec.epsilon_low, 1 + loss.spec.epsilon_high)
     surrogate = -torch.minimum(ratio * row.advantage, clipped * row.advantage)
-    return surrogate + loss.spec.beta * ((ref - logp).exp() - (ref - logp) - 1)
+    return surrogate + loss.spec.beta * step.kl_share * ((ref - logp).exp() - (ref - logp) - 1)
 
 
 def reference(
@@ -144,6 +192,7 @@ def reference(
     from dyme.lora import add_lora
 
     family, model, steps = build(lora_head)
+    steps = joint(steps) if loss.joint else steps
     initial = copy.deepcopy(model)
     cfg = config(model={"path": "unused", **(model_settings or {})})
     if cfg.model.lora:
@@ -161,7 +210,7 @@ def reference(
                 logp = row_logprobs(model, step.prompts[row.group], tokens)
                 ref = row_logprobs(initial, step.prompts[row.group], tokens).detach()
                 old.setdefault(i, logp.detach())
-                (weight * row_loss(loss, row, logp, old[i], ref)).sum().backward()
+                (weight * row_loss(loss, step, row, logp, old[i], ref)).sum().backward()
             zero = {n: torch.zeros_like(p) for n, p in trained.items()}
             gradients.append(zero | {n: p.grad.clone() for n, p in trained.items() if p.grad is not None})
             for p in trained.values():  # the vision tower of a text-only step has a zero gradient, not none
