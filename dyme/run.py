@@ -93,11 +93,8 @@ class Run:
         self.watchdog.stage("resume")
         self.first_step = self._resume()
         self.changed = self._claim_folder()
-        wandb = (
-            {"project": cfg.run.wandb, "name": self.name, "config": cfg.model_dump(mode="json")}
-            if cfg.run.wandb
-            else None
-        )
+        about = {"project": cfg.run.wandb, "name": self.name, "config": cfg.model_dump(mode="json")}
+        wandb = about if cfg.run.wandb else None
         self.metrics = open_metrics(self.folder, rank=self.rank, tensorboard=cfg.run.tensorboard, wandb=wandb)
         self.metrics.truncate(self.first_step or -1)  # without a checkpoint the first evaluation is made again too
         self.best = checkpoint.best(self.checkpoints, self.first_step)[1]

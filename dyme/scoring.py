@@ -23,7 +23,7 @@ from dyme.rollout import Rollout
 from dyme.run import Run
 from dyme.supervision.checker import CheckRow, PendingCheck
 
-WRONG_MEMORIZES = ("variance", "any_correct")
+WRONG_MEMORIZES = ("variance", "any_correct", "buffered")
 """Selectors under which a group without a right row never trains its rollouts."""
 
 

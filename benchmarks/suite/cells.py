@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite.methods import BASE, MERGE, MERGED, METHODS
+from benchmarks.suite.methods import BASE, MERGE, MERGED, METHODS, SCHEDULES
 from benchmarks.suite.tasks import BASE_STEPS, CAPACITIES, TASKS, Regime
 
 DONE, FAILED = "cell.json", "failed.json"
@@ -110,7 +110,7 @@ def settings(cell: Cell, regime: Regime, out: Path, keep: bool = False) -> dict[
     items, noise = cell.change("items", regime.items), cell.change("noise", regime.noise)
     tree["data"]["train"] = task.train(data, items, cell.seed, cell.trace, noise)
     for key, value in METHODS[cell.method].items():
-        _set(tree, key, {**value, "steps": steps} if key == "objective.beta" else value)
+        _set(tree, key, {**value, **SCHEDULES[key](steps)} if key in SCHEDULES else value)
     for name, value in cell.changes:
         if name not in OWN:
             _set(tree, KEYS[name], value)

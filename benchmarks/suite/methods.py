@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 MAIN = ("sft", "grpo", "two_stage", "dyme")
@@ -27,11 +27,20 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "progressive": {"method": "progressive"},
     "mixed": {"method": "mixed"},
     "grpo_kl": {"method": "grpo", "objective.beta": {"start": 0.0, "end": 0.04}},
-    "ogm": {"method": "dyme", "optim.modulation": 0.5},
-    "length_reward": {"method": "dyme", "selector.name": "difficulty_weighted", "reward.length": 1.0},
+    "ogm": {"method": "dyme", "optim.modulation": 0.2},
+    "length_reward": {
+        "method": "dyme",
+        "selector.name": "difficulty_weighted",
+        "reward.length": {"start": 0.0, "end": 0.5},
+    },
     MERGE: {"method": "sft"},
 }
-"""`grpo_kl`: the weight of the KL term rises over the whole run; the number of steps is filled in."""
+SCHEDULES: Mapping[str, Callable[[int], Mapping[str, int]]] = {
+    "objective.beta": lambda steps: {"steps": steps},
+    "reward.length": lambda steps: {"begin": 2 * steps // 3, "steps": 1},
+}
+"""When the weights above change, by the steps of a run: that of the KL term over all of it, that of the length in its
+last third (VL-Cogito's last stage)."""
 
 OTHERS = tuple(name for name in METHODS if name not in MAIN)
 
