@@ -107,7 +107,7 @@ def settings(cell: Cell, regime: Regime, out: Path, keep: bool = False) -> dict[
         tree["data"] |= {"train": task.base(data, steps, regime.base_prompts), "shuffle": False}
         tree["objective"] = {"normalization": "token"}
         return tree
-    items, noise = cell.change("items", regime.items), cell.change("noise", regime.noise)
+    items, noise = cell.change("items", regime.items_of(cell.task)), cell.change("noise", regime.noise)
     tree["data"]["train"] = task.train(data, items, cell.seed, cell.trace, noise)
     for key, value in METHODS[cell.method].items():
         _set(tree, key, {**value, **SCHEDULES[key](steps)} if key in SCHEDULES else value)

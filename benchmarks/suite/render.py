@@ -40,10 +40,11 @@ def render(grid: Grid, preset: str, out: Path, *, docs: bool) -> None:
 def page(found: Results, preset: str, asked: Sequence[Question], images: str) -> str:
     """The results page; plots lie at `images` + name."""
     regime, parts = found.grid.regime, ["# Results\n"]
+    records = ", ".join(f"{regime.items_of(task)} ({task})" for task in found.grid.tasks)
     parts.append(
         f"Made by `python -m benchmarks.suite --preset {preset} --out DIR`; do not edit. {_state(found)}\n\n"
         f"Every run of stage 2 starts from one base, which answers directly, and takes {regime.steps} steps of "
-        f"{regime.prompts} prompts on {regime.items} records, K = {regime.group}, lr {regime.lr:g}, unless the table "
+        f"{regime.prompts} prompts on {records} records, K = {regime.group}, lr {regime.lr:g}, unless the table "
         "says otherwise. Seeds change the records of stage 2, their order and the sampling; the base is the same. "
         "Accuracy counts a right answer in a valid format, greedy. Brackets are 95 % bootstrap intervals over "
         "seeds and items (over items alone with one seed); differences are over the same seeds and items, **bold** "
