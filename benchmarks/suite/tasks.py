@@ -40,7 +40,15 @@ class Regime:
 
 
 CPU = Regime(Sizes(validation=192, test=512, ood=256))
-GPU = Regime(Sizes(256, 1024, 512), prompts=64, steps=300, lr=3e-4, base_lr=5e-4, base_share=4.0)
+GPU = Regime(
+    Sizes(256, 1024, 512),
+    items={"charts_full": 512, "nlvr": 512, "puzzlevqa": 512},
+    prompts=64,
+    steps=300,
+    lr=3e-4,
+    base_lr=5e-4,
+    base_share=4.0,
+)
 SMOKE = Regime(
     Sizes(8, 16, 8),
     items={"charts": 16, "arithmetic": 16},
