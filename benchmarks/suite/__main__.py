@@ -5,7 +5,7 @@
 Runs the cells of a grid, one process each, and writes DIR/cells/<id>/cell.json for every one; the same command goes on
 where the last one ended or was killed. Then it makes DIR/results.md, results.json and the plots of what is there.
 --only: cells whose id matches, and what they need. --minutes: nothing is begun after so many. --render: no runs.
---docs: docs/results.md and its plots too.
+--docs: docs/results.md, its plots and benchmarks/results/suite-PRESET.jsonl too. What that file holds is not run again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.suite import record
 from benchmarks.suite.grid import GRIDS
 from benchmarks.suite.runner import run_grid
 
@@ -38,6 +39,7 @@ def main(arguments: list[str]) -> int:
         return 2
     out.mkdir(parents=True, exist_ok=True)
     marker.write_text(args.preset + "\n", encoding="utf-8")
+    record.unpack(grid, out, record.path_of(args.preset))
     failed = False
     if not args.render:
         jobs = args.jobs or torch.cuda.device_count() or os.cpu_count() or 1
@@ -45,6 +47,8 @@ def main(arguments: list[str]) -> int:
     from benchmarks.suite.render import render  # matplotlib, only where it is used
 
     render(grid, args.preset, out, docs=args.docs)
+    if args.docs:
+        record.write(grid, out, record.path_of(args.preset))
     return 1 if failed else 0
 
 

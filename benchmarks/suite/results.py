@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.suite.analysis import Estimate, difference, estimate, ratio
-from benchmarks.suite.cells import DONE, FAILED, Cell
+from benchmarks.suite.cells import DONE, FAILED, Cell, digest
 from benchmarks.suite.grid import SEEDS, Grid
 
 Found = dict[str, Any]
@@ -73,13 +73,14 @@ class Results:
 
 
 def load(grid: Grid, out: Path) -> Results:
-    """What is done of the grid in the folder."""
+    """What is done of the grid in the folder; cells that were made with other settings are left out."""
     found: dict[str, dict[str, Found]] = {DONE: {}, FAILED: {}}
     for cell in grid.cells:
         for name, held in found.items():
             path = out / "cells" / cell.id / name
-            if path.exists():
-                held[cell.id] = json.loads(path.read_text(encoding="utf-8"))
+            entry = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            if entry.get("digest") == digest(cell, grid.regime, out):
+                held[cell.id] = entry
     return Results(grid, found[DONE], found[FAILED])
 
 

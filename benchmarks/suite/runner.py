@@ -153,6 +153,9 @@ def run_grid(grid: Grid, preset: str, out: Path, *, jobs: int, minutes: float | 
     for name, why in refused.items():
         _say(f"{name}: not there ({why})")
     done = {cell.id for cell in wanted if cell.id not in refused and is_done(cell, grid, out)}
+    for cell in reversed(wanted):  # recorded results come without the models that others start from
+        if cell.id not in done | set(refused):
+            done -= {need.id for need in cell.needs if not (out / "cells" / need.id / "run" / "export").is_dir()}
     given_up = {cell.id for cell in wanted if attempts(cell, grid, out) >= ATTEMPTS} - done
     waiting = [cell for cell in wanted if cell.id not in done | given_up | set(refused)]
     _say(f"{len(wanted)} cells, {len(done)} done, {len(given_up)} given up, {len(waiting)} to do with {jobs} jobs")

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.suite import arithmetic, easy_vqa
+from benchmarks.suite import arithmetic, easy_vqa, record
 from benchmarks.suite.analysis import difference, estimate, ratio
 from benchmarks.suite.cells import FAILED, Cell, digest, settings
 from benchmarks.suite.grid import GRIDS, with_needs
@@ -23,7 +23,7 @@ from benchmarks.suite.methods import METHODS
 from benchmarks.suite.noise import flipped, noisy
 from benchmarks.suite.render import page, summary
 from benchmarks.suite.results import Results
-from benchmarks.suite.runner import ATTEMPTS, attempts, not_there
+from benchmarks.suite.runner import ATTEMPTS, attempts, is_done, not_there, run_grid
 from benchmarks.suite.task import Split
 from benchmarks.suite.tasks import SMOKE, TASKS
 from dyme.config import RunConfig
@@ -327,6 +327,38 @@ def test_runs_on_other_items_are_not_compared():
 def suite(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.suite", "--preset", "smoke", "--out", str(out), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
+
+
+def test_a_record_gives_back_the_cells_of_these_settings(tmp_path):
+    grid = GRIDS["smoke"]()
+    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
+    cells = [cell for cell in grid.cells if cell.task == "charts"]
+    for cell in cells:
+        found = {"id": cell.id, "digest": digest(cell, grid.regime, first), "task": cell.task}
+        (first / "cells" / cell.id).mkdir(parents=True)
+        (first / "cells" / cell.id / "cell.json").write_text(json.dumps(found))
+    kept = tmp_path / "suite.jsonl"
+    record.write(grid, first, kept)
+    assert record.unpack(grid, second, kept) == len(cells) and record.unpack(grid, second, kept) == 0
+    assert all(is_done(cell, grid, second) for cell in cells)
+    lines = kept.read_text().replace(digest(cells[0], grid.regime, first), "of other settings")
+    kept.write_text(lines)
+    assert record.unpack(grid, other, kept) == len(cells) - 1 and not is_done(cells[0], grid, other)
+    assert record.unpack(grid, other, tmp_path / "none") == 0
+
+
+def test_what_others_start_from_is_made_again_where_its_model_is_gone(tmp_path, monkeypatch):
+    grid, begun = GRIDS["smoke"](), []
+    base, sft = (next(c for c in grid.cells if c.id == name) for name in ("charts-base-nano", "charts-low-sft-s1"))
+    (tmp_path / "cells" / base.id).mkdir(parents=True)
+    (tmp_path / "cells" / base.id / "cell.json").write_text(json.dumps({"digest": digest(base, grid.regime, tmp_path)}))
+    monkeypatch.setattr("benchmarks.suite.runner.Pool._run", lambda self, cell, slot: begun.append(cell.id) or "")
+    run_grid(grid, "smoke", tmp_path, jobs=1, minutes=None, only=f"^{sft.id}$")
+    assert begun == [base.id, sft.id]
+    begun.clear()
+    (tmp_path / "cells" / base.id / "run" / "export").mkdir(parents=True)
+    run_grid(grid, "smoke", tmp_path, jobs=1, minutes=None, only=f"^{sft.id}$")
+    assert begun == [sft.id]
 
 
 @pytest.mark.slow
