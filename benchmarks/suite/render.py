@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def render(grid: Grid, preset: str, out: Path, *, docs: bool) -> None:
     if docs:
         text = page(found, preset, asked, "images/results-")
         (ROOT / "docs" / "results.md").write_text(text, encoding="utf-8")
-        for question in asked:
+        for question in filter(answered, asked):
             shutil.copy(out / f"{question.name}.png", ROOT / "docs" / "images" / f"results-{question.name}.png")
 
 
@@ -59,9 +60,15 @@ def page(found: Results, preset: str, asked: Sequence[Question], images: str) ->
         parts.append(f"## {task}\n\n{tables.main_table(found, task)}")
     for question in asked:
         image = f"![{question.name}]({images}{question.name}.png)\n"
-        parts.append(f"## {question.text}\n\n{image}" + (f"\n{question.table}" if question.table else ""))
+        shown = image + (f"\n{question.table}" if question.table else "")
+        parts.append(f"## {question.text}\n\n{shown if answered(question) else 'Not run yet.'}")
     parts.append(_what_lacks(found))
     return "\n".join(parts).rstrip() + "\n"
+
+
+def answered(question: Question) -> bool:
+    """Whether a row of the question's table has its last figure."""
+    return not question.table or bool(re.search(r"\d[^|]*\|$", question.table, re.MULTILINE))
 
 
 def summary(found: Results, preset: str) -> dict[str, Any]:

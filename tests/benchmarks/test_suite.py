@@ -21,7 +21,8 @@ from benchmarks.suite.grid import GRIDS, with_needs
 from benchmarks.suite.measure import curve
 from benchmarks.suite.methods import METHODS
 from benchmarks.suite.noise import flipped, noisy
-from benchmarks.suite.render import page, summary
+from benchmarks.suite.questions import Question
+from benchmarks.suite.render import answered, page, summary
 from benchmarks.suite.results import Results
 from benchmarks.suite.runner import ATTEMPTS, attempts, is_done, not_there, run_grid
 from benchmarks.suite.task import Split
@@ -327,6 +328,14 @@ def test_runs_on_other_items_are_not_compared():
 def suite(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.suite", "--preset", "smoke", "--out", str(out), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
+
+
+def test_a_question_is_answered_by_the_last_figure_of_a_row():
+    def asked(table):
+        return answered(Question("q", "?", lambda path: None, table))
+
+    assert asked("") and asked("| K = 2 | 1 | 0.4 | 17 % |\n")
+    assert not asked("| model | DyME minus SFT |\n|---|---|\n| tiny | 64 | 0.954 [0.934, 0.972] | – |\n")
 
 
 def test_a_record_gives_back_the_cells_of_these_settings(tmp_path):
