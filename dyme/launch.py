@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
 from typing import NoReturn
+
+AFTER_YOU_S = 30.0
 
 
 def rank() -> int:
@@ -28,10 +32,16 @@ def quiet() -> None:
 def say_error(error: Exception) -> int:
     """Says a mistake of the user in one line; returns the exit code.
 
-    Once a node: data or weights may be missing on one node alone, where rank 0 sees nothing.
+    Once a node: data or weights may be missing on one node alone, where rank 0 sees nothing. The launcher ends all
+    processes of its node when the first one leaves, so the others wait until the line is out; one that is still there
+    after `AFTER_YOU_S` seconds is the only one that sees the mistake, and says it.
     """
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run takes it for a preemption
+        time.sleep(AFTER_YOU_S)
+        print(f"error: rank {rank()}: {error}", file=sys.stderr, flush=True)
     return 2
 
 

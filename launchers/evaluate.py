@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dyme.launch import quiet, rank, run_and_exit, say_error
+from dyme.launch import quiet, run_and_exit, say_error
 from dyme.preemption import die_with_parent
 
 
@@ -32,9 +32,7 @@ def main() -> int:
             raise ConfigError(f"{model} does not exist: train the run first, or give --model a checkpoint folder")
         out = expand(args.out) if args.out else run / "evaluation"
     except (ConfigError, DataError) as error:
-        if rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+        return say_error(error)
 
     quiet()
     import torch.distributed as dist

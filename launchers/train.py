@@ -31,9 +31,7 @@ def main() -> int:
     try:
         cfg = load_config(args.config, overrides)
     except ConfigError as error:
-        if first:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+        return say_error(error)
     if args.print_config:
         if first:
             print(dump_config(cfg), end="")

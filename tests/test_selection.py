@@ -105,5 +105,5 @@ def test_decision_does_not_depend_on_the_order_of_rows():
 
 
 def test_a_foreign_state_is_refused():
-    with pytest.raises(ValueError, match=r"selector\.name was changed"):
+    with pytest.raises(ValueError, match=r"selector\.name has changed"):
         make_selector(SelectorConfig()).load_state_dict({"buffer": []})

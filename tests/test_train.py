@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY
 
+from dyme.launch import say_error
 from dyme.recipe import read_recipe
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -307,6 +309,18 @@ def test_text_only_model_and_bf16_under_every_stage(tmp_path):
         weights = load_file(run / "export" / "model.safetensors")
         assert {w.dtype for w in weights.values()} == {torch.bfloat16}
     assert norms[1] == pytest.approx(norms[2], rel=1e-2) and norms[3] == pytest.approx(norms[2], rel=1e-2)
+
+
+def test_a_mistake_is_said_before_the_launcher_ends_the_others(monkeypatch, capsys):
+    """It ends all ranks when the first one leaves: rank 0 speaks and leaves, the others only where it does not."""
+    monkeypatch.setattr("dyme.launch.AFTER_YOU_S", 0.3)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)  # of this process
+    for local, rank, least, said in (("0", "0", 0.0, "error: no file\n"), ("1", "3", 0.3, "error: rank 3: no file\n")):
+        monkeypatch.setenv("LOCAL_RANK", local)
+        monkeypatch.setenv("RANK", rank)
+        begin = time.monotonic()
+        assert say_error(ValueError("no file")) == 2
+        assert time.monotonic() - begin >= least and capsys.readouterr().err == said
 
 
 def test_bad_input_is_one_line(tmp_path):

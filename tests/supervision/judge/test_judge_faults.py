@@ -122,7 +122,8 @@ def test_the_deadline_covers_all_tries(server: JudgeServer) -> None:
     server.always(status(500))
     with judge_of(server, timeout_s=0.6, retries=20, breaker_failures=99) as judge:
         started = time.monotonic()
-        assert judge.submit(question("q")).result(10).reason == "server_error"
+        # the deadline comes between two tries, or in one
+        assert judge.submit(question("q")).result(10).reason in ("server_error", "time_out")
         assert time.monotonic() - started < 1.2
         assert 2 <= server.count() < 21
 
