@@ -75,12 +75,12 @@ def cpu() -> Grid:
     tasks, first, tiny = ("charts", "easy_vqa"), "charts", "tiny"
     cells = [
         *main_table(tasks, 1, tiny),
-        *others(first, 1, tiny),
-        *questions(first, 1, tiny),
         *main_table(tasks, 2, tiny),
         *main_table(tasks, 3, tiny),
-        *border(first, ("tiny", "small")),
+        *others(first, 1, tiny),
+        *questions(first, 1, tiny),
         *rates(first, tiny),
+        *border(first, ("tiny", "small")),
         *(Cell("arithmetic", method, "low", 1, tiny) for method in MAIN),
         *others(first, 2, tiny),
         *others(first, 3, tiny),
