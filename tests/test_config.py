@@ -316,10 +316,14 @@ def test_a_bad_key_is_one_line_and_exit_code_2():
     )
 
 
-def test_other_ranks_keep_quiet(monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    done = launch("--config", "configs/quickstart.yaml", "optim.lrr=3")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+def test_other_ranks_of_a_node_wait_in_silence(monkeypatch):
+    """Rank 0 of each node says a mistake; the others sleep until their launcher ends them."""
+    asleep = "import os, time; time.sleep = lambda seconds: os._exit(7); "
+    monkeypatch.setenv("RANK", "3")
+    for local, code, lines in (("0", 2, 1), ("1", 7, 0)):
+        monkeypatch.setenv("LOCAL_RANK", local)
+        done = launch("--config", "configs/quickstart.yaml", "optim.lrr=3", prelude=asleep)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", lines)
 
 
 def test_changed_keys():
