@@ -8,7 +8,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from benchmarks.suite import plots, tables
+from benchmarks.suite import answers, plots, tables
+from benchmarks.suite.answers import PAPER
 from benchmarks.suite.cells import Cell
 from benchmarks.suite.grid import FLIPS, MAP_ITEMS, MAP_NOISE, NORMS, SIZES, TAUS
 from benchmarks.suite.methods import LABELS, MAIN
@@ -16,16 +17,15 @@ from benchmarks.suite.results import Results
 from benchmarks.suite.tasks import TASKS
 
 Named = list[tuple[str, Cell]]
-PAPER = ("dyme", "reward_threshold", "annealed", "buffered")
-"""The paper's order of switches: 64.9 > 64.0 > 59.6 > 52.4."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """`draw(path)` makes the plot, `table` the table below it."""
+    """`answer` is what the figures say, "" before they are there; `draw(path)` makes the plot, `table` the table."""
 
     name: str
     text: str
+    answer: str
     draw: Callable[[Path], None]
     table: str
 
@@ -77,30 +77,35 @@ def questions(found: Results) -> list[Question]:
         Question(
             "collapse",
             "Does GRPO collapse where DyME does not?",
+            answers.collapse(found, by_task),
             _row([_curves(found, cells, "all_wrong", f"{t}: groups all wrong") for t, cells in by_task.items()]),
             "".join(f"{t}, {trace} traces\n\n{tables.behaviour_table(found, c)}\n" for t, c in by_task.items()),
         ),
         Question(
             "copying",
             "Does SFT copy pseudo traces, and does exploration undo it?",
+            answers.copying(found, qualities),
             _row([_qualities(found, first, base, what) for what in ("accuracy", "faithful", "direct")]),
             tables.behaviour_table(found, [(f"{LABELS[m]}, {t}", c.of(m)) for t, c in qualities for m in MAIN]),
         ),
         Question(
             "two_stage",
             "Where does SFT then GRPO end?",
+            answers.two_stage(found, by_task),
             _row([_curves(found, c, "accuracy", f"{t}: validation accuracy", True) for t, c in by_task.items()]),
             "",
         ),
         Question(
             "switches",
             "Binary switch against threshold, annealing, buffer and the others: does the paper's order hold?",
+            answers.switches(found, switches),
             _row([lambda ax: plots.bars(ax, found, switches, f"{first}, medium traces", base)], 4.2),
             tables.methods_table(found, first),
         ),
         Question(
             "normalization",
             "What does the 1/K weight of the published code (`row`) cost against `component` and `group`?",
+            answers.variants(found, norms, plain),
             _row(
                 [
                     lambda ax: plots.bars(ax, found, norms, f"{first}, {trace} traces", base),
@@ -113,6 +118,7 @@ def questions(found: Results) -> list[Question]:
         Question(
             "modes",
             "How do K, tau and the quality of traces move the mode share?",
+            answers.shares(found, K=sizes, tau=taus, traces=qualities),
             _row(
                 [
                     _curves(found, named, "memorize", f"memorize share by {what}")
@@ -124,18 +130,21 @@ def questions(found: Results) -> list[Question]:
         Question(
             "noise",
             "What happens when verdicts are noisy?",
+            answers.noise(found, noisy),
             _row([_noise(found, noisy), _curves(found, noisy, "memorize", "share of groups that memorize")]),
             tables.variants_table(found, noisy),
         ),
         Question(
             "map",
             "Where is the border between SFT and DyME? Records, noise of traces and capacity at equal steps",
+            answers.border(found, border),
             _row([_heat(found, border, capacity) for capacity in _capacities(found, first)]),
             tables.map_table(found, border),
         ),
         Question(
             "rates",
             "The learning rate, swept equally for the main methods at one seed",
+            answers.rates(found, rates),
             _row([lambda ax: plots.bars(ax, found, rates, f"{first}, {trace} traces", base)], 3.4),
             tables.variants_table(found, rates),
         ),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite import tables
+from benchmarks.suite import answers, tables
 from benchmarks.suite.cells import Cell
 from benchmarks.suite.grid import Grid
 from benchmarks.suite.methods import BASE, LABELS, MAIN
@@ -53,6 +54,7 @@ def page(found: Results, preset: str, asked: Sequence[Question], images: str) ->
         f"drawn like those of training; it is one of about {regime.evals}. A low trace holds a wrong reading with "
         f"probability {regime.noise:g}.\n"
     )
+    parts += filter(None, [answers.headline(found)])
     for task in found.grid.tasks:
         parts.append(f"## {task}\n\n{tables.main_table(found, task)}")
         parts.append(f"### What DyME adds on {task}\n\n{tables.difference_table(found, task)}")
@@ -60,7 +62,7 @@ def page(found: Results, preset: str, asked: Sequence[Question], images: str) ->
         parts.append(f"## {task}\n\n{tables.main_table(found, task)}")
     for question in asked:
         image = f"![{question.name}]({images}{question.name}.png)\n"
-        shown = image + (f"\n{question.table}" if question.table else "")
+        shown = "\n".join(part for part in (_lines(question.answer), image, question.table) if part)
         parts.append(f"## {question.text}\n\n{shown if answered(question) else 'Not run yet.'}")
     parts.append(_what_lacks(found))
     return "\n".join(parts).rstrip() + "\n"
@@ -90,6 +92,10 @@ def summary(found: Results, preset: str) -> dict[str, Any]:
         "groups": groups,
         "cells": {name: _light(run) for name, run in found.cells.items()},
     }
+
+
+def _lines(text: str) -> str:
+    return f"{textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)}\n" if text else ""
 
 
 def _state(found: Results) -> str:

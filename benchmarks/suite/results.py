@@ -32,10 +32,10 @@ class Results:
         scores = [got for run in self.runs(cell) if (got := scores_of(run, split, best)) is not None]
         return estimate(scores) if scores else None
 
-    def versus(self, ours: Cell, theirs: Cell, split: str = "test") -> Estimate | None:
+    def versus(self, ours: Cell, theirs: Cell, split: str = "test", seeds: Sequence[int] = SEEDS) -> Estimate | None:
         """ours - theirs over seeds that both have; a base is the same for all seeds."""
         pairs = []
-        for seed in SEEDS:
+        for seed in seeds:
             found = [self.cells.get(replace(cell, seed=seed).id) for cell in (ours, theirs)]
             held = [run["splits"][split] for run in found if run and split in run["splits"]]
             if len(held) == 2:
@@ -55,6 +55,16 @@ class Results:
         """Readings that agree, of all readings of all replies; the mean over seeds."""
         thinks = [run["splits"][split]["think"] for run in self.runs(cell) if "think" in run["splits"][split]]
         return mean([ratio(think["agreed"], think["read"]) for think in thinks])
+
+    def pseudo(self, cell: Cell, split: str = "test") -> float | None:
+        """Right answers with a wrong reading in their trace, of all right ones with readings; the mean over seeds."""
+        shares = []
+        for run in self.runs(cell):
+            if think := run["splits"][split].get("think"):
+                rows = zip(think["score"], think["agreed"], think["read"], strict=True)
+                wrong = [agreed < read for score, agreed, read in rows if score > 0.5 and read]
+                shares.append(ratio([sum(wrong)], [len(wrong)]))
+        return mean(shares)
 
     def direct(self, cell: Cell, split: str = "test") -> float | None:
         """Accuracy when the trained model is asked for the answer alone."""

@@ -1,0 +1,212 @@
+"""Answers: what the figures of each question say, in sentences made from them, so that they cannot go stale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from benchmarks.suite.analysis import Estimate
+from benchmarks.suite.cells import Cell
+from benchmarks.suite.methods import BASE, LABELS, MAIN
+from benchmarks.suite.results import Results, mean
+
+Named = Sequence[tuple[str, Cell]]
+PAPER = ("dyme", "reward_threshold", "annealed", "buffered")
+"""The paper's order of switches: 64.9 > 64.0 > 59.6 > 52.4."""
+ENDS = 4  # points of a curve that stand for its beginning, or its end
+
+
+def collapse(found: Results, by_task: Mapping[str, Named]) -> str:
+    """The share of groups without a right answer under GRPO, and how it falls under DyME."""
+    said = []
+    for task, named in by_task.items():
+        grpo, dyme = (next(cell for _, cell in named if cell.method == m) for m in ("grpo", "dyme"))
+        stuck, begin, end = (
+            found.mean(grpo, "collapse"),
+            _of_curve(found, dyme, "all_wrong", slice(ENDS)),
+            _of_curve(found, dyme, "all_wrong", slice(-ENDS, None)),
+        )
+        if stuck is not None and begin is not None and end is not None:
+            said.append(
+                f"{task}: no right answer in {_share(stuck)} of GRPO's groups over the whole run; in {_share(begin)} "
+                f"of DyME's in the first tenth of the steps and {_share(end)} in the last. On the test split DyME is "
+                f"{_verdict(found.versus(dyme, grpo), 'GRPO')}."
+            )
+    return " ".join(said)
+
+
+def copying(found: Results, qualities: Named) -> str:
+    """Right answers whose trace holds a wrong reading, on the test split and on the one where most are."""
+    if not qualities:
+        return ""
+    task = qualities[0][1].task
+    worst = [split for split in found.splits(task) if split != "test"]
+    said = []
+    for trace, cell in qualities:
+        parts = []
+        for method in ("sft", "two_stage", "dyme"):
+            pseudo = found.pseudo(cell.of(method))
+            beyond = mean([found.pseudo(cell.of(method), split) for split in worst])
+            if pseudo is not None and beyond is not None:
+                parts.append(f"{LABELS[method]} {_share(pseudo)} ({_share(beyond)})")
+        if parts:
+            said.append(f"{trace} traces: {', '.join(parts)}")
+    if not said:
+        return ""
+    return (
+        "Right answers whose trace holds a wrong reading, on the test split and, in brackets, on average out of "
+        f"distribution. {'; '.join(said)}."
+    )
+
+
+def two_stage(found: Results, by_task: Mapping[str, Named]) -> str:
+    """What the second stage adds to the first, and how DyME stands to the end of both."""
+    said = []
+    for task, named in by_task.items():
+        cell = next(cell for _, cell in named if cell.method == "two_stage")
+        half = found.grid.regime.steps // 2
+        runs = found.runs(cell)
+        before = mean([next((e["accuracy"] for e in run["evals"] if e["step"] == half), None) for run in runs])
+        after = mean([run["evals"][-1]["accuracy"] for run in runs])
+        if before is not None and after is not None:
+            said.append(
+                f"{task}: {before:.3f} on validation when SFT ends (step {half}), {after:.3f} at the end; on the test "
+                f"split it is {_verdict(found.versus(cell, cell.of('sft')), 'SFT alone')}, and DyME is "
+                f"{_verdict(found.versus(cell.of('dyme'), cell), 'it')}."
+            )
+    return " ".join(said)
+
+
+def switches(found: Results, named: Named) -> str:
+    """The paper's order of four switches in pairs, then every other method beside DyME."""
+    by_method = {cell.method: cell for _, cell in named}
+    said = []
+    ranked = [(value.value, m) for m in PAPER if m in by_method and (value := found.accuracy(by_method[m]))]
+    if len(ranked) == len(PAPER):
+        order = " > ".join(f"{LABELS[m]} {value:.3f}" for value, m in sorted(ranked, reverse=True))
+        pairs = [found.versus(by_method[a], by_method[b]) for a, b in pairwise(PAPER)]
+        kept = [pair for pair in pairs if pair and pair.excludes_zero and pair.value > 0]
+        turned = [pair for pair in pairs if pair and pair.excludes_zero and pair.value < 0]
+        said.append(
+            f"Here {order}. Of the paper's three steps (DyME > threshold > annealing > buffer) {len(kept)} hold with "
+            f"intervals that exclude zero, {len(turned)} are turned round, "
+            f"{len(pairs) - len(kept) - len(turned)} cannot be told."
+        )
+    sides: dict[str, list[str]] = {"ahead of": [], "behind": [], "not told apart from": []}
+    for method, cell in by_method.items():
+        value = found.versus(by_method["dyme"], cell) if method != "dyme" else None
+        if value is not None:
+            sides[_side(value)].append(LABELS[method])
+    for side, methods in sides.items():
+        if methods:
+            said.append(f"DyME is {side} {', '.join(methods)}.")
+    return " ".join(said)
+
+
+def variants(found: Results, named: Named, against: Cell) -> str:
+    """Each variant beside the one of the default settings."""
+    said = []
+    for words, cell in named:
+        value = None if cell == against else found.versus(cell, against)
+        if value is not None:
+            said.append(f"{words} is {_verdict(value, 'the default')}")
+    return f"{'; '.join(said)}." if said else ""
+
+
+def shares(found: Results, **groups: Named) -> str:
+    """The share of memorizing groups over a run, for each value of what is changed."""
+    said = []
+    for what, named in groups.items():
+        parts = [
+            f"{words} {_share(value)}" for words, cell in named if (value := found.mean(cell, "memorize")) is not None
+        ]
+        if len(parts) > 1:
+            said.append(f"By {what}: {', '.join(parts)}")
+    return f"Groups that memorize, over the whole run. {'. '.join(said)}." if said else ""
+
+
+def noise(found: Results, named: Named) -> str:
+    """Each share of wrong verdicts beside none, within its method."""
+    said = []
+    for words, cell in named:
+        plain = replace(cell, changes=())
+        value = found.versus(cell, plain) if cell.changes else None
+        if value is not None:
+            said.append(f"{words} of the verdicts wrong: {_verdict(value, 'the same with none')}")
+    return f"{'; '.join(said)}." if said else ""
+
+
+def border(found: Results, cells: Sequence[Cell]) -> str:
+    """Where DyME is ahead of SFT, even and behind, by capacity and noise."""
+    said = []
+    for capacity, share_ in dict.fromkeys((cell.capacity, cell.change("noise", 0.0)) for cell in cells):
+        sides: dict[str, list[str]] = {"ahead of": [], "not told apart from": [], "behind": []}
+        for cell in cells:
+            value = found.versus(cell, cell.of("sft"))
+            if (cell.capacity, cell.change("noise", 0.0)) == (capacity, share_) and value is not None:
+                sides[_side(value)].append(str(cell.change("items", 0)))
+        parts = [f"{side} it at {', '.join(items)}" for side, items in sides.items() if items]
+        if parts:
+            said.append(f"Model {capacity}, {_share(share_)} of traces wrong: {'; '.join(parts)} records.")
+    return f"DyME against SFT. {' '.join(said)}" if said else ""
+
+
+def rates(found: Results, named: Named) -> str:
+    """Each method at the rate where it does best, and DyME's best beside the others' best."""
+    best: dict[str, tuple[float, str, Cell]] = {}
+    counts: dict[str, int] = {}
+    for words, cell in named:
+        runs = [run for run in found.runs(cell) if run["seed"] == cell.seed]
+        if not runs:
+            continue
+        test = runs[0]["splits"]["test"]["think"]["score"]
+        counts[cell.method] = counts.get(cell.method, 0) + 1
+        got = (sum(test) / len(test), words, cell)
+        best[cell.method] = max(best.get(cell.method, got), got, key=lambda entry: entry[0])
+    if min((counts.get(m, 0) for m in MAIN), default=0) < 2:
+        return ""
+    said = ", ".join(f"{words} ({value:.3f})" for value, words, _ in best.values())
+    ours = best["dyme"][2]
+    told = "; ".join(
+        _verdict(found.versus(ours, cell, seeds=(cell.seed,)), LABELS[m])
+        for m, (_, _, cell) in best.items()
+        if m != "dyme"
+    )
+    return f"Best of each: {said}. DyME at its best rate is, over one seed, {told} at theirs."
+
+
+def headline(found: Results) -> str:
+    """DyME beside the other main methods and beside the base, task by task and trace by trace."""
+    said = []
+    for task in found.grid.tasks:
+        for trace in ("medium", "low", "own"):
+            ours = next((c for c in found.grid.cells if (c.task, c.trace, c.method) == (task, trace, "dyme")), None)
+            values = {m: found.versus(ours, ours.of(m)) for m in MAIN if m != "dyme"} if ours else {}
+            if ours is None or any(value is None for value in values.values()):
+                continue
+            parts = "; ".join(_verdict(value, LABELS[m]) for m, value in values.items())
+            base = found.versus(ours, ours.needs[0])
+            said.append(f"- {task}, {trace} traces: {parts}; {_verdict(base, f'the {LABELS[BASE]}')}\n")
+    return "".join(["DyME on the test split is\n\n", *said]) if said else ""
+
+
+def _verdict(value: Estimate | None, other: str) -> str:
+    """ahead of SFT (+0.10 [+0.05, +0.15]), behind it, or not told apart from it."""
+    if value is None or value.low is None or value.high is None:
+        return f"not measured beside {other}"
+    return f"{_side(value)} {other} ({value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}])"
+
+
+def _side(value: Estimate) -> str:
+    if not value.excludes_zero:
+        return "not told apart from"
+    return "ahead of" if value.value > 0 else "behind"
+
+
+def _of_curve(found: Results, cell: Cell, key: str, part: slice) -> float | None:
+    return mean([mean([point.get(key) for point in run["curve"][part]]) for run in found.runs(cell)])
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
