@@ -84,7 +84,7 @@ def switches(found: Results, named: Named) -> str:
     said = []
     ranked = [(value.value, m) for m in PAPER if m in by_method and (value := found.accuracy(by_method[m]))]
     if len(ranked) == len(PAPER):
-        order = " > ".join(f"{LABELS[m]} {value:.3f}" for value, m in sorted(ranked, reverse=True))
+        order = " > ".join(f"{LABELS[m]} {value:.3f}" for value, m in sorted(ranked, key=lambda entry: -entry[0]))
         pairs = [found.versus(by_method[a], by_method[b]) for a, b in pairwise(PAPER)]
         kept = [pair for pair in pairs if pair and pair.excludes_zero and pair.value > 0]
         turned = [pair for pair in pairs if pair and pair.excludes_zero and pair.value < 0]

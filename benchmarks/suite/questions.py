@@ -85,7 +85,7 @@ def questions(found: Results) -> list[Question]:
             "copying",
             "Does SFT copy pseudo traces, and does exploration undo it?",
             answers.copying(found, qualities),
-            _row([_qualities(found, first, base, what) for what in ("accuracy", "faithful", "direct")]),
+            _row([_qualities(found, first, base, what) for what in ("accuracy", "faithful", "pseudo")]),
             tables.behaviour_table(found, [(f"{LABELS[m]}, {t}", c.of(m)) for t, c in qualities for m in MAIN]),
         ),
         Question(
@@ -170,20 +170,20 @@ def _qualities(found: Results, task: str, base: Cell, what: str) -> Draw:
     titles = {
         "accuracy": "test accuracy",
         "faithful": "readings that are right",
-        "direct": "asked for the answer alone",
+        "pseudo": "right answers, wrong reading",
     }
 
     def value(cell: Cell) -> float | None:
         if what == "accuracy":
             found_ = found.accuracy(cell)
             return found_.value if found_ else None
-        return found.faithful(cell) if what == "faithful" else found.direct(cell)
+        return found.faithful(cell) if what == "faithful" else found.pseudo(cell)
 
     groups = {
         m: [(t, value(Cell(task, m, t, 1, base.capacity))) for t in tables.TRACES if t in TASKS[task].traces]
         for m in MAIN
     }
-    level = None if what == "faithful" else value(base)
+    level = value(base) if what == "accuracy" else None
     return lambda ax: plots.lines(ax, groups, f"{task}: {titles[what]}", level)
 
 
