@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available
 
+from dyme.config_errors import ConfigError
+
 PROMPT, PADDING = -1, -2
 BLOCK = 128
 """Side of the blocks of a block mask, in tokens: FlexAttention's own default, and what joined sequences are multiples
@@ -120,7 +122,11 @@ def joins_groups(packed: str) -> bool:
 
 
 def set_attention(model: Any, language: str, rest: str) -> nn.Module:
-    """Sets the implementation of the language model and that of everything else."""
-    parts = set(model.config.sub_configs)
-    model.set_attn_implementation({part: language if part == "text_config" else rest for part in parts} or language)
+    """Sets the implementation of the language model and that of everything else. Raises `ConfigError`."""
+    chosen = {part: language if part == "text_config" else rest for part in model.config.sub_configs}
+    try:  # an edge: transformers says what a machine or model lacks for an implementation
+        model.set_attn_implementation(chosen or language)
+    except (ImportError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise ConfigError(f"model.attention, model.packed_attention: {told} Set both to auto") from error
     return model

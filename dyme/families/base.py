@@ -341,11 +341,15 @@ class Family(ABC):
         return text.removeprefix(self._reply_frame[0].strip()).strip()
 
     def export(self, folder: Path) -> None:
-        """Writes processor, tokenizer and chat template beside exported weights: those of the checkpoint, unchanged."""
+        """Writes processor, tokenizer and chat template beside exported weights: those of the checkpoint, unchanged.
+        Raises `ModelError` where they are no longer there."""
         if self.source is None:
             self.processor.save_pretrained(folder)
-        else:
-            copy_processor(self.source, folder)
+        elif not copy_processor(self.source, folder):
+            raise ModelError(
+                f"model.path: {self.source} is gone, so the export has no processor: put it back and start the run "
+                "again, which goes on from its last checkpoint"
+            )
 
 
 def bundle(owner: nn.Module, *leave_out: str) -> nn.Module:

@@ -11,6 +11,8 @@ import torch
 from packed import assert_close, gradients, packed_logprobs
 from PIL import Image
 
+from dyme.config import ModelConfig
+from dyme.config_errors import ConfigError
 from dyme.families import attention, load_family
 from dyme.families.attention import (
     PADDING,
@@ -143,6 +145,16 @@ def test_a_flash_attn_that_cannot_be_imported_is_none(monkeypatch, tmp_path):
     (tmp_path / "flash_attn.py").write_text("raise OSError('undefined symbol')")
     monkeypatch.syspath_prepend(tmp_path)
     assert not has_flash_attention()
+
+
+def test_an_implementation_that_is_not_there(checkpoint):
+    _, model = load_family(checkpoint("llama"))
+    with pytest.raises(
+        ConfigError, match=r"^model\.attention, model\.packed_attention: FlashAttention2 .*[^\n] Set both"
+    ):
+        set_attention(model, "flash_attention_2", "flash_attention_2")
+    with pytest.raises(ValueError, match=r"model\.attention=flash_attention_2 has no fp32: set model\.dtype=bf16"):
+        ModelConfig(path="x", attention="flash_attention_2")
 
 
 def test_the_language_model_alone_gets_the_packed_implementation(opened):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from checkpoints import makers
 from packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from PIL import Image
 
-from dyme.families import IMAGE, Prompt, PromptError, load_family
+from dyme.families import IMAGE, ModelError, Prompt, PromptError, load_family
 from dyme.packing import pack
 from dyme.rollout import RolloutRow, Sampling, generate, row_key
 
@@ -283,6 +284,14 @@ def test_export_opens_in_plain_transformers(opened, tmp_path, checkpoint, reques
         if not file.name.startswith(("model", "config", "generation")):
             assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
     assert again.encode_reply("a") == family.encode_reply("a")
+
+
+def test_an_export_of_a_checkpoint_that_is_gone(checkpoint, tmp_path):
+    """Else the exported folder would lack its processor without a word."""
+    family, _ = load_family(shutil.copytree(checkpoint("llama"), tmp_path / "model"))
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"model is gone, so the export has no processor: put it back"):
+        family.export(tmp_path)
 
 
 def test_bf16(opened, checkpoint, request):

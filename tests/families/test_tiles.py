@@ -194,15 +194,22 @@ def test_published_weights_of_llava_onevision(llava, checkpoint, tmp_path):
 
 
 def test_the_real_models_sizes():
-    """Parameters in billions, as published for LLaVA-OneVision-0.5B and InternVL3-1B, and tokens of a tile."""
+    """Parameters in billions, as published, and tokens of a tile."""
     from transformers import AutoModelForImageTextToText
 
-    expected = {"llava-onevision-0.5b": (0.894, 729), "internvl3-1b": (0.938, 256)}
+    expected = {
+        "llava-onevision-0.5b": (0.894, 729),
+        "internvl3-1b": (0.938, 256),
+        "smolvlm-500m": (0.507, 64),
+        "smolvlm2-500m": (0.507, 64),
+        "gemma3-4b": (4.300, 256),
+    }
     for name, (billions, tokens) in expected.items():
         shape = makers("SHAPES")[name][1]()
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(shape.model)
         assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
-        processor = shape.files["processor_config.json"]
-        assert processor.get("num_image_tokens", processor.get("image_seq_length")) == tokens
+        settings = shape.files["processor_config.json"]
+        names = {"num_image_tokens", "image_seq_length", "image_seq_len"}
+        assert [settings[name] for name in names & settings.keys()] == [tokens]
         assert shape.model.image_token_id in shape.tokenizer.added_tokens_decoder
