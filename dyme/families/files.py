@@ -98,11 +98,16 @@ def check_prompts(folder: Path, family: Family) -> None:
     try:
         _ = family.anchors
     except Exception as error:  # an edge: processors and chat templates trip over what their files say or lack
-        told = str(error) if isinstance(error, PromptError) else f"{type(error).__name__}: {error}"
-        lacks = "processor_config.json"
+        told, lacks = encoding_error(error), "processor_config.json"
         if IMAGE in family.modalities and not (folder / lacks).is_file():
             told = f"{lacks} does not exist, and without it no picture can be encoded ({told}): {AGAIN}"
-        raise ModelError(f"{folder}: {' '.join(told.split())}") from error
+        raise ModelError(f"{folder}: {told}") from error
+
+
+def encoding_error(error: Exception) -> str:
+    """One line for what went wrong while a prompt was encoded."""
+    told = str(error) if isinstance(error, PromptError) else f"{type(error).__name__}: {error}"
+    return " ".join(told.split())
 
 
 def chat_template_file(folder: Path) -> str | None:
