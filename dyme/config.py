@@ -107,6 +107,10 @@ class ModelConfig(Schema):
     def _consistent(self) -> ModelConfig:
         if (self.path is None) == (self.from_scratch is None):
             raise ValueError("set exactly one of model.path (a local checkpoint) and model.from_scratch")
+        if self.attention == "flash_attention_2" and self.dtype == "fp32":
+            raise ValueError(
+                "model.attention=flash_attention_2 has no fp32: set model.dtype=bf16, or model.attention=auto"
+            )
         if self.lora:
             self.lora.check_freeze(self.freeze)
         return self

@@ -13,7 +13,7 @@ from torch import nn
 
 from dyme.families.base import IMAGE, Family, ModelError, Prompt, PromptError
 from dyme.families.causal_lm import CausalLM
-from dyme.families.files import check_fit, check_texts, read_config, read_weights, skeleton
+from dyme.families.files import check_fit, check_prompts, check_texts, read_config, read_weights, skeleton
 from dyme.families.gemma3 import Gemma3
 from dyme.families.idefics3 import Idefics3
 from dyme.families.internvl import InternVL
@@ -96,6 +96,7 @@ def load_family(path: str | Path, family: str = "auto", dtype: str = "fp32") -> 
     weights = read_weights(folder)
     with _one_line(folder):
         opened = cls.open(folder)
+        check_prompts(folder, opened)
         check_fit(folder, skeleton(cls, opened.config, DTYPES[dtype]), weights)
         return opened, opened.load_model(DTYPES[dtype])
 
@@ -106,7 +107,9 @@ def open_family(path: str | Path, family: str = "auto") -> Family:
     cls = find_family(folder, family)
     check_texts(folder, cls)
     with _one_line(folder):
-        return cls.open(folder)
+        opened = cls.open(folder)
+        check_prompts(folder, opened)
+        return opened
 
 
 @contextmanager

@@ -6,7 +6,6 @@ mask is one of blocks, all groups of a micro-batch are joined into one sequence 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import is_flash_attn_2_available
+
+from dyme.config_errors import ConfigError
 
 PROMPT, PADDING = -1, -2
 BLOCK = 128
@@ -97,11 +99,20 @@ def resolve_attention(attention: str, packed: str, dtype: str, *, cuda: bool) ->
     """Implementations for whole rows (rollouts, vision towers) and for packed groups, from `model.attention` and
     `model.packed_attention`. flash-attn takes no masks and no fp32; FlexAttention has no backward pass on CPUs."""
     if attention == "auto":
-        flash = cuda and dtype == "bf16" and importlib.util.find_spec("flash_attn") is not None
+        flash = cuda and dtype == "bf16" and has_flash_attention()
         attention = "flash_attention_2" if flash else "sdpa"
     if packed == "auto":
         packed = "flex_attention" if cuda else "sdpa"
     return attention, packed
+
+
+def has_flash_attention() -> bool:
+    """Whether flash-attn can be imported: a build for another torch is installed, and fails only then."""
+    try:  # an edge: a binary of others
+        import flash_attn  # type: ignore[import-not-found]  # noqa: F401
+    except Exception:
+        return False
+    return is_flash_attn_2_available()
 
 
 def joins_groups(packed: str) -> bool:
@@ -111,7 +122,11 @@ def joins_groups(packed: str) -> bool:
 
 
 def set_attention(model: Any, language: str, rest: str) -> nn.Module:
-    """Sets the implementation of the language model and that of everything else."""
-    parts = set(model.config.sub_configs)
-    model.set_attn_implementation({part: language if part == "text_config" else rest for part in parts} or language)
+    """Sets the implementation of the language model and that of everything else. Raises `ConfigError`."""
+    chosen = {part: language if part == "text_config" else rest for part in model.config.sub_configs}
+    try:  # an edge: transformers says what a machine or model lacks for an implementation
+        model.set_attn_implementation(chosen or language)
+    except (ImportError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise ConfigError(f"model.attention, model.packed_attention: {told} Set both to auto") from error
     return model

@@ -243,7 +243,11 @@ class Family(ABC):
             )
 
     def check_tokens(self) -> None:
-        """Raises `ModelError` where config.json and the tokenizer do not mean the same image token."""
+        """Raises `ModelError` where the tokenizer ends no text, or means another image token than config.json."""
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"{self.source}/tokenizer_config.json names no eos_token: copy it from the original checkpoint again"
+            )
         if IMAGE not in self.modalities:
             return
         ours, theirs = self.config.image_token_id, self.tokenizer.convert_tokens_to_ids(self.placeholder)
@@ -270,12 +274,17 @@ class Family(ABC):
             "role": "assistant",
             "content": [{"type": "text", "text": probe}] if isinstance(user[0]["content"], list) else probe,
         }
-        prompt = self.processor.apply_chat_template(user, add_generation_prompt=True, tokenize=False)
         full = self.processor.apply_chat_template([*user, reply], tokenize=False)
-        if not full.startswith(prompt) or probe not in full:
+        before, found, after = full.partition(probe)
+        if not found:
             return "", self.tokenizer.eos_token
-        before, after = full[len(prompt) :].split(probe)
-        return before, after
+        # a template may write the start of a reply otherwise than its generation prompt: replies follow the latter
+        return before[len(self._opening) :] if before.startswith(self._opening) else "", after
+
+    @cached_property
+    def _opening(self) -> str:
+        """A chat up to the first token of a reply."""
+        return self.processor.apply_chat_template(self.messages("-"), add_generation_prompt=True, tokenize=False)
 
     @cached_property
     def end_of_turn(self) -> int:
@@ -297,11 +306,11 @@ class Family(ABC):
 
     @cached_property
     def forbidden_ids(self) -> tuple[int, ...]:
-        """Tokens that may never be sampled: specials (image placeholders too) but stops, and padded vocabulary."""
-        beyond = range(len(self.tokenizer), self.vocab_size)
-        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        named = {token for name in names if (token := getattr(self.config, name, None)) is not None}
-        return tuple(sorted((self._special_ids | set(beyond) | named) - set(self.stop_ids)))
+        """Tokens that may never be sampled: specials but stops, those of pictures and videos also where the tokenizer
+        takes them for text, and padded vocabulary."""
+        beyond, known = range(len(self.tokenizer), self.vocab_size), self.tokenizer.get_vocab()
+        seen = {known[token] for token in (self.placeholder, *self.image_texts) if token in known}
+        return tuple(sorted((self._special_ids | set(beyond) | seen) - set(self.stop_ids)))
 
     @property
     def vocab_size(self) -> int:
@@ -314,11 +323,16 @@ class Family(ABC):
 
     def encode_reply(self, text: str) -> list[int]:
         """Token ids of a reply with its end of turn, exactly as the model would have to generate it after `encode`."""
-        # a trace that writes '<image>' must not bring a placeholder without features into a forward: specials stay text
-        body = self.tokenizer(self._reply_frame[0] + text, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
-        return [*body, self.end_of_turn]
+        before, body = self._opening[-1:], self._reply_frame[0] + text
+        # behind the prompt's last character: SentencePiece puts a space before what it takes for the start of a text
+        head, whole = self._plain_ids(before), self._plain_ids(before + body)
+        ids = whole[len(head) :] if whole[: len(head)] == head else self._plain_ids(body)
+        return [*ids, self.end_of_turn]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """A trace that writes '<image>' must not bring a placeholder without features into a forward: specials stay
+        text."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a reply without special tokens, nor what the chat template puts before every reply (an empty thinking
@@ -327,11 +341,15 @@ class Family(ABC):
         return text.removeprefix(self._reply_frame[0].strip()).strip()
 
     def export(self, folder: Path) -> None:
-        """Writes processor, tokenizer and chat template beside exported weights: those of the checkpoint, unchanged."""
+        """Writes processor, tokenizer and chat template beside exported weights: those of the checkpoint, unchanged.
+        Raises `ModelError` where they are no longer there."""
         if self.source is None:
             self.processor.save_pretrained(folder)
-        else:
-            copy_processor(self.source, folder)
+        elif not copy_processor(self.source, folder):
+            raise ModelError(
+                f"model.path: {self.source} is gone, so the export has no processor: put it back and start the run "
+                "again, which goes on from its last checkpoint"
+            )
 
 
 def bundle(owner: nn.Module, *leave_out: str) -> nn.Module:

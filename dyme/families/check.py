@@ -12,11 +12,18 @@ from PIL import Image
 from torch import nn
 
 from dyme.config import ConfigError, RunConfig
-from dyme.families import DTYPES, Family, ModelError, PromptError, find_family, open_family
+from dyme.families import DTYPES, Family, ModelError, find_family, open_family
 from dyme.families import memory as mem
 from dyme.families.attention import resolve_attention
 from dyme.families.base import IMAGE
-from dyme.families.files import chat_template_file, check_fit, has_weights, read_weights, skeleton
+from dyme.families.files import (
+    chat_template_file,
+    check_fit,
+    encoding_error,
+    has_weights,
+    read_weights,
+    skeleton,
+)
 from dyme.lora import matching_linears
 from dyme.lora_config import LoraConfig
 from dyme.prompts import fit_pixels
@@ -244,8 +251,10 @@ def _picture(family: Family, cfg: RunConfig, text: str, image: Image.Image) -> P
     fitted = fit_pixels(image, cfg.model.max_pixels)
     try:
         prompt = family.encode(text, [fitted])
-    except PromptError as error:
-        raise ModelError(f"{family.source}: a picture of {fitted.width}x{fitted.height}: {error}") from error
+    except Exception as error:  # an edge: what a processor trips over, such as a picture that is far too thin
+        raise ModelError(
+            f"{family.source}: a picture of {fitted.width}x{fitted.height}: {encoding_error(error)}"
+        ) from error
     return Picture(
         size=image.size,
         resized=fitted.size if fitted is not image else None,

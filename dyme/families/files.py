@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging
 
-from dyme.families.base import IMAGE, Family, ModelError
+from dyme.families.base import IMAGE, Family, ModelError, PromptError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -29,7 +29,11 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json
 JSON_FILES = (
     *TEMPLATES[1:],
     "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
     "generation_config.json",
     INDEX,
 )
@@ -74,6 +78,8 @@ def check_texts(folder: Path, family: type[Family]) -> None:
     held = {name: read_json(folder / name) for name in JSON_FILES if (folder / name).is_file()}
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ModelError(f"{folder / TOKENIZERS[0]} does not exist, nor another tokenizer file: {AGAIN}")
+    if "tokenizer_config.json" not in held:  # without it special tokens have no role, or that of a default
+        raise ModelError(f"{folder / 'tokenizer_config.json'} does not exist: {AGAIN}")
     if IMAGE in family.modalities and "preprocessor_config.json" not in held:
         lacks = "nor processor_config.json"
         if settings := held.get("processor_config.json"):
@@ -85,6 +91,23 @@ def check_texts(folder: Path, family: type[Family]) -> None:
             f"{folder} has no chat template ({', '.join(TEMPLATES)}): use an instruction-tuned checkpoint, or write "
             f"the template of its model card to {TEMPLATES[0]}"
         )
+
+
+def check_prompts(folder: Path, family: Family) -> None:
+    """Whether a text and a picture become prompts. Raises `ModelError`: every record would fail as they do."""
+    try:
+        _ = family.anchors
+    except Exception as error:  # an edge: processors and chat templates trip over what their files say or lack
+        told, lacks = encoding_error(error), "processor_config.json"
+        if IMAGE in family.modalities and not (folder / lacks).is_file():
+            told = f"{lacks} does not exist, and without it no picture can be encoded ({told}): {AGAIN}"
+        raise ModelError(f"{folder}: {told}") from error
+
+
+def encoding_error(error: Exception) -> str:
+    """One line for what went wrong while a prompt was encoded."""
+    told = str(error) if isinstance(error, PromptError) else f"{type(error).__name__}: {error}"
+    return " ".join(told.split())
 
 
 def chat_template_file(folder: Path) -> str | None:

@@ -4,7 +4,6 @@ ways."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,8 +41,3 @@ class Gemma3(Family):
         """token_type_ids [B, L] say where the pictures are; without them the model would read pictures causally."""
         types = (input_ids == self.config.image_token_id).long()
         return {**self.collate_pixels(prompts), "token_type_ids": types}
-
-    @cached_property
-    def forbidden_ids(self) -> tuple[int, ...]:
-        frame = {self.config.boi_token_id, self.config.eoi_token_id}
-        return tuple(sorted(frame.union(super().forbidden_ids)))

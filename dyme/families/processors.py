@@ -71,9 +71,9 @@ def pil_class(name: str) -> Any:
     return getattr(importlib.import_module(found.__module__), f"{name}Pil")
 
 
-def copy_processor(source: Path, folder: Path) -> None:
-    """Copies the files of a checkpoint's processor, tokenizer and chat template."""
-    for pattern in FILES:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
+def copy_processor(source: Path, folder: Path) -> int:
+    """Copies the files of a checkpoint's processor, tokenizer and chat template. Returns how many."""
+    files = {file for pattern in FILES for file in source.glob(pattern) if file.is_file()}
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    return len(files)

@@ -30,9 +30,6 @@ def makers(what: str = "CHECKPOINTS") -> dict[str, tuple[str, Callable[[], Tiny]
     """Checkpoint name -> family name and function."""
     found = {}
     for module in MODULES:
-        try:
-            held = getattr(importlib.import_module(f"checkpoints.{module}"), what)
-        except ModuleNotFoundError:  # not written yet
-            continue
+        held = getattr(importlib.import_module(f"checkpoints.{module}"), what)
         found |= {name: (module, make) for name, make in held.items()}
     return found

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+import sys
+from types import ModuleType
 
 import pytest
 import torch
 from packed import assert_close, gradients, packed_logprobs
 from PIL import Image
 
-from dyme.families import load_family
+from dyme.config import ModelConfig
+from dyme.config_errors import ConfigError
+from dyme.families import attention, load_family
 from dyme.families.attention import (
     PADDING,
     PROMPT,
     Layout,
     _create_block_mask,
+    has_flash_attention,
     joins_groups,
     resolve_attention,
     set_attention,
@@ -128,8 +132,29 @@ def test_the_compiled_block_mask_is_the_same_and_compiles_once():
     ],
 )
 def test_what_auto_takes(monkeypatch, given, cuda, flash, expected):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if flash else None)
+    monkeypatch.setattr(attention, "has_flash_attention", lambda: flash)
     assert resolve_attention(*given, cuda=cuda) == expected
+
+
+def test_a_flash_attn_that_cannot_be_imported_is_none(monkeypatch, tmp_path):
+    """As where it was built for another torch: it is installed, and its library fails to load."""
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    assert has_flash_attention()
+    monkeypatch.delitem(sys.modules, "flash_attn")
+    (tmp_path / "flash_attn.py").write_text("raise OSError('undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not has_flash_attention()
+
+
+def test_an_implementation_that_is_not_there(checkpoint):
+    _, model = load_family(checkpoint("llama"))
+    with pytest.raises(
+        ConfigError, match=r"^model\.attention, model\.packed_attention: FlashAttention2 .*[^\n] Set both"
+    ):
+        set_attention(model, "flash_attention_2", "flash_attention_2")
+    with pytest.raises(ValueError, match=r"model\.attention=flash_attention_2 has no fp32: set model\.dtype=bf16"):
+        ModelConfig(path="x", attention="flash_attention_2")
 
 
 def test_the_language_model_alone_gets_the_packed_implementation(opened):

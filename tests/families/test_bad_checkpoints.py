@@ -83,6 +83,43 @@ def test_a_missing_processor(folder, monkeypatch):
     assert "preprocessor_config.json does not exist, nor processor_config.json: copy it" in message
 
 
+NEED_SETTINGS = [name for name in VISION if not name.startswith("qwen")]
+"""Checkpoints that are published with a processor_config.json."""
+
+
+@pytest.mark.parametrize("folder", NEED_SETTINGS, indirect=True)
+def test_missing_settings_of_the_processor(folder, monkeypatch):
+    """Its defaults are those of another model: every record would fail."""
+    (folder / "processor_config.json").unlink()
+    message = refused(folder, monkeypatch)
+    assert f"{folder}: processor_config.json does not exist, and without it no picture can be encoded (" in message
+    assert message.endswith("): copy it from the original checkpoint again")
+
+
+@pytest.mark.parametrize("name", ["smolvlm-v1", "llava-onevision"])
+def test_settings_of_another_processor(checkpoint, tmp_path, monkeypatch, name):
+    folder = Path(shutil.copytree(checkpoint(name), tmp_path / "model"))
+    key = {"smolvlm-v1": "image_seq_len", "llava-onevision": "num_image_tokens"}[name]
+    edit(folder / "processor_config.json", lambda fields: fields.update({key: 9}))
+    assert " image features: the processor's files do not fit config.json, copy both " in refused(folder, monkeypatch)
+
+
+def test_a_chat_template_that_fails(plain, monkeypatch):
+    (plain / "chat_template.jinja").write_text("{{ raise_exception('no user turns') }}")
+    assert f"{plain}: TemplateError: no user turns" in refused(plain, monkeypatch)
+
+
+def test_missing_settings_of_the_tokenizer(folder, monkeypatch):
+    """Its special tokens would have no role, or that of a default."""
+    (folder / "tokenizer_config.json").unlink()
+    assert f"{folder}/tokenizer_config.json does not exist: copy it" in refused(folder, monkeypatch)
+
+
+def test_a_tokenizer_without_an_end(plain, monkeypatch):
+    edit(plain / "tokenizer_config.json", lambda fields: fields.pop("eos_token"))
+    assert f"{plain}/tokenizer_config.json names no eos_token: copy it" in refused(plain, monkeypatch)
+
+
 def test_a_missing_tokenizer(folder, monkeypatch):
     (folder / "tokenizer.json").unlink()
     for name in ("vocab.json", "merges.txt", "tokenizer.model"):
@@ -114,12 +151,12 @@ def test_chat_templates_in_other_files(checkpoint, tmp_path, place):
         assert load_family(folder)[0].processor.chat_template == template
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"])
-def test_a_cut_text_file(checkpoint, tmp_path, monkeypatch, name):
-    folder = Path(shutil.copytree(checkpoint("smolvlm-v1"), tmp_path / "model"))
-    text = (folder / name).read_text()
-    (folder / name).write_text(text[: len(text) // 2])
-    assert f"{folder}/{name}: not valid JSON (" in refused(folder, monkeypatch)
+def test_a_cut_text_file(folder, monkeypatch):
+    for file in sorted(folder.glob("*.json")):
+        text = file.read_text()
+        file.write_text(text[: len(text) // 2])
+        assert f"{file}: not valid JSON (" in refused(folder, monkeypatch)
+        file.write_text(text)
 
 
 @pytest.mark.parametrize("folder", VISION, indirect=True)

@@ -30,6 +30,7 @@ VISION = [name for name, (family, _) in sorted(makers().items()) if FAMILIES[fam
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    capsys.readouterr()  # of whatever made the checkpoint
     status = main(["check", *map(str, arguments)])
     printed = capsys.readouterr()
     return status, printed.out, printed.err
@@ -176,7 +177,15 @@ def test_a_processor_that_does_not_fit(checkpoint, capsys, tmp_path):
     fields = json.loads((folder / "processor_config.json").read_text())
     (folder / "processor_config.json").write_text(json.dumps(fields | {"image_seq_len": 9}))
     status, _, err = run(capsys, folder)
-    assert status == 1 and "a picture of 600x400: " in err and "do not fit config.json" in err
+    assert (
+        status == 1 and err.count("\n") == 1 and err.startswith(f"not usable: {folder}: 45 image placeholder tokens ")
+    )
+    assert "do not fit config.json" in err
+
+
+def test_a_picture_that_a_processor_refuses(checkpoint, capsys):
+    status, _, err = run(capsys, checkpoint("qwen2.5-vl"), "--size", "5000x3")
+    assert status == 1 and err.count("\n") == 1 and "a picture of 5000x3: ValueError: absolute aspect ratio" in err
 
 
 def test_as_a_program(checkpoint):

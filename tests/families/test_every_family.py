@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from checkpoints import makers
 from packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from PIL import Image
 
-from dyme.families import IMAGE, Prompt, PromptError, load_family
+from dyme.families import IMAGE, ModelError, Prompt, PromptError, load_family
 from dyme.packing import pack
 from dyme.rollout import RolloutRow, Sampling, generate, row_key
 
@@ -92,9 +93,10 @@ def test_several_pictures(opened):
     count = lambda prompt: int((prompt.input_ids == family.config.image_token_id).sum())  # noqa: E731
     # not always more than of one: models that tile single pictures only
     assert count(before) != count(one) and min(count(before), count(one)) > 0
-    placed = family.encode("First <image> then <image> done", two)
-    at = (placed.input_ids == family.config.image_token_id).nonzero()[:, 0]
-    assert count(placed) == count(before) and (at.diff() > 1).any()
+    text = "First <image> then <image> done"
+    placed = family.encode(text, two)
+    assert placed.input_ids.tolist() == template_ids(family, family.messages(text, two), add_generation_prompt=True)
+    assert count(placed) == count(before)
     with pytest.raises(PromptError, match="3 image placeholders '<image>' in the question but 2 images"):
         family.encode("<image> <image> <image>", two)
     with torch.no_grad():
@@ -106,13 +108,19 @@ def test_several_pictures(opened):
 @pytest.mark.feature("chat template")
 @pytest.mark.parametrize("reply", REPLIES)
 def test_prompt_and_reply_are_the_full_conversation(opened, reply):
-    """What is memorized is what the chat template would have written, token for token."""
+    """What is memorized is what the chat template would have written, token for token, behind its own generation
+    prompt (LLaVA-OneVision's begins a finished reply with a space more)."""
     family, _ = opened
     images = [picture(0)] if sees(family) else []
     messages = family.messages(QUESTION, images)
     text = [{"type": "text", "text": reply}] if isinstance(messages[0]["content"], list) else reply
     full = template_ids(family, [*messages, {"role": "assistant", "content": text}])
     ours = [*family.encode(QUESTION, images).input_ids.tolist(), *family.encode_reply(reply)]
+    if family.name == "llava_onevision":
+        finished, opening = (family.tokenizer(f"<|im_start|>assistant{end}")["input_ids"] for end in (" \n", "\n"))
+        at = len(full) - len(family.encode_reply(reply)) - len(finished)
+        assert full[at : at + len(finished)] == finished
+        full = [*full[:at], *opening, *full[at + len(finished) :]]
     assert full[: len(ours)] == ours
     assert family.tokenizer.decode(full[len(ours) :]).strip() == ""
     assert not set(family.encode_reply(reply)) & set(family.forbidden_ids)
@@ -221,6 +229,10 @@ def test_image_tokens_are_never_sampled(opened):
     assert tokens - set(family.stop_ids) <= set(family.forbidden_ids)
     assert not set(family.stop_ids) & set(family.forbidden_ids)
     assert set(range(len(family.tokenizer), family.vocab_size)) <= set(family.forbidden_ids)
+    unaware = type(family)(family.processor, config)  # as where the tokenizer takes all of them for text
+    unaware.__dict__["_special_ids"] = frozenset()
+    added = family.tokenizer.get_added_vocab()
+    assert {added[t] for t in (family.placeholder, *family.image_texts) if t in added} <= set(unaware.forbidden_ids)
     loud = copy.deepcopy(model)
     head = family.head(loud)
     head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]))
@@ -272,6 +284,14 @@ def test_export_opens_in_plain_transformers(opened, tmp_path, checkpoint, reques
         if not file.name.startswith(("model", "config", "generation")):
             assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
     assert again.encode_reply("a") == family.encode_reply("a")
+
+
+def test_an_export_of_a_checkpoint_that_is_gone(checkpoint, tmp_path):
+    """Else the exported folder would lack its processor without a word."""
+    family, _ = load_family(shutil.copytree(checkpoint("llama"), tmp_path / "model"))
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"model is gone, so the export has no processor: put it back"):
+        family.export(tmp_path)
 
 
 def test_bf16(opened, checkpoint, request):

@@ -8,9 +8,12 @@ import pytest
 import torch
 from conftest import open_processor
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from dyme.families import IMAGE, Family, build_family, load_family
+from dyme.families.causal_lm import CausalLM
 from dyme.packing import pack
 
 TEXTS = ["What is the value of bar one?", "the red bar is 4.\nAnswer: 4", "Ünïcode ☃"]
@@ -85,6 +88,47 @@ def test_end_of_turn_may_differ_from_eos(tiny_spec):
     assert family.tokenizer.convert_ids_to_tokens(list(family.stop_ids)) == ["<end_of_utterance>", "<|endoftext|>"]
     assert not set(family.stop_ids) & set(family.forbidden_ids)
     assert family.encode_reply("x")[-1] == family.end_of_turn != family.tokenizer.eos_token_id
+
+
+def test_a_template_that_starts_replies_otherwise_than_its_generation_prompt(tiny_spec):
+    """Replies follow the generation prompt; what ends them comes from the template all the same."""
+    family, _ = build("causal_lm", tiny_spec)
+    family.tokenizer.eos_token = "<|endoftext|>"
+    family.tokenizer.chat_template = family.tokenizer.chat_template.replace(
+        "{{ message['role'] }}\n", "{{ message['role'] }} "
+    )
+    assert family.tokenizer.decode(family.encode_reply("4")) == "4<end_of_utterance>"
+    assert family.tokenizer.convert_ids_to_tokens(list(family.stop_ids)) == ["<end_of_utterance>", "<|endoftext|>"]
+
+
+@pytest.mark.parametrize("style", ["normalizer", "metaspace"])
+def test_replies_of_sentencepiece_tokenizers(style):
+    """Those of Llama 2 and TinyLlama put a space before a text, which a reply does not begin with."""
+    family = CausalLM(sentencepiece(style), LlamaConfig())
+    for reply in REPLIES:
+        ours = [*family.encode("How tall is it?").input_ids.tolist(), *family.encode_reply(reply)]
+        assert conversation(family, "How tall is it?", reply)[: len(ours)] == ours
+
+
+def sentencepiece(style: str) -> PreTrainedTokenizerFast:
+    """As transformers converts it, with the chat template of TinyLlama."""
+    made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    if style == "normalizer":
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    made.decoder = decoders.Sequence(parts)
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    made.train_from_iterator(
+        TEXTS * 20, trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    )
+    template = (
+        "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    names = dict(eos_token="</s>", bos_token="<s>", unk_token="<unk>", pad_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=template, **names)
 
 
 def test_forbidden_tokens(built):

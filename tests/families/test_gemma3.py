@@ -157,14 +157,6 @@ def test_special_tokens(plain):
             family.encode(f"What is {token}?")
 
 
-def test_image_frame_is_forbidden_where_the_tokenizer_calls_it_text(plain):
-    family, _ = plain
-    config = copy.copy(family.config)
-    config.boi_token_index = 300
-    other = type(family)(family.processor, config)
-    assert 300 in other.forbidden_ids and 300 not in family.forbidden_ids
-
-
 def test_another_tokenizers_files(plain):
     family, _ = plain
     config = copy.copy(family.config)
