@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dyme.data.record import Record
 from dyme.supervision.asking import Deadline, wait_for
@@ -37,6 +37,8 @@ from dyme.supervision.templates import (
 OF_CHECKER = ("judge", "both", "degraded", "skipped")
 OF_REFINER = ("hint", "rules", "judge", "degraded")
 OF_JUDGE = ("asked", "sent", "cached", "deduplicated", "retries", "tokens_in", "tokens_out", "money")
+Fate = Literal["open", "right", "wrong"]
+"""Whether it is known that the rollouts of a group do not train, since all of them are right, or all wrong."""
 COUNTS = (
     *(f"check/{name}" for name in OF_CHECKER),
     *(f"refine/{name}" for name in OF_REFINER),
@@ -85,12 +87,12 @@ class Supervisor:
 
     # --- checker ------------------------------------------------------------------------------------
 
-    def check(self, rows: Sequence[CheckRow], wrong_decides: bool) -> PendingCheck:
-        """Starts to score the thinking of rows of one group; `wrong_decides`: see `start_check`. Of a group that will
-        memorize the reference is begun too, while others are still decoded."""
-        if self.judge and wrong_decides and not any(row.correct and row.valid for row in rows):
+    def check(self, rows: Sequence[CheckRow], fate: Fate) -> PendingCheck:
+        """Starts to score the thinking of rows of one group. Of a group that will memorize the reference is begun too,
+        while others are still decoded."""
+        if fate == "wrong":
             self.refiner.prefetch([rows[0].record], self.pool)
-        return start_check(rows, self.cfg, self.judge, self.prompts, self.facts, wrong_decides=wrong_decides)
+        return start_check(rows, self.cfg, self.judge, self.prompts, self.facts, decided=fate != "open")
 
     def verdicts(self, checks: Sequence[PendingCheck]) -> list[list[Thinking]]:
         """What came of checks, all together within the judge's deadline."""

@@ -17,7 +17,6 @@ from typing import Any
 
 from dyme.data.record import Record
 from dyme.supervision.asking import Asker, Deadline, wait_for
-from dyme.supervision.checker import CheckRow
 from dyme.supervision.derive import Derivation, derive
 from dyme.supervision.facts import Facts
 from dyme.supervision.judge.types import Answer
@@ -210,13 +209,6 @@ def candidate(trace: str, record: Record, facts: Facts, step: int, max_chars: in
     own = thinking_score(fill(text, derivation) or "", bare, 1.0) or 0.0
     built_in = thinking_score(fill(BUILT_IN[derivation.kind], derivation) or "", bare, 1.0) or 0.0
     return Candidate(derivation.kind, text, round(own - built_in, 6), step, record.id, "rules")
-
-
-def group_candidate(rows: Sequence[CheckRow], facts: Facts, step: int, max_chars: int = 1200) -> Candidate | None:
-    """The best that rules can learn from a group's right traces of valid format; None where none teaches anything."""
-    traces = dict.fromkeys(row.thinking for row in rows if row.correct and row.valid)
-    made = [c for trace in traces if (c := candidate(trace, rows[0].record, facts, step, max_chars))]
-    return min(made, key=lambda c: (-c.score, len(c.text), c.text), default=None)
 
 
 class PendingCandidates:

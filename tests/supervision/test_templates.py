@@ -9,7 +9,6 @@ import pytest
 from fake_judge import FakeJudge, texts_of
 
 from dyme.data.record import LazyImage, Record
-from dyme.supervision.checker import CheckRow
 from dyme.supervision.facts import Facts, rule_facts
 from dyme.supervision.phrasing import BUILT_IN
 from dyme.supervision.prompts import load_prompts
@@ -20,7 +19,6 @@ from dyme.supervision.templates import (
     PoolError,
     TemplatePool,
     candidate,
-    group_candidate,
     kind_of,
     read_pool,
     start_candidates,
@@ -50,16 +48,6 @@ def test_a_candidate_of_a_trace():
     assert candidate("red 9, blue 1, so 5", RECORD, rule_facts(RECORD), 3) is None
     assert candidate("red 4, blue 1, green 7: 4 + 1 = 5", RECORD, Facts("", "none"), 3) is None
     assert candidate("red 4, blue 1, green 7: 4 + 1 = 5", RECORD, rule_facts(RECORD), 3, max_chars=20) is None
-
-
-def test_the_best_candidate_of_a_group():
-    rambling, short, wrong = "ok i see red 4, blue 1, green 7 so 5", "red 4, blue 1, green 7: 5", "red 4, blue 1 so 5"
-    rows = [CheckRow(RECORD, t, True, True) for t in (rambling, short, short, "red 9 so 5")]
-    others = [CheckRow(RECORD, wrong, True, False), CheckRow(RECORD, wrong, False, True)]
-    found = group_candidate([*rows, *others], rule_facts(RECORD), 3)
-    assert found == group_candidate([*others, *rows[::-1]], rule_facts(RECORD), 3)
-    assert found.text == "[each|{name} {value}|, ]: {answer}"
-    assert group_candidate(others, rule_facts(RECORD), 3) is None and group_candidate([], rule_facts(RECORD), 3) is None
 
 
 def test_the_built_in_form_leads_until_there_is_a_better_one():
