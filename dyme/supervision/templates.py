@@ -115,8 +115,8 @@ class TemplatePool:
     ) -> TemplatePool:
         """The pool with these candidates compared and put in their place; itself where nothing changes.
 
-        `verdicts` maps (kind, text) of a candidate to whether the judge prefers it to the best of its kind; they go
-        before scores. The order of the candidates does not matter.
+        `verdicts` maps (kind, text) of a candidate to whether the judge prefers it to this pool's best of its kind; they
+        go before scores. The order of the candidates does not matter.
         """
         if not self.size or not candidates:
             return self
@@ -124,7 +124,11 @@ class TemplatePool:
         events: list[Event] = []
         for each in sorted(candidates, key=lambda c: (c.kind, c.text, -c.score, c.step, c.record, c.source, c.filled)):
             held = entries.setdefault(each.kind, [])
-            events += _place(held, each, (verdicts or {}).get((each.kind, each.text)), self.size, self.version + 1)
+            verdict = (verdicts or {}).get((each.kind, each.text))
+            rival = self.best(each.kind, filled=each.filled)
+            if verdict is False and all(entry.text != rival for entry in held):
+                continue  # the built-in one is better
+            events += _place(held, each, verdict, rival, self.size, self.version + 1)
         kept = {kind: tuple(held) for kind, held in sorted(entries.items()) if held}
         if kept == self.entries:
             return self
@@ -152,13 +156,9 @@ class TemplatePool:
         return TemplatePool(self.size, state["version"], kept, tuple(Event(**event) for event in state["history"]))
 
 
-def _place(held: list[Entry], new: Candidate, verdict: bool | None, size: int, version: int) -> list[Event]:
-    """Puts a candidate into the entries of its kind, best first."""
+def _place(held: list[Entry], new: Candidate, verdict: bool | None, rival: str, size: int, version: int) -> list[Event]:
+    """Puts a candidate into the entries of its kind, best first; `rival` is what the verdict compared it with."""
     before = held[0].text if held else ""
-    if verdict is False:
-        if not held:
-            return []  # the built-in one is better
-        held[0] = replace(held[0], preferred=True)
     at = next((i for i, entry in enumerate(held) if entry.text == new.text), None)
     if at is None:
         held.append(Entry(new.kind, new.text, new.score, 1, new.step, new.record, new.source, new.filled))
@@ -168,8 +168,9 @@ def _place(held: list[Entry], new: Candidate, verdict: bool | None, size: int, v
         mean = (entry.score * entry.seen + new.score) / (entry.seen + 1)
         held[at] = replace(entry, score=mean, seen=entry.seen + 1)
     added = held[at].seen == 1
-    if verdict:
-        held[:] = [replace(entry, preferred=entry.text == new.text) for entry in held]
+    if verdict is not None:
+        winner = new.text if verdict else rival
+        held[:] = [replace(entry, preferred=entry.text == winner) for entry in held]
     held.sort(key=lambda e: (not e.preferred, -e.rank, -e.seen, len(e.text), e.text))
     dropped = held.pop() if len(held) > size else None
     events = []

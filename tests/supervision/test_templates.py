@@ -105,6 +105,24 @@ def test_the_verdict_goes_before_scores():
     assert EMPTY.propose([new("worse than built-in", 0.9)], {("sum", "worse than built-in"): False}) is EMPTY
 
 
+def test_a_verdict_for_the_built_in_one_lifts_no_entry():
+    """The best entry lost to the built-in form by its score; that form, not the entry, was compared and won."""
+    pool = EMPTY.propose([new("long winded", -0.3)])
+    asked = [new("another", 0.2), new("unasked", -0.4)]
+    after = pool.propose(asked, {("sum", "another"): False})
+    assert after.best("sum") == BUILT_IN["sum"] and not any(entry.preferred for entry in after.entries["sum"])
+    assert texts(after) == ["long winded", "unasked"]
+
+
+def test_a_verdict_lifts_what_was_compared():
+    """Not an entry that only a judge can follow, nor what came in with the same update."""
+    pool = TemplatePool(size=4).propose([new("told", 0.9, filled=False, source="judge"), new("own", 0.3)])
+    assert texts(pool) == ["told", "own"] and pool.best("sum") == "own"
+    after = pool.propose([new("a", 0.99), new("b", 0.2)], {("sum", "b"): False})
+    assert [(entry.text, entry.preferred) for entry in after.entries["sum"]][0] == ("own", True)
+    assert sum(entry.preferred for entry in after.entries["sum"]) == 1
+
+
 def test_templates_that_only_a_judge_can_follow():
     pool = EMPTY.propose([new("Name the organ, then say {answer}.", 0.5, kind="PRES", source="judge", filled=False)])
     assert pool.best("PRES") == "" and pool.best("PRES", filled=False).startswith("Name the organ")
