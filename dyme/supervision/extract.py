@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dyme.data.record import ImageError, Record
-from dyme.supervision.facts import Facts, FactsBook
+from dyme.supervision.facts import RULES, Facts, FactsBook, rule_facts
 from dyme.supervision.prompts import Prompts, task_of
 from dyme.supervision.settings import SupervisionConfig
 
@@ -66,7 +66,7 @@ def extract(
 
         for record in records:
             if record.id in held:
-                _check_version(out, record, held[record.id], _versions(record, cfg, prompts))
+                _check_version(out, record, held[record.id], _version(record, cfg, prompts))
                 advance(1)
                 continue
             waiting.append((record, book.future(record)))
@@ -98,16 +98,16 @@ def _held(out: Path) -> dict[str, str]:
     return held
 
 
-def _versions(record: Record, cfg: SupervisionConfig, prompts: Prompts) -> set[str]:
-    from dyme.supervision.facts import RULES
+def _version(record: Record, cfg: SupervisionConfig, prompts: Prompts) -> str:
+    """Version of the facts that this call would write of a record."""
+    by_rules = cfg.facts == "rules" or rule_facts(record).source == "record"
+    return RULES if by_rules else prompts.version("facts", task_of(record, cfg.task))
 
-    return {RULES} if cfg.facts == "rules" else {RULES, prompts.version("facts", task_of(record, cfg.task))}
 
-
-def _check_version(out: Path, record: Record, found: str, known: set[str]) -> None:
-    if found not in known:
+def _check_version(out: Path, record: Record, found: str, wanted: str) -> None:
+    if found != wanted:
         raise ExtractError(
-            f"{out}: record {record.id} has facts of version {found}, these are {', '.join(sorted(known))}; "
+            f"{out}: record {record.id} has facts of version {found}, these are {wanted}; "
             "give another --out, or the settings it was made with"
         )
 
