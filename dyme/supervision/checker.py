@@ -67,6 +67,12 @@ class PendingCheck:
     def asked(self) -> int:
         return len(self._verdicts)
 
+    @property
+    def lacks_facts(self) -> bool:
+        """Whether the judge has not given the facts that it was asked for."""
+        missing = Facts("", "none", degraded=True)
+        return self._facts is not None and wait_for(self._facts, 0.0, missing).degraded
+
     def result(self, deadline_s: float | None = None) -> list[Thinking]:
         """The score of every row, in their order; waits at most `deadline_s` for all of them together."""
         if self._cfg.checker == "none":

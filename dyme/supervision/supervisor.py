@@ -40,13 +40,14 @@ OF_JUDGE = ("asked", "sent", "cached", "deduplicated", "retries", "tokens_in", "
 Fate = Literal["open", "right", "wrong"]
 """Whether it is known that the rollouts of a group do not train, since all of them are right, or all wrong."""
 COUNTS = (
+    "facts/degraded",
     *(f"check/{name}" for name in OF_CHECKER),
     *(f"refine/{name}" for name in OF_REFINER),
     *(f"judge/{name}" for name in OF_JUDGE),
     "judge/failed",
     "wait_s",
 )
-"""What is counted in every step: rows by what scored their thinking, memorized traces by what they came from, calls of
+"""What is counted in every step: groups without the facts that the judge was to give, rows by what scored their thinking, memorized traces by what they came from, calls of
 the judge, and seconds that the step waited for it."""
 
 
@@ -100,6 +101,7 @@ class Supervisor:
         out = [check.result(limit.left()) for check in checks]
         self._counted["wait_s"] += time.monotonic() - begin  # type: ignore[assignment]
         self._counted.update(f"check/{each.source}" for rows in out for each in rows)
+        self._counted["facts/degraded"] += sum(check.lacks_facts for check in checks)
         return out
 
     # --- refiner ------------------------------------------------------------------------------------
