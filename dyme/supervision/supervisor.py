@@ -151,16 +151,18 @@ class Supervisor:
             return
         changed = self._decided() if self.rank == 0 else None
         mine = [asdict(each) for each in self._take()]
+        self._drafts = []  # what is not there by now has had all the time between two updates
         parts = gather({"found": mine, "pool": changed.state_dict() if changed else {}})
         self.pool = self.pool.load_state_dict(parts[0]["pool"])
         self._await([Candidate(**each) for part in parts for each in part["found"]])
         if changed:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_pool(self.folder, self.pool)
 
     def _take(self) -> list[Candidate]:
-        found = [*self._found, *(each for drafts in self._drafts for each in drafts.result(0.0))]
-        self._found, self._drafts = [], []
+        """What was found, and the drafts that are there by now."""
+        ready = [drafts for drafts in self._drafts if drafts.ready]
+        found = [*self._found, *(each for drafts in ready for each in drafts.result(0.0))]
+        self._found, self._drafts = [], [drafts for drafts in self._drafts if not drafts.ready]
         return found
 
     def _await(self, candidates: list[Candidate]) -> None:
@@ -191,6 +193,8 @@ class Supervisor:
         if not self.learns or "pool" not in state:
             return
         self.pool = self.pool.load_state_dict(state["pool"])
+        if self.rank == 0:  # the file may be ahead of the checkpoint
+            write_pool(self.folder, self.pool)
         self._found = [Candidate(**each) for each in state["found"]] if self.rank == 0 else []
         self._await([Candidate(**each) for each in state["compared"]])
 

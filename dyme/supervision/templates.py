@@ -218,6 +218,10 @@ class PendingCandidates:
     def __init__(self, asked: Sequence[tuple[Candidate, Future[Answer]]], max_chars: int) -> None:
         self._asked, self._max_chars = asked, max_chars
 
+    @property
+    def ready(self) -> bool:
+        return all(future.done() for _, future in self._asked)
+
     def result(self, deadline_s: float | None) -> list[Candidate]:
         """Those that came in time; a template that speaks to a judge, says nothing or is too long is none."""
         limit, out = Deadline(deadline_s), []
@@ -290,6 +294,7 @@ def start_compare(
 
 def write_pool(folder: Path, pool: TemplatePool) -> None:
     """Writes the pool beside a run's other files, for people and `python -m dyme.supervision templates`."""
+    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (POOL_FILE + ".tmp")
     temporary.write_text(json.dumps(pool.state_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
     temporary.replace(folder / POOL_FILE)
@@ -299,7 +304,10 @@ def read_pool(folder: Path) -> TemplatePool:
     """The pool that `write_pool` wrote. Raises `PoolError` where there is none."""
     file = folder / POOL_FILE
     if not file.is_file():
-        raise PoolError(f"{file}: no such file; name the folder of a run with supervision.refiner: rules or judge")
+        raise PoolError(
+            f"{file}: no such file; name the folder of a run with supervision.refiner: rules or judge that has learned a "
+            "template (it looks every supervision.templates.every steps)"
+        )
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
         size = max((len(held) for held in state["entries"].values()), default=1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -14,6 +17,7 @@ from dyme.supervision.checker import CheckRow
 from dyme.supervision.judge import JudgeConfig
 from dyme.supervision.settings import SupervisionConfig
 from dyme.supervision.supervisor import Supervisor
+from dyme.supervision.templates import read_pool
 
 LATENCY = 0.3
 WHOLE = [Record(f"r{i}", "red plus blue?", ("6",), facts="red 4, blue 2", hint=f"hm {i} so 6") for i in range(16)]
@@ -79,3 +83,70 @@ def test_the_progress_line_shows_it(stage, capsys):
     assert "degraded" not in capsys.readouterr().err
     ProgressLine("run", 1, 0, 0).step(1, signals | {f"supervision/{stage}/degraded": 3.0})
     assert "degraded 3" in capsys.readouterr().err
+
+
+# --- templates on ranks ---------------------------------------------------------------------------
+
+TRACES = ["red 4, blue 2: 4 + 2 = 6", "look: red 4, blue 2 so 4 + 2 is 6"]
+
+
+def on_ranks(held, act):
+    """`act(supervisor, gather)` on every rank at once."""
+    parts, barrier = [None] * len(held), threading.Barrier(len(held))
+
+    def one(rank):
+        def gather(value):
+            parts[rank] = json.dumps(value)
+            barrier.wait(5)
+            everything = [json.loads(part) for part in parts]
+            barrier.wait(5)
+            return everything
+
+        return act(held[rank], gather)
+
+    with ThreadPoolExecutor(len(held)) as pool:
+        return list(pool.map(one, range(len(held))))
+
+
+def test_ranks_learn_one_pool_and_go_on_with_it(tmp_path):
+    """Each rank finds its own template; a state saved between two updates leads to the same pool as going on."""
+
+    def ranks(folder):
+        settings = {"checker": "lexical", "refiner": "rules", "templates": {"every": 2}}
+        return [supervisor(folder, "http://127.0.0.1:9", rank=rank, **settings) for rank in range(2)]
+
+    def step(held, at):
+        for one, trace in zip(held, TRACES):
+            one.learn([(trace, WHOLE[0], 1.0)], at)
+        on_ranks(held, lambda one, gather: one.update(at, gather))
+
+    first = ranks(tmp_path / "first")
+    for at in range(3):
+        step(first, at)
+    states = on_ranks(first, lambda one, gather: one.state_dict(gather))
+    assert states[0] == states[1] and states[0]["found"] and states[0]["compared"]
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "templates.json").write_text("of a step that was lost")
+    second = ranks(tmp_path / "second")
+    for one in second:
+        one.load_state_dict(states[0])
+    assert read_pool(tmp_path / "second").state_dict() == first[0].pool.state_dict()
+    for held in (first, second):
+        for at in range(3, 8):
+            step(held, at)
+        assert held[0].pool == held[1].pool
+    assert first[0].pool == second[0].pool and first[0].pool.version > 0
+    assert len(first[0].pool.entries["sum"]) == 2 and read_pool(tmp_path / "first") == read_pool(tmp_path / "second")
+
+
+def test_a_checkpoint_does_not_lose_templates_that_the_judge_is_still_making(tmp_path):
+    scan = Record("s", "Is there a fracture?", ("no",), kind="PRES")
+    with JudgeServer(lambda call: {"template": "Name the bone, then {answer}."}, latency_ms=200) as server:
+        held = supervisor(tmp_path, server.url, templates={"every": 2})
+        held.learn([("the femur is whole", scan, 1.0)], 0)
+        [state] = on_ranks([held], lambda one, gather: one.state_dict(gather))
+        assert not state["found"]
+        held._drafts[0].result(5)
+        [state] = on_ranks([held], lambda one, gather: one.state_dict(gather))
+        assert [each["text"] for each in state["found"]] == ["Name the bone, then {answer}."]
+        held.close()
