@@ -147,7 +147,11 @@ def _supervised(counts: Mapping[str, float]) -> list[str]:
     groups, rows, traces = (int(counts.get(f"{stage}/degraded", 0)) for stage in ("facts", "check", "refine"))
     notes = []
     if sent or cached:
-        notes.append(f"judge: {sent} questions sent, {cached} answered from the cache, {failed} without an answer")
+        tokens = f"{counts.get('judge/tokens_in', 0):.0f} tokens in, {counts.get('judge/tokens_out', 0):.0f} out"
+        money = f", money {paid:.4g}" if (paid := counts.get("judge/money", 0.0)) else ""
+        notes.append(
+            f"judge: {sent} questions sent, {cached} answered from the cache, {failed} without an answer; {tokens}{money}"
+        )
     if groups or rows or traces:
         notes.append(
             f"degraded, for want of an answer that could be used: {groups} groups went by the facts of rules, {rows} rows "
