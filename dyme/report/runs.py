@@ -150,12 +150,13 @@ def _supervised(counts: Mapping[str, float]) -> list[str]:
         tokens = f"{counts.get('judge/tokens_in', 0):.0f} tokens in, {counts.get('judge/tokens_out', 0):.0f} out"
         money = f", money {paid:.4g}" if (paid := counts.get("judge/money", 0.0)) else ""
         notes.append(
-            f"judge: {sent} questions sent, {cached} answered from the cache, {failed} without an answer; {tokens}{money}"
+            f"judge: {sent} questions sent, {cached} answered from the cache, {failed} without an answer; "
+            f"{tokens}{money}"
         )
     if groups or rows or traces:
         notes.append(
-            f"degraded, for want of an answer that could be used: {groups} groups went by the facts of rules, {rows} rows "
-            f"were checked by words alone, {traces} reference traces were not refined"
+            f"degraded, for want of an answer that could be used: {groups} groups went by the facts of rules, "
+            f"{rows} rows were checked by words alone, {traces} reference traces were not refined"
         )
     return notes
 

@@ -121,8 +121,8 @@ def start_check(
     the judge where the settings want one, and waits for nobody. Without `prompts`, `facts` or a judge the verdicts are
     missing.
 
-    Judged are different traces of valid format. `decided`: it is known that none of these rows trains, so their scores do
-    not matter and nobody is asked.
+    Judged are different traces of valid format. `decided`: it is known that none of these rows trains, so their scores
+    do not matter and nobody is asked.
     """
     future = facts.future(rows[0].record) if facts and rows else None
     verdicts: dict[tuple[str, ...], Future[Answer]] = {}
@@ -155,14 +155,12 @@ def _ask(
     """Verdicts on traces, asked for as soon as the facts are there; without facts the judge sees the pictures."""
     task = task_of(record, cfg.task)
 
-    def send(known: Facts, images: tuple[bytes, ...]) -> Future[Answer]:
-        texts = {"question": record.question, "facts": known.text, "trace": traces}
-        return judge.submit(prompts.question("check", task, texts, record.id, images))
-
     def follow(known: Facts) -> Future[Answer]:
-        if known.text or not record.images:
-            return send(known, ())
-        return then(facts.pictures(record), lambda images: send(known, images))
+        texts = {"question": record.question, "facts": known.text, "trace": traces}
+        return then(
+            facts.to_show(record, known),
+            lambda images: judge.submit(prompts.question("check", task, texts, record.id, images)),
+        )
 
     return then(future, follow)
 

@@ -122,6 +122,10 @@ class FactsBook:
                     self._asked.popitem(last=False)
             return held
 
+    def to_show(self, record: Record, known: Facts) -> Future[tuple[bytes, ...]]:
+        """What a question about a record shows besides its facts: the pictures where there are none."""
+        return done(()) if known.text or not record.images else self.pictures(record)
+
     def pictures(self, record: Record) -> Future[tuple[bytes, ...]]:
         """The record's pictures as PNG, encoded in the background."""
         if not self._closed:

@@ -47,8 +47,8 @@ COUNTS = (
     "judge/failed",
     "wait_s",
 )
-"""What is counted in every step: groups without the facts that the judge was to give, rows by what scored their thinking, memorized traces by what they came from, calls of
-the judge, and seconds that the step waited for it."""
+"""What is counted in every step: groups without the facts that the judge was to give, rows by what scored their
+thinking, memorized traces by what they came from, calls of the judge, and seconds that the step waited for it."""
 
 
 class Supervisor:

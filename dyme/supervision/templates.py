@@ -115,8 +115,8 @@ class TemplatePool:
     ) -> TemplatePool:
         """The pool with these candidates compared and put in their place; itself where nothing changes.
 
-        `verdicts` maps (kind, text) of a candidate to whether the judge prefers it to this pool's best of its kind; they
-        go before scores. The order of the candidates does not matter.
+        `verdicts` maps (kind, text) of a candidate to whether the judge prefers it to this pool's best of its kind;
+        they go before scores. The order of the candidates does not matter.
         """
         if not self.size or not candidates:
             return self
@@ -305,8 +305,8 @@ def read_pool(folder: Path) -> TemplatePool:
     file = folder / POOL_FILE
     if not file.is_file():
         raise PoolError(
-            f"{file}: no such file; name the folder of a run with supervision.refiner: rules or judge that has learned a "
-            "template (it looks every supervision.templates.every steps)"
+            f"{file}: no such file; name the folder of a run with supervision.refiner: rules or judge that has learned "
+            "a template (it looks every supervision.templates.every steps)"
         )
     try:
         state = json.loads(file.read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ from dyme.supervision.judge.tally import Tally
 from dyme.supervision.judge.wire import Reply
 from dyme.supervision.settings import SupervisionConfig
 
+
 class Sections(Schema):
     """What a run's YAML says of its judge and of what it is asked for."""
 
@@ -47,8 +48,8 @@ class Ping:
 
 
 def read_sections(path: Path) -> Sections:
-    """Sections `judge:` and `supervision:` of a run's YAML; ConfigError, one line, where the first is missing, or one is
-    wrong."""
+    """Sections `judge:` and `supervision:` of a run's YAML; ConfigError, one line, where the first is missing or one
+    of them is wrong."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
