@@ -232,6 +232,25 @@ def test_half_open_while_it_asks_and_open_again_in_vain(server: JudgeServer) -> 
         assert "closed" not in judge.counts().endpoints.values()
 
 
+def test_it_is_looked_for_again_whatever_goes_wrong_in_looking(server: JudgeServer, monkeypatch: Any) -> None:
+    """An error of the client itself must not leave the server out for good."""
+    exchange, broken = worker.Endpoint.exchange, [True]
+
+    async def odd(self: Any, asked: Any, told: bool = False) -> Any:
+        if asked.purpose == "ping" and broken:
+            broken.pop()
+            raise RuntimeError("odd")
+        return await exchange(self, asked, told)
+
+    monkeypatch.setattr(worker.Endpoint, "exchange", odd)
+    server.always(status(500))
+    with judge_of(server, retries=0, breaker_failures=1, breaker_pause_s=0.1) as judge:
+        assert judge.submit(question("q")).result(10).reason == "server_error"
+        server.always(None)
+        until(lambda: set(judge.counts().endpoints.values()) == {"closed"})
+        assert judge.submit(question("r")).result(10).ok and not broken
+
+
 def test_one_that_answers_pings_alone_is_asked_ever_less(server: JudgeServer) -> None:
     def answer(call: Any) -> Any:
         assert call.purpose == "ping", "the server fails: 500"
