@@ -16,7 +16,7 @@ from dyme.config_errors import ConfigError
 from dyme.data.errors import DataError
 from dyme.data.sources import read_records
 from dyme.data.spec import FORMS, parse_spec
-from dyme.supervision.extract import WINDOW, ExtractError, extract
+from dyme.supervision.extract import WINDOW, ExtractError, extract, wait_for_judge
 from dyme.supervision.facts import FactsBook
 from dyme.supervision.prompts import PromptFileError, load_prompts
 from dyme.supervision.settings import SupervisionConfig
@@ -58,7 +58,8 @@ def _extract(console: Console, spec: str, out: Path, judge_file: Path | None) ->
     try:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("facts", total=len(records))
-            done = extract(records, out, book, cfg, prompts, lambda n: progress.advance(bar, n))
+            ready = (lambda: wait_for_judge(judge)) if judge else (lambda: None)
+            done = extract(records, out, book, cfg, prompts, lambda n: progress.advance(bar, n), ready)
     finally:
         book.close()
         if judge is not None:

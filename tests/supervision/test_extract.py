@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from fake_judge import FakeJudge
 from PIL import Image
-from supervision.judge.server import JudgeServer
+from supervision.judge.server import JudgeServer, status
 
 from dyme.data import ChartsSource, load_records
 from dyme.data.jsonl import JsonlSource
@@ -15,6 +16,7 @@ from dyme.data.record import LazyImage, Record
 from dyme.supervision.__main__ import main
 from dyme.supervision.extract import WINDOW, ExtractError, extract
 from dyme.supervision.facts import FactsBook
+from dyme.supervision.judge.types import JudgeCounts
 from dyme.supervision.prompts import load_prompts
 from dyme.supervision.settings import SupervisionConfig
 from dyme.supervision.templates import Candidate, TemplatePool, write_pool
@@ -170,6 +172,7 @@ def fake_client(monkeypatch):
     """A judge that needs no server."""
     judge = FakeJudge(lambda q: {"facts": ["red 4"]} if q.record != "r1" else None)
     judge.close = lambda: opened.append("closed")
+    judge.counts = lambda: JudgeCounts(endpoints={"0": "closed"})
     opened = []
 
     def open_judge(cfg, folder):
@@ -201,6 +204,35 @@ def test_a_slow_judge_is_waited_for_in_line(tmp_path, capsys):
         run_file.write_text(told)
         assert main(["extract", str(data), "--out", str(out), "--judge", str(run_file)]) == 0
     assert "facts of 12 more (judge 12), 0 skipped" in capsys.readouterr().out
+
+
+def test_a_judge_that_goes_away_costs_the_records_under_way(tmp_path, capsys, monkeypatch):
+    """And not all that follow; one that stays away ends the command in a line."""
+    monkeypatch.setattr("dyme.supervision.extract.WINDOW", 4)
+    data, out, run_file = tmp_path / "data.jsonl", tmp_path / "facts.jsonl", tmp_path / "run.yaml"
+    data.write_text("".join(f'{{"id": "r{i}", "question": "what? {i}", "answer": "4"}}\n' for i in range(40)))
+
+    def answer(call):
+        if server.count() == 10:
+            server.always(status(500))
+            threading.Timer(0.5, server.always, (None,)).start()
+        return {"facts": ["red 4"]}
+
+    with JudgeServer(answer) as server:
+        more = "retries: 0, concurrency: 2, breaker_failures: 2, breaker_pause_s: 0.1"
+        run_file.write_text(f"judge: {{endpoints: [{{url: '{server.url}', model: m}}], {more}}}")
+        command = ["extract", str(data), "--out", str(out), "--judge", str(run_file)]
+        assert main(command) == 1
+        assert 30 <= len(rows(out)) < 40
+        assert main(command) == 0 and len(rows(out)) == 40
+        out.unlink()
+        (tmp_path / "judge-cache" / "answers.sqlite").unlink()
+        monkeypatch.setattr("dyme.supervision.extract.PATIENCE_S", 0.3)
+        server.clear()
+        server.always(status(500))
+        capsys.readouterr()
+        assert main(command) == 2
+        assert "the judge has not come back for 0.3 s: look at its servers" in capsys.readouterr().out
 
 
 def test_ctrl_c_leaves_what_is_written(tmp_path, capsys, monkeypatch):
