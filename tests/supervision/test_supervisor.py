@@ -19,7 +19,7 @@ from dyme.supervision.settings import SupervisionConfig
 from dyme.supervision.supervisor import Supervisor
 from dyme.supervision.templates import read_pool
 
-LATENCY = 0.3
+LATENCY = 1.5  # long beside what a busy machine adds
 WHOLE = [Record(f"r{i}", "red plus blue?", ("6",), facts="red 4, blue 2", hint=f"hm {i} so 6") for i in range(16)]
 
 
