@@ -66,6 +66,6 @@ def _state(signals: dict[str, float]) -> str:
         parts += [f"reward {signals['reward/total_mean']:.2f}", f"accuracy {signals['accuracy']:.2f}"]
     else:
         parts.append(f"loss {signals.get('loss', float('nan')):.3f}")
-    if degraded := signals.get("supervision/check/degraded", 0) + signals.get("supervision/refine/degraded", 0):
-        parts.append(f"judge away ({degraded:.0f})")
+    if degraded := sum(signals.get(f"supervision/{stage}/degraded", 0) for stage in ("facts", "check", "refine")):
+        parts.append(f"degraded {degraded:.0f}")
     return "  ".join([*parts, f"{signals['tokens_per_s']:.0f} tok/s"])

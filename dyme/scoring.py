@@ -22,9 +22,10 @@ from dyme.rewards.compose import Checked, Scores, UserScores, check, compose
 from dyme.rollout import Rollout
 from dyme.run import Run
 from dyme.supervision.checker import CheckRow, PendingCheck
+from dyme.supervision.supervisor import Fate
 
-WRONG_MEMORIZES = ("variance", "any_correct", "buffered")
-"""Selectors under which a group without a right row never trains its rollouts."""
+GATED = ("variance", "any_correct", "accuracy_gate", "buffered")
+"""Selectors under which rollouts that are all right, or all wrong, never train."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,19 @@ class Scoring:
                 config=cfg.reward,
                 flag=cfg.prompt.answer_flag,
             )
-            parts = zip(checked.thinking, *checked.parts[:, [0, 2]].T.tolist(), strict=True)
-            traces = [CheckRow(record, trace, valid > 0.5, accuracy > 0.5) for trace, valid, accuracy in parts]
-            return _Part(rows, texts, checked, run.supervisor.check(traces, self._wrong_decides(rows)), calls)
+            valid = checked.parts[:, 0] > 0.5
+            traces = [CheckRow(record, trace, ok) for trace, ok in zip(checked.thinking, valid.tolist(), strict=True)]
+            return _Part(rows, texts, checked, run.supervisor.check(traces, self._fate(checked)), calls)
 
-    def _wrong_decides(self, rows: tuple[int, ...]) -> bool:
-        """Whether a group whose rows are these memorizes where all are wrong: what they thought is then of no use. It
-        is not known of a group that spans ranks."""
+    def _fate(self, checked: Checked) -> Fate:
+        """Whether the accuracy of rows of a group says already that none of them will train. It says nothing of a group
+        that spans ranks, nor where answers are right in part: these may differ and so explore."""
         cfg = self.run.cfg
-        return cfg.method == "dyme" and cfg.selector.name in WRONG_MEMORIZES and len(rows) == self.rows.group_size
+        s = checked.parts[:, 0] * checked.parts[:, 2]
+        gated = cfg.method == "dyme" and cfg.selector.name in GATED
+        if not gated or len(s) < self.rows.group_size:
+            return "open"
+        return "right" if (s == 1.0).all() else "wrong" if (s == 0.0).all() else "open"
 
     def _call(self, per: Per, rows: Sequence[int], texts: Sequence[str]) -> Started:
         """Starts the user's reward functions. No collective inside, so a slow one delays the others at the next gather

@@ -328,12 +328,20 @@ def test_rewards_of_the_user_get_a_panel_and_failures_a_note(tmp_path):
         "judge/sent": 5.0,
         "judge/cached": 2.0,
         "judge/failed": 1.0,
+        "judge/tokens_in": 500.0,
+        "judge/tokens_out": 50.0,
+        "judge/money": 0.125,
+        "facts/degraded": 2.0,
         "check/degraded": 8.0,
         "refine/degraded": 3.0,
     }
     (folder / "summary.json").write_text(json.dumps({"supervision": counts}))
-    assert load_runs([folder])[0].notes[0] == "judge: 5 questions sent, 2 answered from the cache, 1 without an answer"
-    assert "8 rows were checked by words alone and 3 reference traces not refined" in load_runs([folder])[0].notes[1]
+    note = "judge: 5 questions sent, 2 answered from the cache, 1 without an answer; 500 tokens in, 50 out, money 0.125"
+    assert load_runs([folder])[0].notes[0] == note
+    told = (
+        "2 groups went by the facts of rules, 8 rows were checked by words alone, 3 reference traces were not refined"
+    )
+    assert told in load_runs([folder])[0].notes[1]
     titles = [ax.get_title() for ax in figure_module.draw([run]).findobj(Axes)]
     assert "Your reward: short-one" in titles
 

@@ -6,11 +6,13 @@ import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from test_train import write_config
 
 from dyme import stages
@@ -18,11 +20,14 @@ from dyme.config import RunConfig, load_config
 from dyme.cursor import StepRows
 from dyme.data import Record
 from dyme.rewards.calls import UserRewards
-from dyme.rewards.compose import score
+from dyme.rewards.compose import Checked, score
 from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
 from dyme.rollout import Rollout
 from dyme.scoring import Scoring
+from dyme.selection import Mode, group_stats
+from dyme.selector_config import SelectorConfig
+from dyme.selectors import make_selector
 from dyme.signals import column_names
 from dyme.supervision.lexical import lexical_checker
 from dyme.supervision.supervisor import Supervisor
@@ -162,3 +167,42 @@ def test_what_breaks_in_the_thread_ends_the_step(run, monkeypatch):
     monkeypatch.setattr(run.family, "decode", lambda tokens: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         decoded(run, range(7)).result()
+
+
+@pytest.mark.parametrize(
+    ("selector", "s", "fate"),
+    [
+        ("variance", (0.0, 0.0, 0.0), "wrong"),
+        ("variance", (1.0, 1.0, 1.0), "right"),
+        ("variance", (0.0, 1.0, 0.0), "open"),
+        ("variance", (0.0, 0.3, 0.0), "open"),  # nobody is right, yet the answers differ: it explores
+        ("variance", (1.0, 0.6, 1.0), "open"),
+        ("variance", (0.0, math.nan, 0.0), "open"),
+        ("variance", (1.0, 1.0), "open"),  # the rest of the group is on another rank
+        ("any_correct", (0.0, 0.0, 0.0), "wrong"),
+        ("accuracy_gate", (0.0, 0.0, 0.0), "wrong"),
+        ("buffered", (1.0, 1.0, 1.0), "right"),
+        ("always_explore", (1.0, 1.0, 1.0), "open"),  # here the thinking is all that tells them apart
+        ("reward_threshold", (0.0, 0.0, 0.0), "open"),
+        ("annealed", (1.0, 1.0, 1.0), "open"),
+    ],
+)
+def test_the_judge_is_spared_only_where_no_rollout_can_train(run, selector, s, fate):
+    """And the selector agrees: a group whose fate is known explores under no thinking reward."""
+    run.cfg = run.cfg.model_copy(update={"selector": SelectorConfig(name=selector)})
+    checked = Checked(np.array([[1.0, 0.0, each] for each in s]), (), {})
+    assert Scoring(run, ROWS)._fate(checked) == fate
+    if fate != "open":
+        correct, offsets = torch.tensor(s), torch.tensor([0, len(s)])
+        for reward in ([0.0, 1.0, 2.0], [0.0, 0.0, 0.0]):
+            rewards = torch.tensor(reward, dtype=torch.float64)
+            every = torch.ones(3, dtype=torch.bool)
+            stats = group_stats(rewards, correct.double(), every.double(), every, every[:1], offsets, "std")
+            stats = replace(stats, records=(0,))
+            mode = make_selector(run.cfg.selector).select(stats, 0.5).mode[0]
+            assert mode in (Mode.SKIP, Mode.MEMORIZE)
+
+
+def test_every_group_is_open_where_the_method_has_no_selector(run):
+    run.cfg = run.cfg.model_copy(update={"method": "grpo"})
+    assert Scoring(run, ROWS)._fate(Checked(np.ones((3, 3)), (), {})) == "open"

@@ -144,13 +144,19 @@ def _notes(run: Run, has_summary: bool) -> tuple[str, ...]:
 def _supervised(counts: Mapping[str, float]) -> list[str]:
     """What a judge did and did not do."""
     sent, cached, failed = (int(counts.get(f"judge/{name}", 0)) for name in ("sent", "cached", "failed"))
-    rows, traces = (int(counts.get(f"{stage}/degraded", 0)) for stage in ("check", "refine"))
+    groups, rows, traces = (int(counts.get(f"{stage}/degraded", 0)) for stage in ("facts", "check", "refine"))
     notes = []
     if sent or cached:
-        notes.append(f"judge: {sent} questions sent, {cached} answered from the cache, {failed} without an answer")
-    if rows or traces:
+        tokens = f"{counts.get('judge/tokens_in', 0):.0f} tokens in, {counts.get('judge/tokens_out', 0):.0f} out"
+        money = f", money {paid:.4g}" if (paid := counts.get("judge/money", 0.0)) else ""
         notes.append(
-            f"for want of an answer {rows} rows were checked by words alone and {traces} reference traces not refined"
+            f"judge: {sent} questions sent, {cached} answered from the cache, {failed} without an answer; "
+            f"{tokens}{money}"
+        )
+    if groups or rows or traces:
+        notes.append(
+            f"degraded, for want of an answer that could be used: {groups} groups went by the facts of rules, "
+            f"{rows} rows were checked by words alone, {traces} reference traces were not refined"
         )
     return notes
 

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,7 +16,7 @@ from dyme.config_errors import ConfigError
 from dyme.data.errors import DataError
 from dyme.data.sources import read_records
 from dyme.data.spec import FORMS, parse_spec
-from dyme.supervision.extract import ExtractError, extract
+from dyme.supervision.extract import WINDOW, ExtractError, extract, wait_for_judge
 from dyme.supervision.facts import FactsBook
 from dyme.supervision.prompts import PromptFileError, load_prompts
 from dyme.supervision.settings import SupervisionConfig
@@ -28,7 +26,7 @@ NAMED = 10  # skipped records that are spelled out
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when records were skipped, 2 when nothing could be done."""
+    """Exit status: 0, 1 when records were skipped, 2 when nothing could be done, 130 when stopped by Ctrl-C."""
     options = _parser().parse_args(arguments)
     console = Console()
     try:
@@ -36,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
             return _extract(console, options.spec, options.out, options.judge)
         _print_pool(console, options.run, read_pool(options.run))
         return 0
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+        return 130
     except (ConfigError, DataError, ExtractError, PromptFileError, PoolError) as error:
         console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
         return 2
@@ -51,12 +52,14 @@ def _extract(console: Console, spec: str, out: Path, judge_file: Path | None) ->
         console.print(f"left out: {escape(str(row))}", soft_wrap=True, highlight=False)
     cfg, judge = (SupervisionConfig(), None) if judge_file is None else _open_judge(judge_file, out)
     prompts = load_prompts(cfg.prompts)
-    book = FactsBook(cfg, prompts, judge)
+    # a question may wait in line for all others of the window; only a call that is under way has judge.timeout_s
+    book = FactsBook(cfg, prompts, judge, judge and WINDOW * judge.cfg.timeout_s)
     columns = (TextColumn("facts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("facts", total=len(records))
-            done = extract(records, out, book, cfg, prompts, lambda n: progress.advance(bar, n))
+            ready = (lambda: wait_for_judge(judge)) if judge else (lambda: None)
+            done = extract(records, out, book, cfg, prompts, lambda n: progress.advance(bar, n), ready)
     finally:
         book.close()
         if judge is not None:
@@ -74,22 +77,12 @@ def _extract(console: Console, spec: str, out: Path, judge_file: Path | None) ->
 
 
 def _open_judge(file: Path, out: Path) -> tuple[SupervisionConfig, Any]:
-    """The settings of a run YAML, with facts by the judge, and its judge. Raises `ExtractError`."""
+    """The settings of a run YAML, with facts by the judge, and its judge. Raises `ConfigError`."""
     from dyme.supervision.judge.client import open_judge  # only who has a judge needs its client
-    from dyme.supervision.judge.settings import JudgeConfig
+    from dyme.supervision.judge.ping import read_sections
 
-    if not file.is_file():
-        raise ExtractError(f"{file}: no such file; --judge takes a YAML with a section `judge`, such as that of a run")
-    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(tree, dict) or not isinstance(tree.get("judge"), dict):
-        raise ExtractError(f"{file}: no section `judge`; give one with its endpoints")
-    try:
-        cfg = SupervisionConfig.model_validate({**(tree.get("supervision") or {}), "facts": "judge"})
-        return cfg, open_judge(JudgeConfig.model_validate(tree["judge"]), out.parent)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join([{"JudgeConfig": "judge"}.get(error.title, "supervision"), *map(str, first["loc"])])
-        raise ExtractError(f"{file}: {key}: {first['msg']}") from error
+    found = read_sections(file)
+    return found.supervision.model_copy(update={"facts": "judge"}), open_judge(found.judge, out.parent)
 
 
 def _print_pool(console: Console, run: Path, pool: TemplatePool) -> None:

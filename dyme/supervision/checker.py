@@ -28,18 +28,17 @@ RATINGS: Mapping[str, float] = {"low": 0.0, "medium": 0.5, "high": 1.0}
 
 @dataclass(frozen=True)
 class CheckRow:
-    """A completion of a group: its thinking, whether its format is valid and its answer right."""
+    """A completion of a group: its thinking, and whether its format is valid."""
 
     record: Record
     thinking: str
     valid: bool
-    correct: bool
 
 
 @dataclass(frozen=True)
 class Thinking:
     """t in [0, 1] and who gave it; None where nothing is known to compare with. `skipped`: the judge is used, but this
-    row cannot matter (a mastered group) or is worth 0 to it (invalid format, no thinking)."""
+    row cannot matter (its group trains no rollout) or is worth 0 to it (invalid format, no thinking)."""
 
     score: float | None
     source: Source
@@ -67,6 +66,12 @@ class PendingCheck:
     @property
     def asked(self) -> int:
         return len(self._verdicts)
+
+    @property
+    def lacks_facts(self) -> bool:
+        """Whether the judge has not given the facts that it was asked for."""
+        missing = Facts("", "none", degraded=True)
+        return self._facts is not None and wait_for(self._facts, 0.0, missing).degraded
 
     def result(self, deadline_s: float | None = None) -> list[Thinking]:
         """The score of every row, in their order; waits at most `deadline_s` for all of them together."""
@@ -110,17 +115,15 @@ def start_check(
     prompts: Prompts | None,
     facts: FactsBook | None,
     *,
-    wrong_decides: bool = False,
+    decided: bool = False,
 ) -> PendingCheck:
     """Starts to score the rows of one group, which share their record: compares words where the facts are known, asks
     the judge where the settings want one, and waits for nobody. Without `prompts`, `facts` or a judge the verdicts are
     missing.
 
-    Judged are different traces, of valid format, of a group in which not all rows are right. `wrong_decides`: if no row
-    is right the group does not train them, so its scores do not matter either.
+    Judged are different traces of valid format. `decided`: it is known that none of these rows trains, so their scores
+    do not matter and nobody is asked.
     """
-    right = [row.correct and row.valid for row in rows]
-    decided = all(right) or (wrong_decides and not any(right))
     future = facts.future(rows[0].record) if facts and rows else None
     verdicts: dict[tuple[str, ...], Future[Answer]] = {}
     if cfg.checker in ("judge", "both") and not decided:
@@ -152,14 +155,12 @@ def _ask(
     """Verdicts on traces, asked for as soon as the facts are there; without facts the judge sees the pictures."""
     task = task_of(record, cfg.task)
 
-    def send(known: Facts, images: tuple[bytes, ...]) -> Future[Answer]:
-        texts = {"question": record.question, "facts": known.text, "trace": traces}
-        return judge.submit(prompts.question("check", task, texts, record.id, images))
-
     def follow(known: Facts) -> Future[Answer]:
-        if known.text or not record.images:
-            return send(known, ())
-        return then(facts.pictures(record), lambda images: send(known, images))
+        texts = {"question": record.question, "facts": known.text, "trace": traces}
+        return then(
+            facts.to_show(record, known),
+            lambda images: judge.submit(prompts.question("check", task, texts, record.id, images)),
+        )
 
     return then(future, follow)
 

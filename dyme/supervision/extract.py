@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dyme.data.record import ImageError, Record
-from dyme.supervision.facts import Facts, FactsBook
+from dyme.supervision.facts import RULES, Facts, FactsBook, rule_facts
 from dyme.supervision.prompts import Prompts, task_of
 from dyme.supervision.settings import SupervisionConfig
 
+if TYPE_CHECKING:
+    from dyme.supervision.judge.client import Judge
+
 WINDOW = 64
 """Records that are asked about at the same time."""
+PATIENCE_S = 600.0
+"""How long a judge that went away is waited for."""
 
 
 class ExtractError(ValueError):
@@ -41,11 +47,13 @@ def extract(
     cfg: SupervisionConfig,
     prompts: Prompts,
     advance: Callable[[int], None] = lambda n: None,
+    ready: Callable[[], None] = lambda: None,
 ) -> Extracted:
     """Appends the records that `out` does not hold yet, in their order, each with its facts. A record whose picture or
     facts fail is written to the file beside it (`<out>.bad.jsonl`) and skipped; the next call tries it again.
 
-    `advance` is told how many records are done. Raises `ExtractError` where `out` holds facts of another version.
+    `advance` is told how many records are done; `ready` is called before each question and returns when it may be
+    asked. Raises `ExtractError` where `out` holds facts of another version.
     """
     report = Extracted()
     held = _held(out)
@@ -66,9 +74,10 @@ def extract(
 
         for record in records:
             if record.id in held:
-                _check_version(out, record, held[record.id], _versions(record, cfg, prompts))
+                _check_version(out, record, held[record.id], _version(record, cfg, prompts))
                 advance(1)
                 continue
+            ready()
             waiting.append((record, book.future(record)))
             if len(waiting) >= WINDOW:
                 write_next()
@@ -77,6 +86,19 @@ def extract(
     if not report.bad:
         bad.unlink()
     return report
+
+
+def wait_for_judge(judge: Judge) -> None:
+    """Returns when a server of the judge is in the rotation, so that an outage costs the records under way and not all
+    that follow. Raises `ExtractError` where none comes back for `PATIENCE_S`."""
+    end = time.monotonic() + PATIENCE_S
+    while not {"closed", "busy"} & set(judge.counts().endpoints.values()):
+        if time.monotonic() > end:
+            raise ExtractError(
+                f"the judge has not come back for {PATIENCE_S:g} s: look at its servers "
+                "(python -m dyme.supervision.judge ping), then give the same command again, which goes on from here"
+            )
+        time.sleep(0.1)
 
 
 def _held(out: Path) -> dict[str, str]:
@@ -98,16 +120,16 @@ def _held(out: Path) -> dict[str, str]:
     return held
 
 
-def _versions(record: Record, cfg: SupervisionConfig, prompts: Prompts) -> set[str]:
-    from dyme.supervision.facts import RULES
+def _version(record: Record, cfg: SupervisionConfig, prompts: Prompts) -> str:
+    """Version of the facts that this call would write of a record."""
+    by_rules = cfg.facts == "rules" or rule_facts(record).source == "record"
+    return RULES if by_rules else prompts.version("facts", task_of(record, cfg.task))
 
-    return {RULES} if cfg.facts == "rules" else {RULES, prompts.version("facts", task_of(record, cfg.task))}
 
-
-def _check_version(out: Path, record: Record, found: str, known: set[str]) -> None:
-    if found not in known:
+def _check_version(out: Path, record: Record, found: str, wanted: str) -> None:
+    if found != wanted:
         raise ExtractError(
-            f"{out}: record {record.id} has facts of version {found}, these are {', '.join(sorted(known))}; "
+            f"{out}: record {record.id} has facts of version {found}, these are {wanted}; "
             "give another --out, or the settings it was made with"
         )
 

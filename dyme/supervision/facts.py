@@ -90,10 +90,13 @@ def read_facts(answer: Answer, version: str) -> Facts | None:
 
 class FactsBook:
     """Facts of the records in use. Where `facts: judge` is set the judge is asked about records without facts of their
-    own, once each; an answer that did not come is asked for again the next time. Safe for threads."""
+    own, once each; an answer that did not come is asked for again the next time. `deadline_s` of each question, None:
+    the judge's own. Safe for threads."""
 
-    def __init__(self, cfg: SupervisionConfig, prompts: Prompts, judge: Asker | None) -> None:
-        self._cfg, self._prompts, self._judge = cfg, prompts, judge
+    def __init__(
+        self, cfg: SupervisionConfig, prompts: Prompts, judge: Asker | None, deadline_s: float | None = None
+    ) -> None:
+        self._cfg, self._prompts, self._judge, self._deadline_s = cfg, prompts, judge, deadline_s
         self._asked: OrderedDict[str, Future[Facts]] = OrderedDict()
         self._worker = ThreadPoolExecutor(1, "facts")  # pictures are encoded beside the step
         self._closed = False
@@ -118,6 +121,10 @@ class FactsBook:
                 while len(self._asked) > _KEPT:
                     self._asked.popitem(last=False)
             return held
+
+    def to_show(self, record: Record, known: Facts) -> Future[tuple[bytes, ...]]:
+        """What a question about a record shows besides its facts: the pictures where there are none."""
+        return done(()) if known.text or not record.images else self.pictures(record)
 
     def pictures(self, record: Record) -> Future[tuple[bytes, ...]]:
         """The record's pictures as PNG, encoded in the background."""
@@ -149,7 +156,9 @@ class FactsBook:
 
         asked = then(
             self.pictures(record),
-            lambda images: judge.submit(self._prompts.question("facts", task, texts, record.id, images)),
+            lambda images: judge.submit(
+                self._prompts.question("facts", task, texts, record.id, images), self._deadline_s
+            ),
         )
         asked.add_done_callback(finish)
         return out

@@ -133,10 +133,12 @@ def start_refine(
             "hint": record.hint or "",
             "template": template,
         }
-        question = prompts.question("refine", task_of(record, cfg.task), texts, record.id)
-        return then(
-            asker.submit(question), lambda a: done(_read(a, record, given, template, cfg.max_trace_chars, flag))
-        )
+
+        def send(images: tuple[bytes, ...]) -> Future[Answer]:
+            return asker.submit(prompts.question("refine", task_of(record, cfg.task), texts, record.id, images))
+
+        answer = then(facts.to_show(record, given), send)
+        return then(answer, lambda a: done(_read(a, record, given, template, cfg.max_trace_chars, flag)))
 
     return PendingTrace(then(known, ask), late)
 

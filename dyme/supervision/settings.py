@@ -36,7 +36,8 @@ class SupervisionConfig(Schema):
     task: Literal["auto", "chart", "natural", "medical", "geometry", "text"] = "auto"
     """Which prompts the judge gets; auto goes by the record."""
     prompts: str = ""
-    """A folder or file of prompts that replace the package's, see docs/supervision.md."""
+    """A folder or file of prompts that replace the package's, see docs/supervision.md; `~` and environment variables
+    are filled in."""
     templates: TemplatesConfig = TemplatesConfig()
     """The pool of templates."""
 

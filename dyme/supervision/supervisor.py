@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dyme.data.record import Record
 from dyme.supervision.asking import Deadline, wait_for
@@ -37,15 +37,18 @@ from dyme.supervision.templates import (
 OF_CHECKER = ("judge", "both", "degraded", "skipped")
 OF_REFINER = ("hint", "rules", "judge", "degraded")
 OF_JUDGE = ("asked", "sent", "cached", "deduplicated", "retries", "tokens_in", "tokens_out", "money")
+Fate = Literal["open", "right", "wrong"]
+"""Whether it is known that the rollouts of a group do not train, since all of them are right, or all wrong."""
 COUNTS = (
+    "facts/degraded",
     *(f"check/{name}" for name in OF_CHECKER),
     *(f"refine/{name}" for name in OF_REFINER),
     *(f"judge/{name}" for name in OF_JUDGE),
     "judge/failed",
     "wait_s",
 )
-"""What is counted in every step: rows by what scored their thinking, memorized traces by what they came from, calls of
-the judge, and seconds that the step waited for it."""
+"""What is counted in every step: groups without the facts that the judge was to give, rows by what scored their
+thinking, memorized traces by what they came from, calls of the judge, and seconds that the step waited for it."""
 
 
 class Supervisor:
@@ -85,12 +88,12 @@ class Supervisor:
 
     # --- checker ------------------------------------------------------------------------------------
 
-    def check(self, rows: Sequence[CheckRow], wrong_decides: bool) -> PendingCheck:
-        """Starts to score the thinking of rows of one group; `wrong_decides`: see `start_check`. Of a group that will
-        memorize the reference is begun too, while others are still decoded."""
-        if self.judge and wrong_decides and not any(row.correct and row.valid for row in rows):
+    def check(self, rows: Sequence[CheckRow], fate: Fate) -> PendingCheck:
+        """Starts to score the thinking of rows of one group. Of a group that will memorize the reference is begun too,
+        while others are still decoded."""
+        if fate == "wrong":
             self.refiner.prefetch([rows[0].record], self.pool)
-        return start_check(rows, self.cfg, self.judge, self.prompts, self.facts, wrong_decides=wrong_decides)
+        return start_check(rows, self.cfg, self.judge, self.prompts, self.facts, decided=fate != "open")
 
     def verdicts(self, checks: Sequence[PendingCheck]) -> list[list[Thinking]]:
         """What came of checks, all together within the judge's deadline."""
@@ -98,6 +101,7 @@ class Supervisor:
         out = [check.result(limit.left()) for check in checks]
         self._counted["wait_s"] += time.monotonic() - begin  # type: ignore[assignment]
         self._counted.update(f"check/{each.source}" for rows in out for each in rows)
+        self._counted["facts/degraded"] += sum(check.lacks_facts for check in checks)
         return out
 
     # --- refiner ------------------------------------------------------------------------------------
@@ -147,16 +151,18 @@ class Supervisor:
             return
         changed = self._decided() if self.rank == 0 else None
         mine = [asdict(each) for each in self._take()]
+        self._drafts = []  # what is not there by now has had all the time between two updates
         parts = gather({"found": mine, "pool": changed.state_dict() if changed else {}})
         self.pool = self.pool.load_state_dict(parts[0]["pool"])
         self._await([Candidate(**each) for part in parts for each in part["found"]])
         if changed:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_pool(self.folder, self.pool)
 
     def _take(self) -> list[Candidate]:
-        found = [*self._found, *(each for drafts in self._drafts for each in drafts.result(0.0))]
-        self._found, self._drafts = [], []
+        """What was found, and the drafts that are there by now."""
+        ready = [drafts for drafts in self._drafts if drafts.ready]
+        found = [*self._found, *(each for drafts in ready for each in drafts.result(0.0))]
+        self._found, self._drafts = [], [drafts for drafts in self._drafts if not drafts.ready]
         return found
 
     def _await(self, candidates: list[Candidate]) -> None:
@@ -187,6 +193,8 @@ class Supervisor:
         if not self.learns or "pool" not in state:
             return
         self.pool = self.pool.load_state_dict(state["pool"])
+        if self.rank == 0:  # the file may be ahead of the checkpoint
+            write_pool(self.folder, self.pool)
         self._found = [Candidate(**each) for each in state["found"]] if self.rank == 0 else []
         self._await([Candidate(**each) for each in state["compared"]])
 

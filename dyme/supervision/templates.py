@@ -17,7 +17,6 @@ from typing import Any
 
 from dyme.data.record import Record
 from dyme.supervision.asking import Asker, Deadline, wait_for
-from dyme.supervision.checker import CheckRow
 from dyme.supervision.derive import Derivation, derive
 from dyme.supervision.facts import Facts
 from dyme.supervision.judge.types import Answer
@@ -116,8 +115,8 @@ class TemplatePool:
     ) -> TemplatePool:
         """The pool with these candidates compared and put in their place; itself where nothing changes.
 
-        `verdicts` maps (kind, text) of a candidate to whether the judge prefers it to the best of its kind; they go
-        before scores. The order of the candidates does not matter.
+        `verdicts` maps (kind, text) of a candidate to whether the judge prefers it to this pool's best of its kind;
+        they go before scores. The order of the candidates does not matter.
         """
         if not self.size or not candidates:
             return self
@@ -125,7 +124,11 @@ class TemplatePool:
         events: list[Event] = []
         for each in sorted(candidates, key=lambda c: (c.kind, c.text, -c.score, c.step, c.record, c.source, c.filled)):
             held = entries.setdefault(each.kind, [])
-            events += _place(held, each, (verdicts or {}).get((each.kind, each.text)), self.size, self.version + 1)
+            verdict = (verdicts or {}).get((each.kind, each.text))
+            rival = self.best(each.kind, filled=each.filled)
+            if verdict is False and all(entry.text != rival for entry in held):
+                continue  # the built-in one is better
+            events += _place(held, each, verdict, rival, self.size, self.version + 1)
         kept = {kind: tuple(held) for kind, held in sorted(entries.items()) if held}
         if kept == self.entries:
             return self
@@ -153,13 +156,9 @@ class TemplatePool:
         return TemplatePool(self.size, state["version"], kept, tuple(Event(**event) for event in state["history"]))
 
 
-def _place(held: list[Entry], new: Candidate, verdict: bool | None, size: int, version: int) -> list[Event]:
-    """Puts a candidate into the entries of its kind, best first."""
+def _place(held: list[Entry], new: Candidate, verdict: bool | None, rival: str, size: int, version: int) -> list[Event]:
+    """Puts a candidate into the entries of its kind, best first; `rival` is what the verdict compared it with."""
     before = held[0].text if held else ""
-    if verdict is False:
-        if not held:
-            return []  # the built-in one is better
-        held[0] = replace(held[0], preferred=True)
     at = next((i for i, entry in enumerate(held) if entry.text == new.text), None)
     if at is None:
         held.append(Entry(new.kind, new.text, new.score, 1, new.step, new.record, new.source, new.filled))
@@ -169,8 +168,9 @@ def _place(held: list[Entry], new: Candidate, verdict: bool | None, size: int, v
         mean = (entry.score * entry.seen + new.score) / (entry.seen + 1)
         held[at] = replace(entry, score=mean, seen=entry.seen + 1)
     added = held[at].seen == 1
-    if verdict:
-        held[:] = [replace(entry, preferred=entry.text == new.text) for entry in held]
+    if verdict is not None:
+        winner = new.text if verdict else rival
+        held[:] = [replace(entry, preferred=entry.text == winner) for entry in held]
     held.sort(key=lambda e: (not e.preferred, -e.rank, -e.seen, len(e.text), e.text))
     dropped = held.pop() if len(held) > size else None
     events = []
@@ -212,18 +212,15 @@ def candidate(trace: str, record: Record, facts: Facts, step: int, max_chars: in
     return Candidate(derivation.kind, text, round(own - built_in, 6), step, record.id, "rules")
 
 
-def group_candidate(rows: Sequence[CheckRow], facts: Facts, step: int, max_chars: int = 1200) -> Candidate | None:
-    """The best that rules can learn from a group's right traces of valid format; None where none teaches anything."""
-    traces = dict.fromkeys(row.thinking for row in rows if row.correct and row.valid)
-    made = [c for trace in traces if (c := candidate(trace, rows[0].record, facts, step, max_chars))]
-    return min(made, key=lambda c: (-c.score, len(c.text), c.text), default=None)
-
-
 class PendingCandidates:
     """Templates that the judge is making of traces."""
 
     def __init__(self, asked: Sequence[tuple[Candidate, Future[Answer]]], max_chars: int) -> None:
         self._asked, self._max_chars = asked, max_chars
+
+    @property
+    def ready(self) -> bool:
+        return all(future.done() for _, future in self._asked)
 
     def result(self, deadline_s: float | None) -> list[Candidate]:
         """Those that came in time; a template that speaks to a judge, says nothing or is too long is none."""
@@ -297,6 +294,7 @@ def start_compare(
 
 def write_pool(folder: Path, pool: TemplatePool) -> None:
     """Writes the pool beside a run's other files, for people and `python -m dyme.supervision templates`."""
+    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (POOL_FILE + ".tmp")
     temporary.write_text(json.dumps(pool.state_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
     temporary.replace(folder / POOL_FILE)
@@ -306,7 +304,10 @@ def read_pool(folder: Path) -> TemplatePool:
     """The pool that `write_pool` wrote. Raises `PoolError` where there is none."""
     file = folder / POOL_FILE
     if not file.is_file():
-        raise PoolError(f"{file}: no such file; name the folder of a run with supervision.refiner: rules or judge")
+        raise PoolError(
+            f"{file}: no such file; name the folder of a run with supervision.refiner: rules or judge that has learned "
+            "a template (it looks every supervision.templates.every steps)"
+        )
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
         size = max((len(held) for held in state["entries"].values()), default=1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from types import ModuleType
+import threading
 
 import pytest
 from fake_judge import FakeJudge
 from PIL import Image
+from supervision.judge.server import JudgeServer, status
 
 from dyme.data import ChartsSource, load_records
 from dyme.data.jsonl import JsonlSource
@@ -16,11 +16,13 @@ from dyme.data.record import LazyImage, Record
 from dyme.supervision.__main__ import main
 from dyme.supervision.extract import WINDOW, ExtractError, extract
 from dyme.supervision.facts import FactsBook
+from dyme.supervision.judge.types import JudgeCounts
 from dyme.supervision.prompts import load_prompts
 from dyme.supervision.settings import SupervisionConfig
 from dyme.supervision.templates import Candidate, TemplatePool, write_pool
 
 PROMPTS = load_prompts()
+JUDGE = "judge: {endpoints: [{url: http://a, model: m}]}"
 RULES, JUDGED = SupervisionConfig(), SupervisionConfig(facts="judge")
 
 
@@ -135,9 +137,22 @@ def test_facts_of_another_version_are_not_mixed(tmp_path):
     out.write_text(text, encoding="utf-8")
     with pytest.raises(ExtractError, match=r"facts\.jsonl: record r0 has facts of version rules-0, these are rules-1"):
         run(plain(3), out)
+    with pytest.raises(ExtractError, match=r"facts of version rules-0, these are natural-facts-"):
+        run(plain(3), out, FakeJudge(lambda q: {"facts": ["red 4"]}), JUDGED)
     out.write_text('{"id": "r0"}\n', encoding="utf-8")
     with pytest.raises(ExtractError, match=r"facts\.jsonl:1: not written by extract; give another --out"):
         run(plain(3), out)
+
+
+def test_facts_by_rules_are_not_taken_for_the_judges(tmp_path):
+    """Those of a record that has facts of its own are the same either way."""
+    out, judge = tmp_path / "facts.jsonl", FakeJudge(lambda q: {"facts": ["red 4"]})
+    run(plain(2, facts="red 4"), out)
+    assert run(plain(2, facts="red 4"), out, judge, JUDGED).before == 2
+    out.unlink()
+    run(plain(2), out)
+    with pytest.raises(ExtractError, match=r"record r0 has facts of version rules-1, these are natural-facts-"):
+        run(plain(2), out, judge, JUDGED)
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -154,42 +169,91 @@ def test_extract_by_rules(tmp_path, capsys):
 
 @pytest.fixture
 def fake_client(monkeypatch):
-    """The judge's package, so that this test needs no server."""
-    from dyme.schema import Schema
-
-    class JudgeConfig(Schema):
-        endpoints: tuple[dict[str, str], ...] = ()
-
+    """A judge that needs no server."""
     judge = FakeJudge(lambda q: {"facts": ["red 4"]} if q.record != "r1" else None)
     judge.close = lambda: opened.append("closed")
+    judge.counts = lambda: JudgeCounts(endpoints={"0": "closed"})
     opened = []
-    client, settings = ModuleType("client"), ModuleType("settings")
-    client.open_judge = lambda cfg, folder: opened.append((cfg.endpoints, folder)) or judge
-    settings.JudgeConfig = JudgeConfig
-    monkeypatch.setitem(sys.modules, "dyme.supervision.judge.client", client)
-    monkeypatch.setitem(sys.modules, "dyme.supervision.judge.settings", settings)
+
+    def open_judge(cfg, folder):
+        opened.append((cfg.endpoints[0].url, folder))
+        judge.cfg = cfg
+        return judge
+
+    monkeypatch.setattr("dyme.supervision.judge.client.open_judge", open_judge)
     return opened
 
 
 def test_extract_by_the_judge(tmp_path, capsys, fake_client):
     data, out, run_file = tmp_path / "data.jsonl", tmp_path / "facts.jsonl", tmp_path / "run.yaml"
     data.write_text("".join(f'{{"id": "r{i}", "question": "?", "answer": "4"}}\n' for i in range(3)))
-    run_file.write_text("judge: {endpoints: [{url: http://a, model: m}]}\nsupervision: {task: text}\n")
+    run_file.write_text(f"{JUDGE}\nsupervision: {{task: text}}\n")
     assert main(["extract", str(data), "--out", str(out), "--judge", str(run_file)]) == 1
-    assert fake_client == [(({"url": "http://a", "model": "m"},), tmp_path), "closed"]
+    assert fake_client == [("http://a", tmp_path), "closed"]
     told = capsys.readouterr().out
     assert "skipped r1: the judge gave no facts" in told and "facts of 2 more (judge 2), 1 skipped" in told
     assert rows(out)[0]["facts_version"] == PROMPTS.version("facts", "text")
 
 
+def test_a_slow_judge_is_waited_for_in_line(tmp_path, capsys):
+    """All records of the window wait for a judge that takes one at a time; each call alone is well within its time."""
+    data, out, run_file = tmp_path / "data.jsonl", tmp_path / "facts.jsonl", tmp_path / "run.yaml"
+    data.write_text("".join(f'{{"id": "r{i}", "question": "what? {i}", "answer": "4"}}\n' for i in range(12)))
+    with JudgeServer(lambda call: {"facts": ["red 4"]}, latency_ms=100) as server:
+        told = f"judge: {{endpoints: [{{url: '{server.url}', model: m}}], concurrency: 1, timeout_s: 0.6}}"
+        run_file.write_text(told)
+        assert main(["extract", str(data), "--out", str(out), "--judge", str(run_file)]) == 0
+    assert "facts of 12 more (judge 12), 0 skipped" in capsys.readouterr().out
+
+
+def test_a_judge_that_goes_away_costs_the_records_under_way(tmp_path, capsys, monkeypatch):
+    """And not all that follow; one that stays away ends the command in a line."""
+    monkeypatch.setattr("dyme.supervision.extract.WINDOW", 4)
+    data, out, run_file = tmp_path / "data.jsonl", tmp_path / "facts.jsonl", tmp_path / "run.yaml"
+    data.write_text("".join(f'{{"id": "r{i}", "question": "what? {i}", "answer": "4"}}\n' for i in range(40)))
+
+    def answer(call):
+        if server.count() == 10:
+            server.always(status(500))
+            threading.Timer(0.5, server.always, (None,)).start()
+        return {"facts": ["red 4"]}
+
+    with JudgeServer(answer) as server:
+        more = "retries: 0, concurrency: 2, breaker_failures: 2, breaker_pause_s: 0.1"
+        run_file.write_text(f"judge: {{endpoints: [{{url: '{server.url}', model: m}}], {more}}}")
+        command = ["extract", str(data), "--out", str(out), "--judge", str(run_file)]
+        assert main(command) == 1
+        assert 30 <= len(rows(out)) < 40
+        assert main(command) == 0 and len(rows(out)) == 40
+        out.unlink()
+        (tmp_path / "judge-cache" / "answers.sqlite").unlink()
+        monkeypatch.setattr("dyme.supervision.extract.PATIENCE_S", 0.3)
+        server.clear()
+        server.always(status(500))
+        capsys.readouterr()
+        assert main(command) == 2
+        assert "the judge has not come back for 0.3 s: look at its servers" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_what_is_written(tmp_path, capsys, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dyme.supervision.__main__.extract", stopped)
+    assert main(["extract", "charts:count=3", "--out", str(tmp_path / "f")]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no such file; --judge takes a YAML"),
-        ("data: {}", "no section `judge`; give one with its endpoints"),
-        ("judge: {endpoint: 3}", "judge.endpoint: Extra inputs are not permitted"),
-        ("judge: {}\nsupervision: {task: dogs}", "supervision.task: Input should be"),
-        ("judge: {}\nsupervision: {prompts: nowhere}", "no .yaml file there"),
+        (None, "run.yaml"),
+        ("data: {}", "no section 'judge'"),
+        ("judge: [", "run.yaml"),
+        ("judge: {endpoint: 3}", "unknown key 'judge.endpoint'; nearest: 'judge.endpoints'"),
+        ("judge: {concurrency: 4}", "judge.endpoints is empty; write"),
+        (f"{JUDGE}\nsupervision: {{task: dogs}}", "'supervision.task': Input should be"),
+        (f"{JUDGE}\nsupervision: {{prompts: nowhere}}", "no .yaml file there"),
     ],
 )
 def test_a_judge_that_cannot_be_opened(tmp_path, capsys, fake_client, text, message):

@@ -11,6 +11,7 @@ from fake_judge import FENCED, texts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dyme.data.errors import DataError
 from dyme.data.record import LazyImage, Record
 from dyme.supervision import prompts
 from dyme.supervision.prompts import (
@@ -140,6 +141,14 @@ def test_mistakes_name_file_key_and_mend(tmp_path, text, message):
         load_prompts(str(file))
     assert str(caught.value).startswith(f"{file}: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_environment_variables_in_the_path(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("format: 1\ntask: chart\ncheck: {system: Rate it.}\n")
+    with pytest.raises(DataError, match="environment variable DYME_TEST_PROMPTS is not set"):
+        load_prompts("$DYME_TEST_PROMPTS/mine.yaml")
+    monkeypatch.setenv("DYME_TEST_PROMPTS", str(tmp_path))
+    assert load_prompts("$DYME_TEST_PROMPTS/mine.yaml").texts["chart", "check"][0] == "Rate it."
 
 
 def test_a_folder_without_prompts(tmp_path):

@@ -9,8 +9,8 @@ from fake_judge import FENCED, FakeJudge, texts_of
 from PIL import Image
 
 from dyme.data import ChartsSource, load_records
-from dyme.data.record import LazyImage, Record
-from dyme.supervision.facts import Facts, FactsBook, rule_facts
+from dyme.data.record import ImageError, LazyImage, Record
+from dyme.supervision.facts import Facts, FactsBook, picture_bytes, rule_facts
 from dyme.supervision.phrasing import BUILT_IN
 from dyme.supervision.prompts import load_prompts
 from dyme.supervision.readings import faithfulness
@@ -104,6 +104,27 @@ def test_the_judge_rewrites_and_is_told_everything():
         "hint": RECORD.hint,
         "template": BUILT_IN["sum"],
     }
+
+
+def test_the_judge_sees_the_picture_where_there_are_no_facts():
+    """Else it would rewrite what it cannot know."""
+    picture = LazyImage(draw=lambda: Image.new("RGB", (4, 4)))
+    item = Record("r", "Is there a dog?", ("yes",), images=(picture,), hint="I see a dog, yes.")
+    judge = FakeJudge(lambda q: {"trace": "A dog lies on the grass, so yes."})
+    assert refine("judge", judge, item=item).source == "judge"
+    assert judge.questions[0].images == picture_bytes(item) and "facts" not in texts_of(judge.questions[0])
+    refine("judge", judge, item=Record(**{**item.__dict__, "facts": "a dog on grass"}))
+    assert judge.questions[1].images == ()
+
+
+def test_a_picture_that_cannot_be_read_leaves_the_hint():
+    def broken():
+        raise ImageError("gone")
+
+    item = Record("r", "Is there a dog?", ("yes",), images=(LazyImage(draw=broken),), hint="I see a dog.")
+    judge = FakeJudge(lambda q: {"trace": "so yes"})
+    assert refine("judge", judge, item=item) == Refined("I see a dog.", "degraded", why="late")
+    assert not judge.questions
 
 
 @pytest.mark.parametrize(

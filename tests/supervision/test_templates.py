@@ -9,7 +9,6 @@ import pytest
 from fake_judge import FakeJudge, texts_of
 
 from dyme.data.record import LazyImage, Record
-from dyme.supervision.checker import CheckRow
 from dyme.supervision.facts import Facts, rule_facts
 from dyme.supervision.phrasing import BUILT_IN
 from dyme.supervision.prompts import load_prompts
@@ -20,7 +19,6 @@ from dyme.supervision.templates import (
     PoolError,
     TemplatePool,
     candidate,
-    group_candidate,
     kind_of,
     read_pool,
     start_candidates,
@@ -50,16 +48,6 @@ def test_a_candidate_of_a_trace():
     assert candidate("red 9, blue 1, so 5", RECORD, rule_facts(RECORD), 3) is None
     assert candidate("red 4, blue 1, green 7: 4 + 1 = 5", RECORD, Facts("", "none"), 3) is None
     assert candidate("red 4, blue 1, green 7: 4 + 1 = 5", RECORD, rule_facts(RECORD), 3, max_chars=20) is None
-
-
-def test_the_best_candidate_of_a_group():
-    rambling, short, wrong = "ok i see red 4, blue 1, green 7 so 5", "red 4, blue 1, green 7: 5", "red 4, blue 1 so 5"
-    rows = [CheckRow(RECORD, t, True, True) for t in (rambling, short, short, "red 9 so 5")]
-    others = [CheckRow(RECORD, wrong, True, False), CheckRow(RECORD, wrong, False, True)]
-    found = group_candidate([*rows, *others], rule_facts(RECORD), 3)
-    assert found == group_candidate([*others, *rows[::-1]], rule_facts(RECORD), 3)
-    assert found.text == "[each|{name} {value}|, ]: {answer}"
-    assert group_candidate(others, rule_facts(RECORD), 3) is None and group_candidate([], rule_facts(RECORD), 3) is None
 
 
 def test_the_built_in_form_leads_until_there_is_a_better_one():
@@ -115,6 +103,23 @@ def test_the_verdict_goes_before_scores():
     assert kept.best("sum") == "good" and kept.entries["sum"][0].preferred
     assert kept.propose([new("later", 0.9)]).best("sum") == "good"
     assert EMPTY.propose([new("worse than built-in", 0.9)], {("sum", "worse than built-in"): False}) is EMPTY
+
+
+def test_a_verdict_for_the_built_in_one_lifts_no_entry():
+    """The best entry lost to the built-in form by its score; that form, not the entry, was compared and won."""
+    pool = EMPTY.propose([new("long winded", -0.3)])
+    asked = [new("another", 0.2), new("unasked", -0.4)]
+    after = pool.propose(asked, {("sum", "another"): False})
+    assert after.best("sum") == BUILT_IN["sum"] and not any(entry.preferred for entry in after.entries["sum"])
+    assert texts(after) == ["long winded", "unasked"]
+
+
+def test_a_verdict_lifts_what_was_compared():
+    """Not an entry that only a judge can follow, nor what came in with the same update."""
+    pool = TemplatePool(size=4).propose([new("told", 0.9, filled=False, source="judge"), new("own", 0.3)])
+    assert texts(pool) == ["told", "own"] and pool.best("sum") == "own"
+    after = pool.propose([new("a", 0.99), new("b", 0.2)], {("sum", "b"): False})
+    assert [entry.text for entry in after.entries["sum"] if entry.preferred] == [after.best("sum")] == ["own"]
 
 
 def test_templates_that_only_a_judge_can_follow():

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 from dyme.config_errors import ConfigError
-from dyme.supervision.judge.ping import ping, read_config
+from dyme.supervision.judge.ping import ping, read_sections
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 where every endpoint answers, 1 where one does not, 2 where the configuration is wrong."""
     options = _parser().parse_args(arguments)
     try:
-        found = ping(read_config(options.config))
+        found = ping(read_sections(options.config).judge)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

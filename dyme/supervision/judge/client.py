@@ -22,6 +22,7 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
+from dyme.data.paths import expand
 from dyme.supervision.judge.endpoint import endpoint_names
 from dyme.supervision.judge.settings import JudgeConfig, read_key
 from dyme.supervision.judge.tally import Tally, Waiter
@@ -35,7 +36,7 @@ def open_judge(cfg: JudgeConfig, folder: Path | None, say: Callable[[str], None]
     """A judge; the servers are not asked yet. `folder`: of the run, which holds the cache where `judge.cache` is empty
     (None, too: no cache). `say` takes messages for people, from another thread; by default they go to stderr.
 
-    ConfigError where the environment lacks the variable of a key.
+    ConfigError where the environment lacks the variable of a key, DataError where it lacks one of `judge.cache`.
     """
     keys = [read_key(endpoint, f"judge.endpoints.{i}") for i, endpoint in enumerate(cfg.endpoints)]
     return Judge(cfg, keys, folder, say)
@@ -49,6 +50,7 @@ class Judge:
     ) -> None:
         self.cfg, self._keys = cfg, tuple(keys)
         self._folder, self._say = folder, say
+        self._cache = expand(cfg.cache) if cfg.cache else folder and folder / FOLDER
         self._tally, self._lock = Tally(), threading.Lock()
         self._worker: Worker | None = None
         self._closed = False
@@ -106,10 +108,9 @@ class Judge:
         return waiter
 
     def _start(self) -> Worker | None:
-        folder = Path(self.cfg.cache).expanduser() if self.cfg.cache else self._folder and self._folder / FOLDER
         say = self._say or _to_stderr
         try:
-            return Worker(self.cfg, self._keys, folder, self._tally, say)
+            return Worker(self.cfg, self._keys, self._cache, self._tally, say)
         except (OSError, RuntimeError) as error:  # an edge: no thread or file descriptor left
             say(f"judge: cannot start: {error}")
             return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from pydantic import Field, ValidationError, create_model
+from pydantic import ValidationError
 
 from dyme.config_errors import ConfigError, explain
 from dyme.schema import Schema
@@ -18,8 +18,14 @@ from dyme.supervision.judge.endpoint import MENDS, PING, Endpoint
 from dyme.supervision.judge.settings import JudgeConfig, read_key
 from dyme.supervision.judge.tally import Tally
 from dyme.supervision.judge.wire import Reply
+from dyme.supervision.settings import SupervisionConfig
 
-_Section = create_model("_Section", __base__=Schema, judge=(JudgeConfig, Field(default_factory=JudgeConfig)))
+
+class Sections(Schema):
+    """What a run's YAML says of its judge and of what it is asked for."""
+
+    judge: JudgeConfig
+    supervision: SupervisionConfig = SupervisionConfig()
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,9 @@ class Ping:
         return f"ok      {where}: {self.seconds * 1e3:.0f} ms, structured output: {form}"
 
 
-def read_config(path: Path) -> JudgeConfig:
-    """Section `judge:` of a run's YAML; ConfigError, one line, where it is missing or wrong."""
+def read_sections(path: Path) -> Sections:
+    """Sections `judge:` and `supervision:` of a run's YAML; ConfigError, one line, where the first is missing or one
+    of them is wrong."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -53,13 +60,12 @@ def read_config(path: Path) -> JudgeConfig:
     if not section:
         raise ConfigError(f"{path}: no section 'judge'; write judge: {{endpoints: [{{url: ..., model: ...}}]}}")
     try:
-        cfg = _Section.model_validate({"judge": section}).judge  # type: ignore[attr-defined]
+        found = Sections.model_validate({"judge": section, "supervision": tree.get("supervision") or {}})
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error, _Section)}") from None
-    if not cfg.endpoints:
+        raise ConfigError(f"{path}: {explain(error, Sections)}") from None
+    if not found.judge.endpoints:
         raise ConfigError(f"{path}: judge.endpoints is empty; write [{{url: http://HOST:PORT, model: NAME}}]")
-    assert isinstance(cfg, JudgeConfig)
-    return cfg
+    return found
 
 
 def ping(cfg: JudgeConfig, say: Callable[[str], None] = lambda message: None) -> list[Ping]:

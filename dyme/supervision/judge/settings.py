@@ -49,7 +49,8 @@ class JudgeConfig(Schema):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Of the judge's sampling; 0 gives the steadiest verdicts."""
     cache: str = ""
-    """Folder of the cached answers, which ranks and runs may share; empty: judge-cache in the run folder."""
+    """Folder of the cached answers, which ranks and runs may share; `~` and environment variables are filled in. Empty:
+    judge-cache in the run folder."""
     breaker_failures: PositiveInt = 3
     """Failures in a row after which a server is left alone."""
     breaker_pause_s: PositiveFloat = 10.0

@@ -54,7 +54,7 @@ class Tally:
 
     def sent(self, purpose: str) -> None:
         with self._lock:
-            self._totals["sent"] += 1
+            self._totals["sent"] += purpose != "ping"
             self._purposes[purpose] += 1
 
     def settle(self, waiter: Waiter, value: dict[str, Any] | None, reason: Reason, cached: bool = False) -> None:

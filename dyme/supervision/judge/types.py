@@ -62,11 +62,11 @@ class JudgeCounts:
     """Totals of one process since its judge was opened.
 
     asked = answered + failures + questions under way; `cached` and `deduplicated` (joined an identical question under
-    way) are among the answered or failed. `sent`: HTTP requests with a question, `retries` among them; `probes`: those
-    that asked a broken server whether it is back. Tokens and money as the servers count them, 0 where they do not.
-    `seconds`: sum over questions. `cache_errors`: reads and writes of the cache that did not work. `endpoints`: state
-    of each server: "closed" (in the rotation), "busy" (it asked for a pause: Retry-After), "open" (left alone) or
-    "half_open" (being asked whether it is back).
+    way) are among the answered or failed. `sent`: HTTP requests with a question of the run, `retries` among them;
+    `probes`: those that asked a broken server whether it is back. Tokens and money as the servers count them, 0 where
+    they do not. `seconds`: sum over questions. `cache_errors`: reads and writes of the cache that did not work.
+    `endpoints`: state of each server: "closed" (in the rotation), "busy" (it asked for a pause: Retry-After), "open"
+    (left alone) or "half_open" (being asked whether it is back).
     """
 
     asked: int = 0

@@ -145,11 +145,12 @@ async def send(client: httpx2.AsyncClient, url: str, body: bytes, purpose: str, 
 def read_reply(status: int, content: bytes, retry_after: str | None, key: str) -> Reply:
     """A whole HTTP reply as a `Reply`."""
     if status != 200:
+        wait_s = parse_retry_after(retry_after)
+        paced = status == 429 or (status == 503 and wait_s is not None)
         passing = status >= 500 or status in (408, 409, 425)
-        reason: Reason = "rate_limited" if status == 429 else "server_error" if passing else "refused"
+        reason: Reason = "rate_limited" if paced else "server_error" if passing else "refused"
         # what a server says about a wrong key tends to repeat the key
         said = "" if status in (401, 403) else _message(content)
-        wait_s = parse_retry_after(retry_after)
         return Reply(reason=reason, status=status, detail=printable(f"HTTP {status} {said}", key), wait_s=wait_s)
     try:
         tree = json.loads(content)

@@ -296,6 +296,9 @@ class Worker:
                 reply = await asyncio.wait_for(self._endpoints[chosen].exchange(PING), self._cfg.timeout_s)
             except (TimeoutError, asyncio.TimeoutError):
                 reply = Reply(reason="time_out")
+            except Exception as error:  # an edge: else nobody would ever look again
+                self._odd(error)
+                reply = Reply(reason="connection")
             if reply.reason:
                 wait_s = reply.wait_s or 0.0
                 line.state = "open"

@@ -18,6 +18,7 @@ from supervision.judge import asking
 from supervision.judge.asking import judge_of, question
 from supervision.judge.server import Call, JudgeServer, status
 
+from dyme.data.errors import DataError
 from dyme.supervision.judge import JudgeConfig, cache, open_judge, worker
 
 running_server, server = asking.SERVER
@@ -72,6 +73,16 @@ def test_what_makes_an_entry(server: JudgeServer, tmp_path: Path) -> None:
         judge = open_judge(JudgeConfig.model_validate({"endpoints": [{"url": moved.url, "model": "m"}]}), tmp_path)
         assert judge.submit(question("q")).result(10).cached
         judge.close()
+
+
+def test_environment_variables_in_its_folder(server: JudgeServer, tmp_path: Path, monkeypatch: Any) -> None:
+    """A common folder of a cluster is seldom at the same path everywhere."""
+    with pytest.raises(DataError, match="environment variable DYME_TEST_SCRATCH is not set"):
+        open_judge(asking.config(server, cache="$DYME_TEST_SCRATCH/judge"), None)
+    monkeypatch.setenv("DYME_TEST_SCRATCH", str(tmp_path))
+    with judge_of(server, cache="$DYME_TEST_SCRATCH/judge") as judge:
+        assert judge.submit(question("q")).result(10).ok
+    assert (tmp_path / "judge" / "answers.sqlite").exists()
 
 
 def test_failures_are_not_kept(server: JudgeServer, tmp_path: Path) -> None:

@@ -139,9 +139,11 @@ def test_a_caller_may_have_less_time(server: JudgeServer) -> None:
         assert "open" not in judge.counts().endpoints.values()
 
 
-def test_retry_after_is_honoured(server: JudgeServer) -> None:
-    server.next(status(429, retry_after=0.6))
-    with judge_of(server) as judge:
+@pytest.mark.parametrize("code", [429, 503])
+def test_retry_after_is_honoured(server: JudgeServer, code: int) -> None:
+    """And is no failure: a server that asks for a pause stays in the rotation."""
+    server.next(status(code, retry_after=0.6))
+    with judge_of(server, breaker_failures=1) as judge:
         assert judge.submit(question("q")).result(10).value == GOOD
     first, second = server.calls
     assert 0.6 <= second.at - first.at < 1.5
@@ -158,8 +160,9 @@ def test_retry_after_holds_for_all_questions(server: JudgeServer) -> None:
     assert min(call.at for call in server.calls[1:]) - server.calls[0].at >= 0.6
 
 
-def test_retry_after_beyond_the_deadline_is_not_waited_for(server: JudgeServer) -> None:
-    server.always(status(429, retry_after=3600))
+@pytest.mark.parametrize("code", [429, 503])
+def test_retry_after_beyond_the_deadline_is_not_waited_for(server: JudgeServer, code: int) -> None:
+    server.always(status(code, retry_after=3600))
     with judge_of(server, timeout_s=5) as judge:
         started = time.monotonic()
         assert judge.submit(question("q")).result(10).reason == "rate_limited"
@@ -206,6 +209,7 @@ def test_dies_and_returns_on_the_same_port(server: JudgeServer) -> None:
         assert judge.submit(question("after")).result(10).ok
         counts = judge.counts()
     assert counts.failed == {"connection": 1, "breaker_open": 50} and counts.probes >= 1
+    assert counts.sent == 3 + counts.retries, "pings are no questions"
     assert server.count("ping") >= 1 and [call.user for call in server.calls if call.purpose == "check"] == [
         "before",
         "after",
@@ -226,6 +230,25 @@ def test_half_open_while_it_asks_and_open_again_in_vain(server: JudgeServer) -> 
         probes = judge.counts().probes
         until(lambda: judge.counts().probes >= probes + 2)
         assert "closed" not in judge.counts().endpoints.values()
+
+
+def test_it_is_looked_for_again_whatever_goes_wrong_in_looking(server: JudgeServer, monkeypatch: Any) -> None:
+    """An error of the client itself must not leave the server out for good."""
+    exchange, broken = worker.Endpoint.exchange, [True]
+
+    async def odd(self: Any, asked: Any, told: bool = False) -> Any:
+        if asked.purpose == "ping" and broken:
+            broken.pop()
+            raise RuntimeError("odd")
+        return await exchange(self, asked, told)
+
+    monkeypatch.setattr(worker.Endpoint, "exchange", odd)
+    server.always(status(500))
+    with judge_of(server, retries=0, breaker_failures=1, breaker_pause_s=0.1) as judge:
+        assert judge.submit(question("q")).result(10).reason == "server_error"
+        server.always(None)
+        until(lambda: set(judge.counts().endpoints.values()) == {"closed"})
+        assert judge.submit(question("r")).result(10).ok and not broken
 
 
 def test_one_that_answers_pings_alone_is_asked_ever_less(server: JudgeServer) -> None:

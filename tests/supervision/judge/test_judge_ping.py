@@ -75,6 +75,7 @@ def test_all_well(tmp_path: Path, capsys: Any) -> None:
         ("judge: {endpoints: [{url: host, model: m}]}", "judge.endpoints.0.url"),
         ("judge: {endpoint: []}", "unknown key 'judge.endpoint'; nearest: 'judge.endpoints'"),
         ("judge: [", "run.yaml"),
+        ("judge: {endpoints: [{url: http://a, model: m}]}\nsupervision: {checker: dogs}", "supervision.checker"),
         ("judge: {endpoints: [{url: http://host, model: m, api_key_env: NO_SUCH_VARIABLE}]}", "NO_SUCH_VARIABLE"),
     ],
 )

@@ -65,10 +65,6 @@ def teach(folder: Path, out: Path) -> None:
 def served(checkpoint: Callable[[str], Path], tmp_path_factory: Any) -> Iterator[tuple[str, str]]:
     """Address and model name of `transformers serve`."""
     folder = tmp_path_factory.mktemp("judge") / "tiny-judge"
-    t0 = time.time()
-    teach(checkpoint("llama"), folder)
-    print("TEACH", time.time() - t0, flush=True)
-    t0 = time.time()
     port = free_port()
     transformers = Path(sys.executable).parent / "transformers"
     command = [str(transformers), "serve", "--port", str(port), "--device", "cpu"]
@@ -83,7 +79,6 @@ def served(checkpoint: Callable[[str], Path], tmp_path_factory: Any) -> Iterator
         while not _answers(url):
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.1)
-        print("SERVE", time.time() - t0, flush=True)
         yield url, str(folder)
     finally:
         process.kill()
