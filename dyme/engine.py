@@ -24,7 +24,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from dyme.config import ConfigError, OptimConfig, RunConfig
-from dyme.families.attention import joins_groups, resolve_attention, set_attention
+from dyme.families.attention import NARROWEST, head_width, joins_groups, resolve_attention, set_attention
 from dyme.families.base import Family
 from dyme.gradients import by_group
 from dyme.lora import add_lora
@@ -54,12 +54,15 @@ class Engine:
         self.family, self.rank, self.world_size = family, dist.get_rank(), dist.get_world_size()
         self.device = torch.device(get_accelerator().current_device_name())
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.model.dtype]
+        cuda, width = self.device.type == "cuda", head_width(family.config.get_text_config())
         whole, packed = resolve_attention(
-            cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=self.device.type == "cuda"
+            cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=cuda, width=width
         )
-        if packed == "flex_attention" and self.device.type == "cpu":
+        if packed == "flex_attention" and not (cuda and width >= NARROWEST):
+            why = f"takes heads of {NARROWEST} values and more, this model has {width}"
             raise ConfigError(
-                "model.packed_attention=flex_attention: PyTorch has its backward pass on a GPU only: set it to auto"
+                f"model.packed_attention=flex_attention: PyTorch {why if cuda else 'has its backward pass on a GPU only'}"
+                ": set it to auto"
             )
         self.joined = joins_groups(packed) and family.packs_trees
         freeze_parts(family.parts(model), cfg.model.freeze)
@@ -157,7 +160,8 @@ class Engine:
         return tuple(rank for rank, said in enumerate(saw) if said)
 
     def _gradients_finite(self) -> bool:
-        return all(bool(torch.isfinite(g).all()) for g in self.local_gradients())
+        finite = [torch.isfinite(g).all() for g in self.local_gradients()]
+        return not finite or bool(torch.stack(finite).all())  # one wait for the device, not one a parameter
 
     def discard(self) -> None:
         """Drops accumulated gradients without a step."""

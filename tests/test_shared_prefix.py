@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import math
+import traceback
 import weakref
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -483,6 +484,50 @@ def test_a_capture_that_fails_is_said_once(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "[rollout] decoding goes on without CUDA graphs: operation not permitted"
     ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"repetition_penalty": 1.3}, CUTS], ids=str)
+def test_graphs_give_the_tokens_of_engine_hf_on_a_gpu(vlm, monkeypatch, capsys, settings):
+    """Through captures and replays of several shapes, rows that enter, leave and move, and every way to sample."""
+    family, model = vlm
+    model, made = copy.deepcopy(model).cuda(), []
+
+    class Kept(StepGraphs):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self.graphs)
+
+    monkeypatch.setattr(shared_prefix, "StepGraphs", Kept)
+    rows, sampling = rows_of(prompts_of(family), 6), Sampling(90, batch_size=8, engine="shared_prefix", **settings)
+    with liked(family, model, 2.0):
+        expected = generate(family, model, rows, replace(sampling, engine="hf"))
+        assert generate(family, model, rows, sampling) == expected
+    assert capsys.readouterr().err == "" and len(made[0]) > 2
+
+
+def test_a_step_takes_no_number_from_the_host(vlm, monkeypatch):
+    """Assigning a number at places that a tensor names is a copy from the host, which no graph can hold."""
+    family, model = vlm
+    plain, at = torch.Tensor.__setitem__, []
+
+    def setitem(self, index, value):
+        names = index if isinstance(index, tuple) else (index,)
+        if any(isinstance(name, torch.Tensor) for name in names) and not isinstance(value, torch.Tensor):
+            at.append(traceback.extract_stack()[-2])
+        plain(self, index, value)
+
+    step = shared_prefix.DecodeBatch.step
+
+    def watched(self):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "__setitem__", setitem)
+            step(self)
+
+    monkeypatch.setattr(shared_prefix.DecodeBatch, "step", watched)
+    generate(family, model, rows_of(prompts_of(family)), Sampling(4, engine="shared_prefix", **CUTS))
+    assert at == []
 
 
 def test_buckets():
