@@ -459,6 +459,7 @@ def test_shapes_are_captured_once(monkeypatch):
     ran = []
     made, pools = [], []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(FakeGraph()) or made[-1])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "graph", lambda g, pool, **_: pools.append(pool) or contextlib.nullcontext())
     graphs = StepGraphs(torch.device("cuda"), 64)
     for shape, times in (("a", 5), ("b", 4), ("a", 2)):
@@ -471,16 +472,25 @@ def test_shapes_are_captured_once(monkeypatch):
 
 
 def test_a_capture_that_fails_is_said_once(monkeypatch, capsys):
+    @contextlib.contextmanager
     def fail(graph, **_):
-        raise RuntimeError("operation not permitted\nmore")
+        stream.append("of the capture")
+        try:
+            yield
+            raise RuntimeError("operation not permitted\nmore")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     ran = []
+    stream = ["own"]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", stream.append)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", fail)
     graphs = StepGraphs(torch.device("cuda"), 64)
     for _ in range(9):
         graphs.run("a", lambda: ran.append(1))
-    assert len(ran) == 9
+    assert len(ran) == 9 + 1 and stream[-1] == "own"  # the capture runs nothing
     assert capsys.readouterr().err.splitlines() == [
         "[rollout] decoding goes on without CUDA graphs: operation not permitted"
     ]

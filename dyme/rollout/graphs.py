@@ -36,13 +36,15 @@ class StepGraphs:
         self.eager[shape] = self.eager.get(shape, 0) + 1
         if self.eager[shape] <= EAGER:
             return
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # others may allocate
                 step()
         except RuntimeError as error:  # an edge: a model may do in its forward what a graph cannot hold
             self.on = False
-            reason = str(error).strip().splitlines()[0]
+            torch.cuda.set_stream(stream)  # torch leaves that of the capture current where it cannot end it
+            said = str(error.__context__ or error)  # what the capture ends with only says that something was wrong
+            reason = next(iter(said.strip().splitlines()), type(error).__name__)
             print(f"[rollout] decoding goes on without CUDA graphs: {reason}", file=sys.stderr, flush=True)
             return
         self.pool = self.pool or graph.pool()
