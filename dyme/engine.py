@@ -121,8 +121,8 @@ class Engine:
         return out
 
     def reference_logprobs(self, batch: PackedBatch, inputs: LossInputs) -> Tensor:
-        """Log-probabilities of the targets under the reference policy, float32 [N] on the host. All ranks call it
-        together.
+        """Log-probabilities of the targets under the reference policy, float32 [N] on the device: nothing waits for
+        them. All ranks call it together.
 
         With LoRA that is the model without its adapters, so this engine runs it; else it is a frozen copy."""
         assert self.has_reference, "only with beta > 0"
@@ -130,7 +130,7 @@ class Engine:
         with torch.no_grad(), self.module.as_reference() if self.reference is None else nullcontext():
             run = self.ds if self.reference is None else self.reference
             out = PolicyLossOutput(*run(batch.to(self.device, self.dtype), inputs.to(self.device)))
-        return out.logprobs.float().cpu()
+        return out.logprobs.float()
 
     def step(self, factor: float) -> UpdateResult:
         """One optimizer step at `factor` times the peak learning rates, or none if any rank saw a non-finite value."""
