@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-
 FIRST = 256  # columns that steps see at least, empty ones too, where shapes are captured: a capture costs more
 
 
