@@ -59,16 +59,15 @@ class Engine:
             cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=cuda, width=width
         )
         if packed == "flex_attention" and not (cuda and width >= NARROWEST):
-            why = f"takes heads of {NARROWEST} values and more, this model has {width}"
-            raise ConfigError(
-                f"model.packed_attention=flex_attention: PyTorch {why if cuda else 'has its backward pass on a GPU only'}"
-                ": set it to auto"
-            )
+            why = "has its backward pass on a GPU only"
+            if cuda:
+                why = f"takes heads of {NARROWEST} values and more, this model's have {width}"
+            raise ConfigError(f"model.packed_attention=flex_attention: PyTorch {why}: set it to auto")
         self.joined = joins_groups(packed) and family.packs_trees
         freeze_parts(family.parts(model), cfg.model.freeze)
         if cfg.model.lora:
             add_lora(family, model, cfg.model.lora, cfg.run.seed)
-        offload = cfg.rollout.offload and self.device.type == "cuda"  # on a CPU the copy lies there anyway
+        offload = cfg.rollout.offload and cuda  # on a CPU the copy lies there anyway
         self.rollout_copy = RolloutCopy(family, model, self.device, offload=offload)
         set_attention(self.copy, whole, whole)
         set_attention(model, packed, whole)
