@@ -514,7 +514,7 @@ def test_graphs_give_the_tokens_of_engine_hf_on_a_gpu(vlm, monkeypatch, capsys, 
     with liked(family, model, 2.0):
         expected = generate(family, model, rows, replace(sampling, engine="hf"))
         assert generate(family, model, rows, sampling) == expected
-    assert capsys.readouterr().err == "" and len(made[0]) > 2
+    assert "without CUDA graphs" not in capsys.readouterr().err and len(made[0]) > 2
 
 
 def test_a_step_takes_no_number_from_the_host(vlm, monkeypatch):
