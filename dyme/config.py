@@ -101,7 +101,8 @@ class ModelConfig(Schema):
     """Of rollouts, evaluation and vision towers; auto: flash_attention_2 where flash-attn is installed, on a GPU in
     bf16, else sdpa."""
     packed_attention: Literal["auto", "sdpa", "flex_attention"] = "auto"
-    """Of the language model in training, whose packed groups need a mask; auto: flex_attention on a GPU, else sdpa."""
+    """Of the language model in training, whose packed groups need a mask; auto: flex_attention on a GPU (heads of
+    16 values and more), else sdpa."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:

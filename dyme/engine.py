@@ -24,7 +24,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from dyme.config import ConfigError, OptimConfig, RunConfig
-from dyme.families.attention import joins_groups, resolve_attention, set_attention
+from dyme.families.attention import NARROWEST, head_width, joins_groups, resolve_attention, set_attention
 from dyme.families.base import Family
 from dyme.gradients import by_group
 from dyme.lora import add_lora
@@ -54,18 +54,20 @@ class Engine:
         self.family, self.rank, self.world_size = family, dist.get_rank(), dist.get_world_size()
         self.device = torch.device(get_accelerator().current_device_name())
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.model.dtype]
+        cuda, width = self.device.type == "cuda", head_width(family.config.get_text_config())
         whole, packed = resolve_attention(
-            cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=self.device.type == "cuda"
+            cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=cuda, width=width
         )
-        if packed == "flex_attention" and self.device.type == "cpu":
-            raise ConfigError(
-                "model.packed_attention=flex_attention: PyTorch has its backward pass on a GPU only: set it to auto"
-            )
+        if packed == "flex_attention" and not (cuda and width >= NARROWEST):
+            why = "has its backward pass on a GPU only"
+            if cuda:
+                why = f"takes heads of {NARROWEST} values and more, this model's have {width}"
+            raise ConfigError(f"model.packed_attention=flex_attention: PyTorch {why}: set it to auto")
         self.joined = joins_groups(packed) and family.packs_trees
         freeze_parts(family.parts(model), cfg.model.freeze)
         if cfg.model.lora:
             add_lora(family, model, cfg.model.lora, cfg.run.seed)
-        offload = cfg.rollout.offload and self.device.type == "cuda"  # on a CPU the copy lies there anyway
+        offload = cfg.rollout.offload and cuda  # on a CPU the copy lies there anyway
         self.rollout_copy = RolloutCopy(family, model, self.device, offload=offload)
         set_attention(self.copy, whole, whole)
         set_attention(model, packed, whole)
@@ -118,8 +120,8 @@ class Engine:
         return out
 
     def reference_logprobs(self, batch: PackedBatch, inputs: LossInputs) -> Tensor:
-        """Log-probabilities of the targets under the reference policy, float32 [N] on the host. All ranks call it
-        together.
+        """Log-probabilities of the targets under the reference policy, float32 [N] on the device: nothing waits for
+        them. All ranks call it together.
 
         With LoRA that is the model without its adapters, so this engine runs it; else it is a frozen copy."""
         assert self.has_reference, "only with beta > 0"
@@ -127,7 +129,7 @@ class Engine:
         with torch.no_grad(), self.module.as_reference() if self.reference is None else nullcontext():
             run = self.ds if self.reference is None else self.reference
             out = PolicyLossOutput(*run(batch.to(self.device, self.dtype), inputs.to(self.device)))
-        return out.logprobs.float().cpu()
+        return out.logprobs.float()
 
     def step(self, factor: float) -> UpdateResult:
         """One optimizer step at `factor` times the peak learning rates, or none if any rank saw a non-finite value."""
@@ -157,7 +159,8 @@ class Engine:
         return tuple(rank for rank, said in enumerate(saw) if said)
 
     def _gradients_finite(self) -> bool:
-        return all(bool(torch.isfinite(g).all()) for g in self.local_gradients())
+        finite = [torch.isfinite(g).all() for g in self.local_gradients()]
+        return not finite or bool(torch.stack(finite).all())  # one wait for the device, not one a parameter
 
     def discard(self) -> None:
         """Drops accumulated gradients without a step."""

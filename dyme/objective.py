@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dyme.config import RunConfig
+from dyme.packing import mover
 from dyme.selection import Mode, ModeDecision
 from dyme_kernels import LossSpec, preset
 
@@ -21,7 +22,7 @@ from dyme_kernels import LossSpec, preset
 class LiveRow:
     """A row that trains: a rollout (`row` is its index in the step) or a group's reference (`row` is -1).
 
-    `advantage` is A of DESIGN section 4 (1 for references); `share` is the row's factor within its group (rl_weight or
+    `advantage` is A of docs/method.md (1 for references); `share` is the row's factor within its group (rl_weight or
     sft_weight). Tokens are known once the rows are exchanged.
     """
 
@@ -151,8 +152,9 @@ class LossInputs:
     segments: Tensor | None = None  # int64, index of the token's row in the micro-batch
 
     def to(self, device: torch.device) -> LossInputs:
+        move = mover(device)
         held = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: value.to(device) for name, value in held.items()})  # type: ignore[arg-type]
+        return replace(self, **{name: move(value) for name, value in held.items()})  # type: ignore[arg-type]
 
     def off_policy(self, old_logprobs: Tensor, lengths: Sequence[int]) -> LossInputs:
         """The same tokens in a later epoch. old_logprobs: [N], of the rollout's first epoch; lengths: of the rows."""

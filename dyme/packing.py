@@ -35,7 +35,7 @@ class PackedBatch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PackedBatch:
         """Everything on the device; floating-point pixels in the model's dtype."""
-        move = _mover(device)
+        move = mover(device)
         pixels = {k: move(v).to(dtype if v.is_floating_point() else v.dtype) for k, v in self.pixels.items()}
         return PackedBatch(
             move(self.input_ids),
@@ -47,7 +47,7 @@ class PackedBatch:
         )
 
 
-def _mover(device: torch.device) -> Callable[[Tensor], Tensor]:
+def mover(device: torch.device) -> Callable[[Tensor], Tensor]:
     """To a GPU from pinned memory, so that the host goes on packing while the device still works."""
     if device.type != "cuda":
         return lambda tensor: tensor.to(device)

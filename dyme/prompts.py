@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from queue import SimpleQueue
 
 from PIL import Image
 
@@ -51,6 +53,16 @@ def fit_pixels(image: Image.Image, max_pixels: int | None) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
+MOST_THREADS = 8
+"""Threads of a rank that encode ahead, at most."""
+
+
+def threads() -> int:
+    """Threads that encode ahead: half of this rank's share of the machine's cores."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // (2 * ranks)))
+
+
 @dataclass(frozen=True)
 class _Page:
     """What came of a record: its prompt, or the reason why there is none; `resized` says by how much a picture was."""
@@ -64,8 +76,9 @@ class PromptBook:
     """Encoded prompts of the records in use. A record that fails is reported once and stays None: it costs its rows
     only.
 
-    `prefetch` encodes the records of the step to come in a thread; `turn` makes them the ones in use. Whatever is said
-    or counted is so in the calling thread, when a record is used: a step that never comes leaves no trace.
+    `prefetch` encodes the records of the step to come in threads, each with a processor of its own; `turn` makes them
+    the ones in use. Whatever is said or counted is so in the calling thread, when a record is used: a step that never
+    comes leaves no trace.
     """
 
     def __init__(
@@ -76,37 +89,45 @@ class PromptBook:
         max_pixels: int | None = None,
         background: Callable[[str], AbstractContextManager[None]] = lambda track: nullcontext(),
     ) -> None:
-        """`background("prompts")` is entered around the work of the thread."""
+        """`background("prompts")` is entered around the work of the threads."""
         self.family, self.config, self.report, self.max_pixels = family, config, report, max_pixels
         self._background = background
         self._resized = False
         self._pages: dict[str, Prompt | None] = {}
-        self._ahead: list[tuple[Record, Future[_Page]]] = []
-        self._worker = ThreadPoolExecutor(1, "prompts")
-        self._processor = threading.Lock()  # a tokenizer keeps settings of the call, so calls must not meet
+        self._ahead: tuple[list[Record], Future[list[_Page]]] | None = None
+        self._one = ThreadPoolExecutor(1, "prompts ahead")
+        self._many = ThreadPoolExecutor(threads(), "prompts")
         self.failed: dict[str, str] = {}
 
     def encode(self, record: Record) -> Prompt | None:
         if record.id not in self._pages:
-            self._pages[record.id] = self._open(record, self._encode(record))
+            self._pages[record.id] = self._open(record, self._encode(record, self.family))
         return self._pages[record.id]
+
+    def encode_all(self, records: Sequence[Record]) -> list[Prompt | None]:
+        """`encode` of each, several at a time."""
+        new = list({record.id: record for record in records if record.id not in self._pages}.values())
+        for record, page in zip(new, self._encode_apart(new, self._families), strict=True):
+            self._pages[record.id] = self._open(record, page)
+        return [self._pages[record.id] for record in records]
 
     def prefetch(self, records: Sequence[Record]) -> None:
         """Starts to encode the records of the next step. One step ahead at most: an earlier call must have been
-        followed by `turn`. Until `clear` or `turn` nobody but this book may use the processor."""
-        assert not self._ahead, "turn the page first"
-        self._ahead = [(record, self._worker.submit(self._encode_ahead, record)) for record in records]
+        followed by `turn`."""
+        assert self._ahead is None, "turn the page first"
+        self._ahead = list(records), self._one.submit(self._encode_ahead, list(records), self._families)
 
     def turn(self) -> None:
         """Forgets the encodings in use and takes those that were prefetched; waits for them."""
-        self._pages = {record.id: self._open(record, page.result()) for record, page in self._ahead}
-        self._ahead = []
+        records, pages = ([], []) if self._ahead is None else (self._ahead[0], self._ahead[1].result())
+        self._pages = {record.id: self._open(record, page) for record, page in zip(records, pages, strict=True)}
+        self._ahead = None
 
     def clear(self) -> None:
         """Forgets the encodings in use (a step's pictures would otherwise pile up); those of the step to come stay. At
         its end nothing runs in the background."""
         self._pages.clear()
-        wait([page for _, page in self._ahead])
+        wait([] if self._ahead is None else [self._ahead[1]])
 
     def _open(self, record: Record, page: _Page) -> Prompt | None:
         if page.resized and not self._resized:
@@ -118,11 +139,28 @@ class PromptBook:
             self.failed[record.id] = page.reason
         return page.prompt
 
-    def _encode_ahead(self, record: Record) -> _Page:
-        with self._background("prompts"):
-            return self._encode(record)
+    @cached_property
+    def _families(self) -> SimpleQueue[Family]:
+        """One for each thread of `_many`; made by the calling thread, where nobody else uses the processor."""
+        families: SimpleQueue[Family] = SimpleQueue()
+        for _ in range(threads()):
+            families.put(self.family.apart())
+        return families
 
-    def _encode(self, record: Record) -> _Page:
+    def _encode_ahead(self, records: Sequence[Record], families: SimpleQueue[Family]) -> list[_Page]:
+        with self._background("prompts"):
+            return self._encode_apart(records, families)
+
+    def _encode_apart(self, records: Sequence[Record], families: SimpleQueue[Family]) -> list[_Page]:
+        def encode(record: Record) -> _Page:
+            family = families.get()
+            page = self._encode(record, family)
+            families.put(family)
+            return page
+
+        return list(self._many.map(encode, records))
+
+    def _encode(self, record: Record, family: Family) -> _Page:
         resized = ""
         try:
             images = [image.load() for image in record.images]
@@ -133,8 +171,7 @@ class PromptBook:
                         f"pictures are resized to model.max_pixels={self.max_pixels}, first that of record "
                         f"{record.id}: {before.width}x{before.height} to {after.width}x{after.height} (said once)"
                     )
-            with self._processor:
-                return _Page(self.family.encode(prompt_text(record, self.config), fitted), resized=resized)
+            return _Page(family.encode(prompt_text(record, self.config), fitted), resized=resized)
         except Exception as error:  # an edge: whatever a decoder or processor trips over, it costs this record only
             known = isinstance(error, ImageError | PromptError)
             return _Page(None, str(error) if known else f"{type(error).__name__}: {error}", resized)

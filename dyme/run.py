@@ -236,10 +236,10 @@ class Run:
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
         self.watchdog.beat(phase=phase)
+        begin = time.monotonic()  # outside the span: where it waits for the device that counts
         with self.profile.span(phase, "phase", self.step) if self.profile else nullcontext():
-            begin = time.monotonic()
             yield
-            self._seconds[phase] += time.monotonic() - begin
+        self._seconds[phase] += time.monotonic() - begin
 
     @contextmanager
     def background(self, track: str) -> Iterator[None]:

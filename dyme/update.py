@@ -28,7 +28,7 @@ class Work:
 
     rows, weights, tokens: [R] live rows, their token weight and their token ids. `encode(group)` rebuilds a group's
     prompt on this rank, None where its picture fails here: then its rows weigh nothing. `ref_logprobs`: of each
-    micro-batch of this rank, [N] float32 on the host, see `with_reference`.
+    micro-batch of this rank, [N] float32 on the device, see `with_reference`.
     """
 
     plan: Plan

@@ -185,7 +185,8 @@ def test_the_prediction_is_what_a_gpu_measures(tmp_path, capsys, name):
     folder = write_checkpoint(tmp_path / name, makers("SHAPES")[name][1](), random_weights=True)
     env = {k: v for k, v in environment().items() if k != "DS_ACCELERATOR"}
     rollout = {"prompts_per_step": 8, "batch_size": 64, "max_new_tokens": 128}
-    config, peaks = measured(folder, "600x400", env, rollout=rollout, train={"token_budget": 16384})
+    train, evaluation = {"token_budget": 16384}, {"eval_records": 64}
+    config, peaks = measured(folder, "600x400", env, rollout=rollout, train=train, run=evaluation)
     found = predicted(capsys, "--config", config, "--size", "600x400")["peaks"]
     for phase, peak in peaks.items():
         assert found[phase] == pytest.approx(peak, rel=0.15), phase
@@ -199,5 +200,6 @@ def test_the_measuring_program_runs(checkpoint, tmp_path):
     ds = tmp_path / "ds.json"
     ds.write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": 1000}}))
     train = {"token_budget": 300, "logits_budget_mb": 8}
-    _, peaks = measured(folder, "64x64", environment(), rollout=rollout, train=train, deepspeed=str(ds))
+    run = {"eval_records": 3}
+    _, peaks = measured(folder, "64x64", environment(), rollout=rollout, train=train, deepspeed=str(ds), run=run)
     assert set(peaks) == {"rollout", "update", "refresh", "evaluation"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dyme import prompts
 from dyme.config import PromptConfig
 from dyme.cursor import step_rows
 from dyme.data import LazyImage, Record
@@ -74,6 +76,9 @@ class Family:
     """Encodes a text as its length; refuses the word 'bad'."""
 
     calls = 0
+
+    def apart(self) -> Family:
+        return self
 
     def encode(self, text: str, images: list[Image.Image]) -> Prompt:
         self.calls += 1
@@ -144,6 +149,11 @@ class SlowFamily(Family):
         self.seen: list[tuple[str, str]] = []
         self.busy = threading.Lock()
 
+    def apart(self) -> SlowFamily:
+        family = SlowFamily()
+        family.seen = self.seen
+        return family
+
     def encode(self, text: str, images: list[Image.Image]) -> Prompt:
         assert self.busy.acquire(blocking=False), "two calls of the processor at once"
         try:
@@ -158,8 +168,10 @@ def records(*questions: str) -> list[Record]:
     return [replace(RECORD, id=f"id {q}", question=q) for q in questions]
 
 
-@pytest.fixture
-def slow(said) -> PromptBook:
+@pytest.fixture(params=[1, 3])
+def slow(said, request, monkeypatch) -> PromptBook:
+    """With one thread that encodes ahead, and with three."""
+    monkeypatch.setattr(prompts, "threads", lambda: request.param)
     return PromptBook(SlowFamily(), PromptConfig(template="{question}"), said.append)  # type: ignore[arg-type]
 
 
@@ -173,9 +185,28 @@ def test_prefetched_prompts_are_the_same_and_come_from_a_thread(slow):
     slow.turn()
     assert [len(slow.encode(record)) for record in ahead] == [4, 7]
     threads = dict(slow.family.seen)
-    assert len(slow.family.seen) == 4 and threads["four"] == threads["fifteen"] != threads["one"] == threads["three"]
+    assert len(slow.family.seen) == 4 and threads["one"] == threads["three"] == threading.current_thread().name
+    assert all(threads[name].startswith("prompts") for name in ("four", "fifteen"))
     slow.turn()
     assert slow.encode(ahead[0]) and len(slow.family.seen) == 5, "a turned page is forgotten"
+
+
+def test_several_at_a_time_in_their_order(slow, said):
+    asked = records("one", "bad", "three", "one", "fifteen")
+    assert slow.encode(asked[2]) is slow.encode_all(asked)[2]
+    made = slow.encode_all(asked)
+    assert [p and len(p) for p in made] == [3, None, 5, 3, 7] and made[0] is made[3] and len(said) == 1
+    assert len(slow.family.seen) == 4
+
+
+def test_threads_share_the_cores_of_the_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert prompts.threads() == 8
+    for ranks, expected in (("1", 8), ("4", 2), ("16", 1)):
+        monkeypatch.setenv("LOCAL_SIZE", ranks)
+        assert prompts.threads() == expected
 
 
 def test_one_step_ahead_at_most(slow):

@@ -84,6 +84,32 @@ def test_offload_leaves_the_device_and_comes_back():
     assert rollout.place() is rollout.model and equal()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_refresh_beside_the_default_stream_on_a_gpu(offload):
+    """Weights that are still being written when it begins, and written again as soon as it is waited for."""
+    family, model, _ = scenario.build()
+    device = torch.device("cuda", torch.cuda.current_device())
+    model.cuda()
+    rollout = RolloutCopy(family, model, device, offload=offload)
+    busy = torch.randn(4096, 4096, device=device)
+    for _ in range(4):
+        rollout.wait()
+        with torch.no_grad():
+            for _ in range(10):
+                busy = (busy @ busy).clamp(-1, 1)
+            for p in model.parameters():
+                p += 1 + 0 * busy[0, 0]
+        rollout.outdated(whole=True)
+        rollout.begin(partitioned=False)
+        placed = rollout.place()
+        assert all(torch.equal(a, b) for a, b in zip(placed.parameters(), model.parameters(), strict=True))
+        assert all(p.is_cuda for p in placed.parameters())
+        rollout.park()
+        assert all(p.is_pinned() == offload and p.is_cuda != offload for p in placed.parameters())
+
+
 def test_without_offload_it_stays_where_it_is():
     family, model, _ = scenario.build()
     rollout = RolloutCopy(family, model, torch.device("cpu"), offload=False)

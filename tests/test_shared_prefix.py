@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import math
+import traceback
 import weakref
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -458,31 +459,85 @@ def test_shapes_are_captured_once(monkeypatch):
     ran = []
     made, pools = [], []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(FakeGraph()) or made[-1])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "graph", lambda g, pool, **_: pools.append(pool) or contextlib.nullcontext())
     graphs = StepGraphs(torch.device("cuda"), 64)
     for shape, times in (("a", 5), ("b", 4), ("a", 2)):
         for _ in range(times):
             graphs.run(shape, lambda: ran.append(1))
-    assert [g.replays for g in made] == [5, 2] and pools == [None, "pool"]
-    assert len(ran) == 6  # two steps and one capture for each shape
+    assert [g.replays for g in made] == [5, 3] and pools == [None, "pool"]
+    assert len(ran) == 5  # two steps and a capture, then one step and a capture
     assert not StepGraphs(torch.device("cuda"), 4).on
     assert not StepGraphs(torch.device("cpu"), 64).on
 
 
 def test_a_capture_that_fails_is_said_once(monkeypatch, capsys):
+    @contextlib.contextmanager
     def fail(graph, **_):
-        raise RuntimeError("operation not permitted\nmore")
+        stream.append("of the capture")
+        try:
+            yield
+            raise RuntimeError("operation not permitted\nmore")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     ran = []
+    stream = ["own"]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", stream.append)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", fail)
     graphs = StepGraphs(torch.device("cuda"), 64)
     for _ in range(9):
         graphs.run("a", lambda: ran.append(1))
-    assert len(ran) == 9
+    assert len(ran) == 9 + 1 and stream[-1] == "own"  # the capture runs nothing
     assert capsys.readouterr().err.splitlines() == [
         "[rollout] decoding goes on without CUDA graphs: operation not permitted"
     ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"repetition_penalty": 1.3}, CUTS], ids=str)
+def test_graphs_give_the_tokens_of_engine_hf_on_a_gpu(vlm, monkeypatch, capsys, settings):
+    """Through captures and replays of several shapes, rows that enter, leave and move, and every way to sample."""
+    family, model = vlm
+    model, made = copy.deepcopy(model).cuda(), []
+
+    class Kept(StepGraphs):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self.graphs)
+
+    monkeypatch.setattr(shared_prefix, "StepGraphs", Kept)
+    rows, sampling = rows_of(prompts_of(family), 6), Sampling(90, batch_size=8, engine="shared_prefix", **settings)
+    with liked(family, model, 2.0):
+        expected = generate(family, model, rows, replace(sampling, engine="hf"))
+        assert generate(family, model, rows, sampling) == expected
+    assert "without CUDA graphs" not in capsys.readouterr().err and len(made[0]) > 2
+
+
+def test_a_step_takes_no_number_from_the_host(vlm, monkeypatch):
+    """Assigning a number at places that a tensor names is a copy from the host, which no graph can hold."""
+    family, model = vlm
+    plain, at = torch.Tensor.__setitem__, []
+
+    def setitem(self, index, value):
+        names = index if isinstance(index, tuple) else (index,)
+        if any(isinstance(name, torch.Tensor) for name in names) and not isinstance(value, torch.Tensor):
+            at.append(traceback.extract_stack()[-2])
+        plain(self, index, value)
+
+    step = shared_prefix.DecodeBatch.step
+
+    def watched(self):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "__setitem__", setitem)
+            step(self)
+
+    monkeypatch.setattr(shared_prefix.DecodeBatch, "step", watched)
+    generate(family, model, rows_of(prompts_of(family)), Sampling(4, engine="shared_prefix", **CUTS))
+    assert at == []
 
 
 def test_buckets():

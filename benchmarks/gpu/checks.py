@@ -33,13 +33,16 @@ SEEDS = 3
 SANITIZER_S = 150
 
 
-def pytest_gpu(options: Options) -> dict[str, Any]:
-    """The tests that want a GPU."""
+def gpu_files() -> list[Path]:
+    """Those with tests that want a GPU: others may import what is not installed there."""
+    return sorted(p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text())
+
+
+def pytest_gpu(options: Options, file: Path) -> dict[str, Any]:
+    """The tests of a file that want a GPU. A file at a time: what is killed at its time limit takes no others along."""
     if importlib.util.find_spec("pytest") is None:
         raise Skip("pytest is not installed")
-    # files without such tests may import what is not installed there
-    files = sorted(str(p) for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text())
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"])[-1]
     if done.returncode == 5:
@@ -240,7 +243,7 @@ def checks(options: Options) -> dict[str, Callable[[], dict[str, Any]]]:
         "deterministic": partial(deterministic, options),
         "groups": partial(groups, options),
         "no synchronisation": partial(no_synchronisation, options),
-        "pytest -m gpu": partial(pytest_gpu, options),
+        **{f"pytest {f.name}": partial(pytest_gpu, options, f) for f in gpu_files()[: 1 if options.rehearse else None]},
         "memcheck": partial(sanitizer, options, "memcheck"),
         "racecheck": partial(sanitizer, options, "racecheck"),
     }

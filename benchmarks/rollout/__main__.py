@@ -50,7 +50,7 @@ class Size:
 PRESETS = {
     "tiny": Size(("llava-onevision", "smolvlm-v1"), "fp32", ((48, 32), (32, 48)), 200, new_tokens=64, repeats=7),
     "rehearsal": Size(("llava-onevision",), "fp32", ((48, 32),), 0, 2, 2, 4, 1),
-    "full": Size(("llava-onevision-0.5b", "smolvlm-500m"), "bf16", ((600, 400), (1200, 800)), 0),
+    "full": Size(("llava-onevision-0.5b", "smolvlm-500m"), "bf16", ((600, 400), (1200, 800)), 0, repeats=3),
 }
 
 

@@ -111,15 +111,17 @@ def _config(case: Case, folder: Path, place: Path, published: bool) -> RunConfig
         "max_new_tokens": case.new_tokens,
         "batch_size": case.prompts * case.group_size,
     }
+    model: dict[str, Any] = {
+        "path": str(checkpoint(case.model, folder / "checkpoints")),
+        "dtype": case.dtype,
+        "gradient_checkpointing": case.checkpointing,
+    }
     if published:
         rollout["engine"] = "hf"
+        model["packed_attention"] = "sdpa"  # padded rows on a GPU too, where auto joins rows into one sequence
     return RunConfig.model_validate(
         {
-            "model": {
-                "path": str(checkpoint(case.model, folder / "checkpoints")),
-                "dtype": case.dtype,
-                "gradient_checkpointing": case.checkpointing,
-            },
+            "model": model,
             "data": {"train": {"source": "jsonl", "path": str(write_records(case, folder))}, "shuffle": False},
             "prompt": {"template": "{question}"},
             "rollout": rollout,

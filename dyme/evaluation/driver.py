@@ -116,6 +116,8 @@ def answer_batch(
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Lines of a few records in their order, and the verifier's failures. `books` encode for each of `columns(cfg)`."""
     samples = cfg.evaluate.samples
+    for book in books:
+        book.encode_all(records)
     good = [r for r in records if all(book.encode(r) is not None for book in books)]
     replies: dict[str, dict[str, list[Reply]]] = {r.id: {} for r in good}
     failures: Counter[str] = Counter()

@@ -98,7 +98,8 @@ def _answers(
     for at in range(0, len(mine), batch):
         if not goes_on():
             return answers, False
-        prompts = {i: prompt for i in mine[at : at + batch] if (prompt := book.encode(records[i])) is not None}
+        part = mine[at : at + batch]
+        prompts = {i: p for i, p in zip(part, book.encode_all([records[i] for i in part])) if p is not None}
         rows = [RolloutRow(prompt) for prompt in prompts.values()]
         answers.update(zip(prompts, generate(engine.family, model, rows, sampling), strict=True))
         book.clear()

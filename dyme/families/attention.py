@@ -21,6 +21,11 @@ PROMPT, PADDING = -1, -2
 BLOCK = 128
 """Side of the blocks of a block mask, in tokens: FlexAttention's own default, and what joined sequences are multiples
 of."""
+NARROWEST = 16
+"""Values of a head that FlexAttention's GPU kernels take at least."""
+PROGRAMS = 64
+"""Programs that torch may compile FlexAttention to: kinds of layers, lengths (the first, any, one block), with and
+without gradients. Past its own limit of 8 it would go on without the kernel, in [L, L] scores."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +97,30 @@ def _create_block_mask(*, compiled: bool) -> Callable[..., Any]:
     operation of the mask (int64 for windows); compiled, none of them."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    return torch.compile(create_block_mask) if compiled else create_block_mask
+    if not compiled:
+        return create_block_mask
+    import torch._dynamo.config as limits
+
+    limits.recompile_limit = max(limits.recompile_limit, PROGRAMS)
+    return torch.compile(create_block_mask)
 
 
-def resolve_attention(attention: str, packed: str, dtype: str, *, cuda: bool) -> tuple[str, str]:
+def head_width(config: Any) -> int:
+    """Values of a head of a language model, from its text config."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def resolve_attention(
+    attention: str, packed: str, dtype: str, *, cuda: bool, width: int = NARROWEST
+) -> tuple[str, str]:
     """Implementations for whole rows (rollouts, vision towers) and for packed groups, from `model.attention` and
-    `model.packed_attention`. flash-attn takes no masks and no fp32; FlexAttention has no backward pass on CPUs."""
+    `model.packed_attention`; width: see `head_width`. flash-attn takes no masks and no fp32; FlexAttention has no
+    backward pass on CPUs and no narrow heads on GPUs."""
     if attention == "auto":
         flash = cuda and dtype == "bf16" and has_flash_attention()
         attention = "flash_attention_2" if flash else "sdpa"
     if packed == "auto":
-        packed = "flex_attention" if cuda else "sdpa"
+        packed = "flex_attention" if cuda and width >= NARROWEST else "sdpa"
     return attention, packed
 
 

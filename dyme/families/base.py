@@ -9,6 +9,7 @@ Adding one: docs/families.md.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,14 @@ class Family(ABC):
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.config = config
         self.source = source
+
+    def apart(self) -> Family:
+        """The same family with a processor of its own, for use in another thread: a tokenizer keeps settings of the
+        call, so calls must not meet."""
+        family = copy.copy(self)
+        family.processor = copy.deepcopy(self.processor)
+        family.tokenizer = getattr(family.processor, "tokenizer", family.processor)
+        return family
 
     # --- weights ----------
 

@@ -14,7 +14,7 @@ from torch import nn
 from dyme.config import ConfigError, RunConfig
 from dyme.families import DTYPES, Family, ModelError, find_family, open_family
 from dyme.families import memory as mem
-from dyme.families.attention import resolve_attention
+from dyme.families.attention import head_width, resolve_attention
 from dyme.families.base import IMAGE
 from dyme.families.files import (
     chat_template_file,
@@ -195,8 +195,7 @@ def decoder_sizes(family: Family, model: Any) -> mem.Decoder:
     """Of a model, which may lie on the meta device."""
     config = family.config.get_text_config()
     layers = family.decoder_layers(model)
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, width = config.num_attention_heads, head_width(config)
     return mem.Decoder(
         layers=len(layers),
         hidden=config.hidden_size,
@@ -319,7 +318,10 @@ def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: 
     added = mem.adapters(linears, lora.r) if lora else 0
     sees = bool({id(p) for part in family.image_parts(model).values() for p in part.parameters()} & trains.keys())
     # the estimate is for a GPU, wherever it is made
-    _, packed = resolve_attention(cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=True)
+    width = head_width(family.config.get_text_config())
+    _, packed = resolve_attention(
+        cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=True, width=width
+    )
     shares = engine_of(family, cfg.rollout.engine) == "shared_prefix"
     return mem.Load(
         ranks=ranks,

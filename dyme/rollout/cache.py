@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+FIRST = 256  # columns that steps see at least, empty ones too, where shapes are captured: a capture costs more
+
 
 class Shape(NamedTuple):
     """What a decode step works on: rows and the columns of their replies; groups, the rows of the largest, and the
@@ -100,7 +102,7 @@ class GroupCache(Cache):
     def show(self, columns: int) -> None:
         """Steps see `columns` columns of the replies from now on."""
         if self.whole:
-            columns = reply_bucket(columns)
+            columns = reply_bucket(max(columns, FIRST))
         self.shape = self.shape._replace(columns=min(columns, self.largest.columns))
 
     def begin(self) -> Step:

@@ -345,7 +345,8 @@ class DecodeBatch:
         self.tokens[rows, column] = tokens
         self.logprobs[rows, column] = logprobs
         if self.seen is not None:
-            self.seen[rows, tokens] = True
+            # not True: a number goes from the host to the device, which a graph cannot hold
+            self.seen[rows, tokens] = torch.ones_like(finished)
         self.token[places] = tokens
         turn = turn + ~finished
         ends = (tokens[:, None] == self.stops).any(1) | (turn >= self.sampling.max_new_tokens)

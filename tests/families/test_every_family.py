@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -83,6 +84,18 @@ def test_prompts_are_the_processors_chat_template(opened):
 
 
 @pytest.mark.feature("multi-image")
+def test_families_of_threads_encode_the_same(opened):
+    family, _ = opened
+    asked = contents(family) * 4
+    expected = [family.encode(text, images) for text, images in asked]
+    with ThreadPoolExecutor(2) as threads:
+        parts = [threads.submit(lambda own: [own.encode(*one) for one in asked], family.apart()) for _ in range(2)]
+    for made in (part.result() for part in parts):
+        for one, other in zip(expected, made, strict=True):
+            assert torch.equal(one.input_ids, other.input_ids) and one.pixels.keys() == other.pixels.keys()
+            assert all(torch.equal(one.pixels[key], other.pixels[key]) for key in one.pixels)
+
+
 def test_several_pictures(opened):
     family, model = opened
     need_images(family)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,10 +50,12 @@ def main() -> None:
     engine = Engine(cfg, family, model, resolve(cfg)[0])
     question = cfg.prompt.template.replace("{flag}", cfg.prompt.answer_flag).replace("{question}", QUESTION)
     prompt = family.encode(question, [Image.new("RGB", (width, height), "white")])
-    reply, size = cfg.rollout.max_new_tokens, cfg.rollout.group_size
+    reply, size, key = cfg.rollout.max_new_tokens, cfg.rollout.group_size, family.pixel_keys[0]
 
-    def roll(temperature: float) -> None:
-        rows = [RolloutRow(prompt, row_key(0, 0, str(i), 0)) for i in range(cfg.rollout.batch_size)]
+    def roll(count: int, rows_each: int, temperature: float) -> None:
+        # other pixels, so that no two prompts are the same group
+        prompts = [replace(prompt, pixels={**prompt.pixels, key: prompt.pixels[key] + n}) for n in range(count)]
+        rows = [RolloutRow(p, row_key(0, 0, str(n), k)) for n, p in enumerate(prompts) for k in range(rows_each)]
         generate(family, engine.refresh(), rows, Sampling(reply, temperature, batch_size=cfg.rollout.batch_size))
 
     def update() -> None:
@@ -76,19 +79,20 @@ def main() -> None:
             cfg.train.token_budget,
             first_modules=engine.trainable_modalities,
             share_prompt=family.packs_trees,
+            joined=engine.joined,
         )
         assert plan.num_micro_batches == 1
         run_update(engine, Work(plan, tuple(rows), [1e-3] * len(rows), tokens, prompts.__getitem__), 1.0)
 
     update()  # makes the optimizer's states
     with phase("rollout"):
-        roll(1.0)
+        roll(cfg.rollout.prompts_per_step, size, 1.0)
     with phase("update"):
         update()
     with phase("refresh"):
         engine.begin_refresh()
     with phase("evaluation"):
-        roll(0.0)
+        roll(cfg.run.eval_records, 1, 0.0)
     out.write_text(json.dumps(PEAKS))
     sys.stdout.flush()
     os._exit(0)
