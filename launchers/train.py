@@ -52,7 +52,7 @@ def main() -> int:
     from dyme.supervision.templates import PoolError
     from dyme.trainer import train
 
-    init_distributed(cfg.run.seed)
+    init_distributed(cfg.run.seed, cfg.run.hang_timeout_s)
     try:
         train(Run(cfg))
     except (CheckpointError, ConfigError, DataError, ModelError, PoolError, PromptFileError) as error:
