@@ -253,8 +253,8 @@ def _unflatten(flat: list[int]) -> list[list[int]]:
 def init_distributed(seed: int, hang_timeout_s: float = 0.0) -> int:
     """Joins the process group of the launcher (or of a single process) and seeds torch. Returns this rank.
 
-    By itself DeepSpeed ends a collective after 10 minutes, before the watchdog (`run.hang_timeout_s`, seconds) could say
-    which rank is late.
+    By itself DeepSpeed ends a collective after 10 minutes, before the watchdog (`run.hang_timeout_s`, seconds) could
+    say which rank is late.
     """
     for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(key, value)

@@ -69,6 +69,7 @@ def die_with_parent() -> None:
     shell may end before what it started. The end of the `deepspeed` command above the launcher counts as a signal."""
     if "LOCAL_RANK" not in os.environ or not sys.platform.startswith("linux"):
         return
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # launchers of SLURM jobs ignore it, and hand that down
     parent = os.getppid()
     if outer := _outer_launcher(parent):
         _launched_by[:] = [(parent, outer)]

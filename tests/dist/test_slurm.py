@@ -168,6 +168,20 @@ def test_a_warned_job_leaves_with_a_checkpoint(bed, config, undisturbed, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_rank_killed_in_the_first_start_comes_back(bed, config, undisturbed, tmp_path):
+    """Before any checkpoint: the run begins anew."""
+    run = tmp_path / "run"
+    options = (f"run.dir={run}", "run.save_every=0")
+    job, log = submit(bed, "--nodes", 2, "--config", config, *options, FIRST_START_SLEEPS=2)
+    until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2, told=str(log))
+    ranks = [pid for daemon in slurm_bed.step_daemons(bed.folder) for pid in slurm_bed.descendants(daemon)]
+    slurm_bed.kill(next(pid for pid in ranks if "RANK=1" in slurm_bed.environment_of(pid)))
+    assert finish(bed, job, log)["Restarts"] == "1"
+    assert "without a new checkpoint, 1 in a row" in log.read_text()
+    same_weights(run, undisturbed[0])
+
+
+@pytest.mark.slow
 def test_an_array_job_trains_a_run_for_each_seed(bed, config, tmp_path):
     options = ("--nodes", 1, "--array", "3,5", "--config", config, "train.max_steps=1", f"run.dir={tmp_path / 'run'}")
     job, log = submit(bed, *options)
