@@ -85,7 +85,8 @@ def run(cfg: RunConfig, env: Mapping[str, str]) -> int:
     reports = [Facts.from_json(text) for text in found.values()]
     here = len(reports) == world_size
     store.set("reports", json.dumps([f.to_json() for f in reports]) if here else "")
-    meeting = _lead(store, cfg, mine, reports) if here else Meeting(world_size, reports, {}, {}, None, GIB, cfg.run.save_every)
+    apart = Meeting(world_size, reports, {}, {}, None, GIB, cfg.run.save_every)
+    meeting = _lead(store, cfg, mine, reports) if here else apart
     findings = check(meeting)
     _print(findings, cfg.run.dir)
     code = int(any(f.status == "fail" for f in findings))

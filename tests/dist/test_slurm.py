@@ -182,6 +182,16 @@ def test_a_rank_killed_in_the_first_start_comes_back(bed, config, undisturbed, t
 
 
 @pytest.mark.slow
+def test_a_hang_ends_the_start_and_the_next_one_trains(bed, config, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    options = (f"run.dir={run}", "run.hang_timeout_s=20")
+    job, log = submit(bed, "--nodes", 2, "--config", config, *options, FIRST_START_SLEEPS=50)
+    assert finish(bed, job, log)["Restarts"] == "1"
+    assert re.search("rank [01] is late: step 1, phase score", log.read_text())  # the end of a rank's log
+    same_weights(run, undisturbed[0])
+
+
+@pytest.mark.slow
 def test_an_array_job_trains_a_run_for_each_seed(bed, config, tmp_path):
     options = ("--nodes", 1, "--array", "3,5", "--config", config, "train.max_steps=1", f"run.dir={tmp_path / 'run'}")
     job, log = submit(bed, *options)
