@@ -97,6 +97,7 @@ def test_what_a_node_finds(tmp_path):
     assert not mine.writable and not mine.data and not mine.model and mine.disk_free > 0
     assert Path(mine.token_file).read_text() and mine.contents.keys() == {
         "settings",
+        "code",
         "data.train",
         "data.eval",
         "model",
