@@ -64,7 +64,7 @@ on_all_nodes() {
                 say "the ranks did not end in time"
                 return 1
             fi
-            sleep 1
+            sleep 3
         done
     done
 }
