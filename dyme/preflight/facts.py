@@ -156,7 +156,7 @@ def _open_pictures(records: RecordSet, n: int = 8) -> None:
 
 def _code() -> str:
     """The installed sources: nodes with the same version may hold different commits."""
-    folders = [Path(package.__file__).parent for package in (dyme, dyme_kernels)]
+    folders = [Path(package.__path__[0]) for package in (dyme, dyme_kernels)]
     sources = {f"{folder.name}/{path.relative_to(folder)}": path for folder in folders for path in folder.rglob("*.py")}
     return _digest([f"{name} {path.read_text(encoding='utf-8')}" for name, path in sorted(sources.items())])
 
