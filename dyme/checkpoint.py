@@ -57,6 +57,10 @@ def checkpoint_dir(folder: Path, step: int) -> Path:
 def save(engine: Engine, folder: Path, state: TrainState, keep_last: int) -> Path:
     """Writes a checkpoint and prunes old ones. A process killed in here leaves the previous checkpoint as it was."""
     target = checkpoint_dir(folder, state.step)
+    if engine.gather_json(target.exists())[0]:  # the step was saved before, e.g. as the best one: the same state
+        if engine.rank == 0:
+            prune(folder, keep_last)
+        return target
     partial = folder / f"{PARTIAL}{target.name}"
     if engine.rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -72,10 +76,7 @@ def save(engine: Engine, folder: Path, state: TrainState, keep_last: int) -> Pat
     if engine.rank == 0:
         about = {"step": state.step, "world_size": state.world_size, "versions": versions()}
         write_manifest(partial, {name: entry for part in entries for name, entry in part.items()}, about)
-        if target.exists():  # the step was saved before, e.g. as the best one: same weights
-            shutil.rmtree(partial)
-        else:
-            partial.rename(target)
+        partial.rename(target)
         prune(folder, keep_last)
     engine.barrier()
     return target
@@ -154,6 +155,8 @@ def newest_whole(engine: Engine, folder: Path, say: Callable[[str], None]) -> in
     """Step of the newest checkpoint that passes its manifest, None where there are no checkpoints. Those above it are
     renamed to damaged-*. All ranks call it, each reads its share of the files, and all get the same answer."""
     found = engine.gather_json(steps(folder))[0]  # rank 0's: a file system may show others an older state
+    for path in sorted(folder.glob(f"{PARTIAL}step-*")):
+        say(f"{path.name.removeprefix(PARTIAL)} was not finished: left out")
     broken: list[Path] = []
     told: list[str] = []
     for step in reversed(found):
@@ -187,8 +190,13 @@ def _load_other_world(
 ) -> None:
     say(f"{path.name} was written by {state.world_size} ranks: converting it for {engine.world_size}")
     begin = time.monotonic()
+    if engine.rank == 0:
+        for left in path.parent.glob(f"{PARTIAL}universal-*"):
+            shutil.rmtree(left, ignore_errors=True)
+    # a name of its own: the conversion of a start that was killed may still be writing
+    scratch = path.parent / engine.gather_json(f"{PARTIAL}universal-{path.name}-{os.getpid()}")[0]
     try:
-        load_universal(engine, path, path.parent / f"{PARTIAL}universal-{path.name}", groups)
+        load_universal(engine, path, scratch, groups)
     except ConversionError as error:
         raise CheckpointError(f"{error}; start with {state.world_size} ranks again") from error
     say(f"{path.name}: converted and loaded in {time.monotonic() - begin:.1f} s")

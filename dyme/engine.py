@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from dyme.objective import LossInputs
 from dyme.packing import PackedBatch
 from dyme.policy import Policy
 from dyme.rollout_copy import RolloutCopy
+from dyme.watchdog import collective_limit_s
 from dyme_kernels import LossSpec, PolicyLossOutput
 
 
@@ -251,13 +253,20 @@ def _unflatten(flat: list[int]) -> list[list[int]]:
     return lists
 
 
-def init_distributed(seed: int) -> int:
-    """Joins the process group of the launcher (or of a single process) and seeds torch. Returns this rank."""
+def init_distributed(seed: int, hang_timeout_s: float = 0.0) -> int:
+    """Joins the process group of the launcher (or of a single process) and seeds torch. Returns this rank.
+
+    By itself DeepSpeed ends a collective after 10 minutes, before the watchdog (`run.hang_timeout_s`, seconds) could
+    say which rank is late.
+    """
     for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(key, value)
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(29500 + os.getpid() % 1000)
-    deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
+    limit = timedelta(seconds=collective_limit_s(hang_timeout_s))
+    c10d = dist.distributed_c10d  # DeepSpeed names no limit for the groups that it makes: theirs is read from here
+    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = limit
+    deepspeed.init_distributed(get_accelerator().communication_backend_name(), timeout=limit, verbose=False)
     if get_accelerator().device_name() != "cpu":
         get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     _unlink_shared_buffers()

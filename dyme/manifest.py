@@ -27,10 +27,11 @@ def files_in(folder: Path) -> list[str]:
 
 
 def measure(folder: Path, files: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Size (bytes) and BLAKE2b hash of files; they are read in threads. Raises OSError."""
+    """Size (bytes) and BLAKE2b hash of files just written, which are on the disk on return; in threads. Raises
+    OSError."""
     names = list(files)
     with ThreadPoolExecutor(_THREADS) as threads:
-        return dict(zip(names, threads.map(lambda name: _entry(folder / name), names), strict=True))
+        return dict(zip(names, threads.map(lambda name: _entry(folder / name, flush=True), names), strict=True))
 
 
 def write_manifest(folder: Path, entries: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
@@ -74,9 +75,11 @@ def _wrong(path: Path, name: str, entry: dict[str, Any]) -> str:
         return f"{name} cannot be read ({error})"
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def _entry(path: Path, *, flush: bool = False) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=32)
     with path.open("rb", buffering=0) as file:
+        if flush:  # older checkpoints are removed once this one is whole, also where the power fails then
+            os.fsync(file.fileno())
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return {"size": path.stat().st_size, "blake2b": digest.hexdigest()}

@@ -36,6 +36,7 @@ class Preemption:
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, _noted)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         threading.Thread(target=self._read, args=(read,), name="signals", daemon=True).start()
         if _launched_by:
             threading.Thread(target=self._watch, args=_launched_by[0], name="launcher", daemon=True).start()
@@ -64,11 +65,18 @@ class Preemption:
         self.ask("the end of deepspeed")
 
 
+def keep_warning() -> None:
+    """Lets a SIGUSR1 wait until there is a `Preemption`: one that comes while libraries load would end the process, and
+    throw away the time that is left for a step and its checkpoint."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+
 def die_with_parent() -> None:
     """From here on the kernel ends this rank (SIGKILL) when its launcher dies. Without a launcher nothing happens: a
     shell may end before what it started. The end of the `deepspeed` command above the launcher counts as a signal."""
     if "LOCAL_RANK" not in os.environ or not sys.platform.startswith("linux"):
         return
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # launchers of SLURM jobs ignore it, and hand that down
     parent = os.getppid()
     if outer := _outer_launcher(parent):
         _launched_by[:] = [(parent, outer)]

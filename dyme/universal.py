@@ -29,8 +29,9 @@ class ConversionError(Exception):
 
 
 def load_universal(engine: Engine, path: Path, scratch: Path, groups: Sequence[dict[str, Any]]) -> None:
-    """Loads a DeepSpeed checkpoint folder of any number of ranks. `scratch` holds the converted one, as large as
-    `path`, and is removed again; `groups`: the parameter groups' settings as `group_settings` gave them at the save."""
+    """Loads a DeepSpeed checkpoint folder of any number of ranks. `scratch`, a folder that does not exist yet,
+    holds the converted one, as large as `path`, and is removed again; `groups`: the parameter groups' settings as
+    `group_settings` gave them at the save."""
     _convert(engine, path, scratch)
     config = engine.ds._config
     config.load_universal_checkpoint = True
@@ -64,8 +65,7 @@ def restore_groups(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, 
 def _convert(engine: Engine, path: Path, scratch: Path) -> None:
     process = None
     if engine.rank == 0:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        scratch.mkdir()
         workers = str(max(1, min(WORKERS, (os.cpu_count() or 1) // 2)))
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
         command += ["--input_folder", str(path), "--output_folder", str(scratch / _TAG)]

@@ -1,7 +1,7 @@
 """Watchdog: every rank tells where it is; one that makes no progress ends the job, with the late ranks named.
 
 watchdog/rank-N.json    where rank N was last: phase, step, collectives begun, records in hand
-watchdog/rank-N.stack   what its threads did when the time was over
+watchdog/rank-N.stack   what its threads did in its last long wait
 watchdog/hang.json      the late ranks
 """
 
@@ -29,6 +29,8 @@ _TICK_S = 1.0
 _FILES_A_SECOND = 64  # of all ranks together, on a file system they share
 _OPENING_S = 1800.0  # at least for each part of an opening: models are read, operators compiled, checkpoints converted
 _WAIT_S = 3.0  # from the first rank that notices to the verdict: the others write where they are meanwhile
+_LAST_S = 300.0  # after the watchdog's time PyTorch ends a collective by itself
+_STACK_S = 10.0  # a wait this long leaves its stack: the time of another rank may be over first
 _GRACE_S = 30.0  # then the interpreter itself is stuck, and faulthandler, which needs no lock, ends the process
 
 
@@ -46,6 +48,11 @@ class Beat:
     records: tuple[str, ...] = ()
     since: float = 0.0
     stuck: bool = False
+
+
+def collective_limit_s(timeout_s: float) -> float:
+    """Seconds that PyTorch may wait in a collective: longer than any watchdog, which says who is late."""
+    return max(timeout_s, _OPENING_S) + _LAST_S
 
 
 def late_ranks(beats: Sequence[Beat]) -> list[Beat]:
@@ -122,33 +129,47 @@ class Watchdog:
         return noted
 
     def _run(self, stop: threading.Event) -> None:
-        seen = 0.0
+        seen, told = 0.0, False
         tick = max(_TICK_S, self.world_size / _FILES_A_SECOND)
         while not stop.wait(min(tick, self.timeout_s / 4)):
-            self._open_files()
-            if self._moved != seen:
-                seen = self._moved
-                faulthandler.dump_traceback_later(self.timeout_s + _GRACE_S, exit=True, file=self._stack)
-                self._write()
-            if time.monotonic() - seen > self.timeout_s:
+            moved = self._moved
+            idle = time.monotonic() - moved
+            with suppress(OSError):  # a file system that fails for a moment must end neither the watch nor the run
+                self._open_files()
+                if moved != seen:
+                    faulthandler.dump_traceback_later(self.timeout_s + _GRACE_S, exit=True, file=self._stack)
+                    self._write()
+                    seen, told = moved, False
+                if not told and idle > min(_STACK_S, self.timeout_s / 2):
+                    self._dump()
+                    told = True
+            if idle > self.timeout_s:
                 self._hung()
                 return
 
     def _hung(self) -> None:
         self._beat = replace(self._beat, stuck=True)
-        self._write()
-        faulthandler.dump_traceback(file=self._stack, all_threads=True)
-        self._stack.flush()
+        with suppress(OSError):
+            self._open_files()
+            self._write()
+            self._dump()
         time.sleep(_WAIT_S)
         beats = [beat for rank in range(self.world_size) if (beat := self._read(rank))]
         if self._beat.rank == min(beat.rank for beat in beats if beat.stuck):
             late = late_ranks(beats)
             print(verdict(late, len(beats), self.timeout_s, self.folder), file=sys.stderr, flush=True)
             told = {"timeout_s": self.timeout_s, "late": [asdict(beat) for beat in late]}
-            (self.folder / "hang.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+            with suppress(OSError):
+                (self.folder / "hang.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
         else:
             time.sleep(_WAIT_S)  # a launcher ends the others when the first one leaves
         self._end(HUNG)
+
+    def _dump(self) -> None:
+        """The stacks of all threads, in place of those of an earlier wait."""
+        self._stack.seek(0)
+        self._stack.truncate()
+        faulthandler.dump_traceback(file=self._stack, all_threads=True)
 
     def _open_files(self) -> None:
         if self._stack is not None:

@@ -43,7 +43,7 @@ def main() -> int:
     from dyme.evaluation.table import render
     from dyme.families import ModelError
 
-    init_distributed(cfg.run.seed)
+    init_distributed(cfg.run.seed, cfg.run.hang_timeout_s)
     arguments = [argument for argument in sys.argv if not argument.startswith("--local_rank")]
     command = " ".join(["deepspeed", f"--num_gpus {dist.get_world_size()}", *arguments])
     try:

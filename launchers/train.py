@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dyme.launch import quiet, rank, run_and_exit, say_error
-from dyme.preemption import die_with_parent
+from dyme.preemption import die_with_parent, keep_warning
 
 if TYPE_CHECKING:
     from dyme.config import RunConfig
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     die_with_parent()
+    keep_warning()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="run YAML, see configs/")
     parser.add_argument("--deepspeed_config", help="DeepSpeed JSON, see ds_configs/; the same as deepspeed=FILE")
@@ -52,7 +53,7 @@ def main() -> int:
     from dyme.supervision.templates import PoolError
     from dyme.trainer import train
 
-    init_distributed(cfg.run.seed)
+    init_distributed(cfg.run.seed, cfg.run.hang_timeout_s)
     try:
         train(Run(cfg))
     except (CheckpointError, ConfigError, DataError, ModelError, PoolError, PromptFileError) as error:

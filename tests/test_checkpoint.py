@@ -126,6 +126,21 @@ def test_no_checkpoint_is_no_damage(tmp_path):
     assert newest(tmp_path)[0] == 3
 
 
+def test_a_checkpoint_that_was_not_finished_is_named(tmp_path):
+    make(tmp_path, 3)
+    (tmp_path / f"{checkpoint.PARTIAL}step-00000006").mkdir()
+    (tmp_path / f"{checkpoint.PARTIAL}old-step-00000002").mkdir()
+    step, said = newest(tmp_path)
+    assert step == 3 and said[0] == "step-00000006 was not finished: left out" and "step-00000003" in said[1]
+
+
+def test_a_step_that_was_saved_before_is_not_written_again(tmp_path):
+    """The best checkpoint and the one that is due at the same step: no DeepSpeed is asked, old ones go."""
+    make(tmp_path, 1, 2, 3)
+    assert checkpoint.save(ALONE, tmp_path, checkpoint.TrainState(3, 1.0, 1), 1) == tmp_path / "step-00000003"
+    assert checkpoint.steps(tmp_path) == [3]
+
+
 def test_a_manifest_says_what_was_measured(tmp_path):
     make(tmp_path, 7)
     path = tmp_path / "step-00000007"

@@ -34,7 +34,7 @@ def facts(rank: int, **changes) -> Facts:
 
 def healthy() -> Meeting:
     bandwidth = Bandwidth("nccl", True, 40e9, 30e-6)
-    return Meeting(4, [facts(i) for i in range(4)], {"a": [], "b": []}, {"b": 0.002}, bandwidth, 100 * GIB)
+    return Meeting(4, [facts(i) for i in range(4)], {"a": [], "b": []}, {"b": 0.002}, bandwidth, 100 * GIB, 50)
 
 
 def with_rank(rank: int, **changes) -> Meeting:
@@ -44,7 +44,7 @@ def with_rank(rank: int, **changes) -> Meeting:
 def test_all_well():
     findings = check(healthy())
     assert {f.status for f in findings} == {"ok"} and not any(f.mend for f in findings)
-    assert len({f.check for f in findings}) == len(findings) == 11
+    assert len({f.check for f in findings}) == len(findings) == 12
 
 
 FAULTS = {
@@ -62,6 +62,7 @@ FAULTS = {
     "run folder, not shared": (replace(healthy(), unseen={"a": [], "b": ["a"]}), "fail", "b does not see what a wrote"),
     "disk": (with_rank(2, disk_free=GIB // 2), "fail", "b: 0.5 GiB free"),
     "disk, tight": (with_rank(0, disk_free=20 * GIB), "warn", "a: 20.0 GiB free, 100.0 GiB needed"),
+    "checkpoints": (replace(healthy(), save_every=0), "warn", "none before the end"),
     "data": (with_rank(2, data="x.jsonl: no such file"), "fail", "b: x.jsonl"),
     "model": (with_rank(2, model="no such folder: m"), "fail", "b: no such folder"),
     "same files": (with_rank(2, contents={"settings": "1", "data.train": "9", "model": "3"}), "fail", "b: data.train"),
@@ -81,7 +82,7 @@ def test_each_check_sees_its_fault_and_no_other_does(name):
 
 
 def test_a_rank_that_does_not_come_is_named():
-    [finding] = check(Meeting(4, [facts(0), facts(1), facts(2)], {}, {}, None, GIB))
+    [finding] = check(Meeting(4, [facts(0), facts(1), facts(2)], {}, {}, None, GIB, 50))
     assert finding.status == "fail" and "1 rank did not report: 3; seen: a, b" in finding.found
 
 
@@ -96,6 +97,7 @@ def test_what_a_node_finds(tmp_path):
     assert not mine.writable and not mine.data and not mine.model and mine.disk_free > 0
     assert Path(mine.token_file).read_text() and mine.contents.keys() == {
         "settings",
+        "code",
         "data.train",
         "data.eval",
         "model",

@@ -243,6 +243,33 @@ def test_a_second_signal_ends_the_process_at_once():
     assert process.wait(10) == 128 + signal.SIGTERM
 
 
+INHERITS = """
+import signal, subprocess, sys
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+rank = "from dyme.preemption import die_with_parent; die_with_parent(); print('ready', flush=True)"
+rank += "; import time; time.sleep(9)"
+process = subprocess.Popen([sys.executable, "-c", rank], stdout=subprocess.PIPE, text=True)
+process.stdout.readline()
+process.send_signal(signal.SIGUSR1)
+print("ready", process.wait(), flush=True)
+"""
+
+
+def test_a_warning_that_comes_early_is_kept():
+    program = "from dyme.preemption import Preemption, keep_warning; import time; keep_warning()\n"
+    program += "print('ready', flush=True); time.sleep(1); asked = Preemption(); time.sleep(1); print(asked.asked)"
+    process = child(program)
+    process.send_signal(signal.SIGUSR1)
+    assert process.communicate(timeout=30)[0] == "SIGUSR1\n" and process.returncode == 0
+
+
+def test_a_rank_does_not_ignore_the_warning_as_its_launcher_does():
+    """Without a handler of its own it ends: an evaluation keeps the items that it has."""
+    env = environment() | {"LOCAL_RANK": "0"}
+    done = subprocess.run([sys.executable, "-c", INHERITS], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"ready {-signal.SIGUSR1}\n", done.stderr
+
+
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "from dyme.preemption import die_with_parent; die_with_parent(); "

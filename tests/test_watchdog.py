@@ -92,6 +92,58 @@ def test_no_progress_ends_the_process_and_progress_does_not(tmp_path, capsys):
     assert json.loads((tmp_path / "watchdog" / "hang.json").read_text())["late"][0]["records"] == ["a", "b"]
 
 
+def wait_for(condition, seconds: float = 8) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_long_wait_leaves_its_stack_before_the_time_is_over(tmp_path, monkeypatch):
+    """The others began to wait earlier and end the job first: the stack of the late rank must be there by then."""
+    monkeypatch.setattr("dyme.watchdog._STACK_S", 0.2)
+    ended: list[int] = []
+    dog = Watchdog(tmp_path, 0, 1, 60, end=ended.append)
+    dog.start()
+    stack = tmp_path / "watchdog" / "rank-0.stack"
+    wait_for(lambda: stack.exists() and "test_a_long_wait" in stack.read_text())
+    dog.stop()
+    assert not ended
+
+
+def test_a_file_system_that_fails_for_a_moment_ends_neither_watch_nor_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dyme.watchdog._WAIT_S", 0.1)
+    ended: list[int] = []
+    dog = Watchdog(tmp_path, 0, 1, 1.0, end=ended.append)
+    failed: list[bool] = []
+
+    def stale() -> None:
+        failed.append(True)
+        raise OSError("Stale file handle")
+
+    monkeypatch.setattr(dog, "_write", stale)
+    dog.start()
+    wait_for(lambda: len(failed) > 1)
+    assert dog._thread.is_alive()
+    wait_for(lambda: bool(ended))
+    dog.stop()
+    assert ended == [HUNG] and "rank 0 is late" in capsys.readouterr().err
+
+
+def test_pytorch_waits_longer_than_the_watchdog():
+    """In every group, those that DeepSpeed makes included: else the waiting ranks end before the late one is named."""
+    program = (
+        "import torch, torch.distributed as dist\n"
+        "from dyme.engine import init_distributed\n"
+        "init_distributed(0, 7200)\n"
+        "for group in (dist.group.WORLD, dist.new_group([0])):\n"
+        "    print('limit', group._get_backend(torch.device('cpu')).options._timeout.total_seconds())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), cwd=ROOT, capture_output=True, text=True)
+    limits = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("limit ")]
+    assert len(limits) == 2 and min(limits) > 7200, done.stdout + done.stderr
+
+
 def test_an_opening_that_hangs_is_named_by_its_part(tmp_path, capsys, monkeypatch):
     """Its limit is one of its own; the part counts, so that who waits further on is not late."""
     monkeypatch.setattr("dyme.watchdog._OPENING_S", 0.4)

@@ -21,6 +21,7 @@ from rich.table import Table
 from dyme.config import ConfigError, RunConfig, load_config
 from dyme.data import DataError
 from dyme.launch import quiet, run_and_exit
+from dyme.preemption import die_with_parent
 from dyme.preflight import meet
 from dyme.preflight.checks import Bandwidth, Finding, Meeting, check
 from dyme.preflight.facts import GIB, TOKENS, Facts, disk_needed, gather_facts
@@ -39,6 +40,7 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     if "RANK" not in os.environ:
         launch_on_every_gpu()
+    die_with_parent()
     rank = int(os.environ.get("RANK", "0"))
     try:
         overrides = args.overrides + ([f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else [])
@@ -83,7 +85,8 @@ def run(cfg: RunConfig, env: Mapping[str, str]) -> int:
     reports = [Facts.from_json(text) for text in found.values()]
     here = len(reports) == world_size
     store.set("reports", json.dumps([f.to_json() for f in reports]) if here else "")
-    meeting = _lead(store, cfg, mine, reports) if here else Meeting(world_size, reports, {}, {}, None, GIB)
+    apart = Meeting(world_size, reports, {}, {}, None, GIB, cfg.run.save_every)
+    meeting = _lead(store, cfg, mine, reports) if here else apart
     findings = check(meeting)
     _print(findings, cfg.run.dir)
     code = int(any(f.status == "fail" for f in findings))
@@ -115,7 +118,7 @@ def _lead(store: meet.dist.Store, cfg: RunConfig, mine: Facts, reports: list[Fac
         needed = disk_needed(cfg)
     except (DataError, OSError):  # said under `model`
         needed = GIB
-    return Meeting(len(reports), reports, unseen, clocks, bandwidth, needed)
+    return Meeting(len(reports), reports, unseen, clocks, bandwidth, needed, cfg.run.save_every)
 
 
 def _follow(store: meet.dist.Store, mine: Facts, world_size: int) -> int:

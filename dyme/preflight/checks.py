@@ -39,7 +39,7 @@ class Bandwidth:
 @dataclass(frozen=True)
 class Meeting:
     """What the ranks found out together. unseen: {node: nodes whose file in the run folder it cannot read};
-    clocks: {node: seconds ahead of rank 0}; needed: bytes the run will write."""
+    clocks: {node: seconds ahead of rank 0}; needed: bytes the run will write; save_every: as in the configuration."""
 
     world_size: int
     reports: Sequence[Facts]
@@ -47,6 +47,7 @@ class Meeting:
     clocks: Mapping[str, float]
     bandwidth: Bandwidth | None
     needed: int
+    save_every: int
 
 
 def check(meeting: Meeting) -> list[Finding]:
@@ -54,7 +55,7 @@ def check(meeting: Meeting) -> list[Finding]:
     if len(meeting.reports) < meeting.world_size:
         return [ranks(meeting)]  # the rest is not known before all have come
     checks: list[Callable[[Meeting], Finding]] = [ranks, versions, gpus, gpu_memory, run_folder, disk]
-    return [one(meeting) for one in (*checks, data, model, same_contents, clocks, all_reduce)]
+    return [one(meeting) for one in (*checks, checkpoints, data, model, same_contents, clocks, all_reduce)]
 
 
 def ranks(m: Meeting) -> Finding:
@@ -139,6 +140,12 @@ def disk(m: Meeting) -> Finding:
     if least.disk_free < m.needed:
         return Finding("disk", "warn", f"{least.node}: {told}", "free space, move run.dir, or lower run.keep_last")
     return Finding("disk", "ok", told)
+
+
+def checkpoints(m: Meeting) -> Finding:
+    if m.save_every:
+        return Finding("checkpoints", "ok", f"every {_count(m.save_every, 'step')}")
+    return Finding("checkpoints", "warn", "none before the end", "set run.save_every: a killed run begins anew")
 
 
 def data(m: Meeting) -> Finding:

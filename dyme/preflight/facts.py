@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import dyme
+import dyme_kernels
 from dyme.config import RunConfig, dump_config
 from dyme.data import DataError, ImageError, RecordSet, load_records
 from dyme.data.paths import expand
@@ -76,7 +78,7 @@ def gather_facts(cfg: RunConfig, rank: int, local_rank: int) -> Facts:
     if local_rank:
         return Facts(leader=False, **shared)  # type: ignore[arg-type]
     token_file, writable, free = write_token(Path(cfg.run.dir), rank)
-    data, model, contents = "", "", {"settings": _digest([dump_config(cfg)])}
+    data, model, contents = "", "", {"settings": _digest([dump_config(cfg)]), "code": _code()}
     try:
         contents |= _data_contents(cfg)
     except (DataError, ImageError, OSError) as error:
@@ -150,6 +152,13 @@ def _open_pictures(records: RecordSet, n: int = 8) -> None:
         image = records[i].image
         if image is not None:
             image.load()
+
+
+def _code() -> str:
+    """The installed sources: nodes with the same version may hold different commits."""
+    folders = [Path(package.__path__[0]) for package in (dyme, dyme_kernels)]
+    sources = {f"{folder.name}/{path.relative_to(folder)}": path for folder in folders for path in folder.rglob("*.py")}
+    return _digest([f"{name} {path.read_text(encoding='utf-8')}" for name, path in sorted(sources.items())])
 
 
 def _digest(lines: list[str]) -> str:

@@ -19,9 +19,8 @@ export RANKS_PER_NODE
 cpus=$(tr ',' '\n' <<<"$SLURM_JOB_CPUS_PER_NODE" | cut -d'(' -f1 | sort -n | head -n 1)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > RANKS_PER_NODE ? cpus / RANKS_PER_NODE : 1))}
 
-GRACE_S=100 # from the warning until the job leaves; --signal gives at least 120 s
+LAST_S=15 # before its end the job leaves, whether the ranks are ready or not
 warned=0
-warned_at=0
 interrupted=0
 
 say() { echo "[$(date '+%F %T') job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}] $*"; }
@@ -31,22 +30,18 @@ warn() {
     interrupted=1
     if ((warned == 0)); then
         warned=1
-        warned_at=$(date +%s)
         say "warned: the job is about to be stopped (USR1)"
         scancel --quiet --signal=USR1 "$SLURM_JOB_ID"
     fi
 }
 trap warn USR1
 
-# Seconds that the warned job may still take, at least 0.
-grace_left() {
-    local now end_text end left
-    now=$(date +%s)
-    left=$((warned_at + GRACE_S - now))
-    end_text=$(scontrol show job "$SLURM_JOB_ID" --oneliner | grep -o ' EndTime=[^ ]*' | cut -d= -f2)
-    end=$(date -d "$end_text" +%s 2>/dev/null) || end=$((now + GRACE_S))
-    ((end - 15 - now < left)) && left=$((end - 15 - now))
-    echo $((left > 0 ? left : 0))
+# Whether the job ends too soon to wait for the ranks any longer. SLURM moves the end when it preempts a job; one that has
+# none was warned by hand, and its ranks may take the time that they need.
+too_late() {
+    local end
+    end=$(scontrol show job "$SLURM_JOB_ID" --oneliner | grep -o ' EndTime=[^ ]*' | cut -d= -f2)
+    [[ -n $end ]] && end=$(date -d "$end" +%s 2>/dev/null) && ((end - $(date +%s) < LAST_S))
 }
 
 # Runs `job.py node ...` once on every node; returns its exit code, 1 after a warning that it
@@ -65,11 +60,11 @@ on_all_nodes() {
         code=$?
         ((interrupted)) || return "$code"
         while kill -0 "$pid" 2>/dev/null; do
-            if (($(grace_left) == 0)); then
+            if too_late; then
                 say "the ranks did not end in time"
                 return 1
             fi
-            sleep 1
+            sleep 3
         done
     done
 }

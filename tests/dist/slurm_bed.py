@@ -143,7 +143,7 @@ class Bed:
         kill(daemon.pid)
         for pid in step_daemons(self.folder):  # they do not say of which node they are; their children do
             below = descendants(pid)
-            if any(f"SLURMD_NODENAME={name}" in _environment(p) for p in below):
+            if any(f"SLURMD_NODENAME={name}" in environment_of(p) for p in below):
                 for victim in (pid, *below):
                     kill(victim)
         daemon.wait()
@@ -248,10 +248,11 @@ def descendants(pid: int) -> list[int]:
 def step_daemons(folder: Path) -> list[int]:
     """slurmstepd of this cluster: they leave slurmd's family, so their environment tells."""
     conf = f"SLURM_CONF={folder / 'slurm.conf'}"
-    return [pid for pid, (_, command) in _processes().items() if "slurmstepd" in command and conf in _environment(pid)]
+    return [pid for pid, (_, command) in _processes().items() if "slurmstepd" in command and conf in environment_of(pid)]
 
 
-def _environment(pid: int) -> list[str]:
+def environment_of(pid: int) -> list[str]:
+    """NAME=value of a process; nothing where it has ended."""
     try:
         return (Path("/proc") / str(pid) / "environ").read_text(errors="replace").split("\0")
     except OSError:

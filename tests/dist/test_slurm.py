@@ -78,7 +78,7 @@ def finish(bed: Bed, job: str, log: Path, state: str = "COMPLETED", timeout: flo
     return ended
 
 
-def until(condition, timeout: float = 120, told: str = "") -> None:
+def until(condition, timeout: float = 300, told: str = "") -> None:
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, f"not within {timeout} s: {told}"
@@ -145,7 +145,7 @@ def test_a_job_over_its_time_limit_goes_on_by_itself(bed, config, undisturbed, t
     run = tmp_path / "run"
     options = ("--time=2", "--signal=B:USR1@30")
     job, log = submit(bed, "--nodes", 2, *options, "--config", config, f"run.dir={run}", FIRST_START_SLEEPS=12)
-    ended = finish(bed, job, log, timeout=500)
+    ended = finish(bed, job, log, timeout=900)
     told = log.read_text()
     assert int(ended["Restarts"]) >= 1 and "warned" in told and "back into the queue" in told
     same_weights(run, undisturbed[0])
@@ -159,11 +159,35 @@ def test_a_warned_job_leaves_with_a_checkpoint(bed, config, undisturbed, tmp_pat
     job, log = submit(bed, "--nodes", 2, "--config", config, *options, FIRST_START_SLEEPS=2)
     until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2, told=str(log))
     bed.run("scancel", "--batch", "--signal=USR1", job)
-    until(lambda: (run / "PREEMPTED").exists() or (run / "DONE").exists(), 100, told=log.read_text())
+    until(lambda: (run / "PREEMPTED").exists() or (run / "DONE").exists(), told=log.read_text())
     left = json.loads((run / "PREEMPTED").read_text())
     assert 2 <= left["step"] < 12 and left["asked_by"] == "SIGUSR1"
     ended, told = finish(bed, job, log), log.read_text()
     assert ended["Restarts"] == "1" and f"newest checkpoint step-{left['step']:08d}" in told
+    same_weights(run, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_rank_killed_in_the_first_start_comes_back(bed, config, undisturbed, tmp_path):
+    """Before any checkpoint: the run begins anew."""
+    run = tmp_path / "run"
+    options = (f"run.dir={run}", "run.save_every=0")
+    job, log = submit(bed, "--nodes", 2, "--config", config, *options, FIRST_START_SLEEPS=2)
+    until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2, told=str(log))
+    ranks = [pid for daemon in slurm_bed.step_daemons(bed.folder) for pid in slurm_bed.descendants(daemon)]
+    slurm_bed.kill(next(pid for pid in ranks if "RANK=1" in slurm_bed.environment_of(pid)))
+    assert finish(bed, job, log)["Restarts"] == "1"
+    assert "without a new checkpoint, 1 in a row" in log.read_text()
+    same_weights(run, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_hang_ends_the_start_and_the_next_one_trains(bed, config, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    options = (f"run.dir={run}", "run.hang_timeout_s=20")
+    job, log = submit(bed, "--nodes", 2, "--config", config, *options, FIRST_START_SLEEPS=50)
+    assert finish(bed, job, log)["Restarts"] == "1"
+    assert re.search("rank [01] is late: step 1, phase score", log.read_text())  # the end of a rank's log
     same_weights(run, undisturbed[0])
 
 
