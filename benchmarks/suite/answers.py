@@ -114,6 +114,22 @@ def variants(found: Results, named: Named, against: Cell) -> str:
     return f"{'; '.join(said)}." if said else ""
 
 
+def pairs(found: Results, named: Named) -> str:
+    """Each changed cell beside the same one without its change: accuracy on the test split and out of distribution."""
+    said = []
+    for words, cell in named:
+        plain = replace(cell, changes=())
+        if not cell.changes or found.versus(cell, plain) is None:
+            continue
+        splits = [
+            f"{split} {value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+            for split in found.splits(cell.task)
+            if (value := found.versus(cell, plain, split)) and value.low is not None and value.high is not None
+        ]
+        said.append(f"{words}: {', '.join(splits)}.")
+    return " ".join(said)
+
+
 def shares(found: Results, **groups: Named) -> str:
     """The share of memorizing groups over a run, for each value of what is changed."""
     said = []

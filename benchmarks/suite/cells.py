@@ -20,6 +20,7 @@ KEYS = {
     "tau": "selector.threshold",
     "steps": "train.max_steps",
     "norm": "objective.normalization",
+    "thinking": "reward.weights.thinking",
 }
 """Changes that are settings of dyme. `items`, `noise` and `flips` (of verdicts) are the suite's own."""
 OWN = ("items", "noise", "flips")

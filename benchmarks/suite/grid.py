@@ -56,6 +56,11 @@ def questions(task: str, seed: int, capacity: str) -> Iterator[Cell]:
     yield from (dyme("low", tau=tau) for tau in TAUS)
 
 
+def unchecked(tasks: Iterable[str], seed: int, capacity: str) -> Iterator[Cell]:
+    """What the thinking reward is worth: DyME without it."""
+    yield from (Cell(task, "dyme", "medium", seed, capacity, (("thinking", 0.0),)) for task in tasks)
+
+
 def rates(task: str, capacity: str) -> Iterator[Cell]:
     """The learning rate, swept equally for the main methods, at one seed."""
     for rate in RATES:
@@ -77,6 +82,7 @@ def cpu() -> Grid:
         *main_table(tasks, 1, tiny),
         *main_table(tasks, 2, tiny),
         *main_table(tasks, 3, tiny),
+        *(cell for seed in SEEDS for cell in unchecked(tasks, seed, tiny)),
         *others(first, 1, tiny),
         *questions(first, 1, tiny),
         *rates(first, tiny),
@@ -99,6 +105,7 @@ def gpu() -> Grid:
         *others(first, 1, large),
         *main_table(tasks[1:], 2, large),
         *main_table(tasks[1:], 3, large),
+        *unchecked(tasks[:1], 1, large),
         *border(first, (large,)),
         *rates(first, large),
         *others(first, 2, large),

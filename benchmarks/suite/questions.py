@@ -66,6 +66,12 @@ def questions(found: Results) -> list[Question]:
         for m in MAIN
         for lr in sorted({rate, *_rates(found)})
     ]
+    unchecked: Named = [
+        (f"{task}, {words}", Cell(task, "dyme", "medium", 1, base.capacity, changes))
+        for task in found.grid.tasks
+        for words, changes in (("with it", ()), ("without", (("thinking", 0.0),)))
+        if "medium" in TASKS[task].traces
+    ]
     switches: Named = [(LABELS[m], Cell(first, m, "medium", 1, base.capacity)) for m in _methods(found, first)]
     border = [
         Cell(first, "dyme", trace, 1, capacity, (("items", items), ("noise", noise)))
@@ -133,6 +139,13 @@ def questions(found: Results) -> list[Question]:
             answers.noise(found, noisy),
             _row([_noise(found, noisy), _curves(found, noisy, "memorize", "share of groups that memorize")]),
             tables.variants_table(found, noisy),
+        ),
+        Question(
+            "thinking",
+            "What is the thinking reward worth?",
+            answers.pairs(found, unchecked),
+            _row([lambda ax: plots.bars(ax, found, unchecked, "medium traces")]),
+            tables.variants_table(found, unchecked),
         ),
         Question(
             "map",

@@ -362,6 +362,7 @@ def test_variants_and_noise_are_set_beside_the_default():
     assert "all of the verdicts wrong: behind the same with none (-1.000 [" in answers.noise(
         found, [("plain", plain), ("all", cells["dyme__flips_1"])]
     )
+    assert answers.pairs(found, [("without", cells["dyme__tau_0"]), ("with", plain)]).startswith("without: test -0.500 [")
     assert answers.shares(found, tau=[("0", plain), ("1", cells["dyme__tau_0"])]).endswith("By tau: 0 100 %, 1 100 %.")
 
 
@@ -385,6 +386,7 @@ def test_nothing_is_answered_without_figures():
         answers.switches(found, cells),
         answers.variants(found, cells, cells[0][1]),
         answers.shares(found, K=cells),
+        answers.pairs(found, cells),
         answers.noise(found, cells),
         answers.border(found, []),
         answers.rates(found, cells),
