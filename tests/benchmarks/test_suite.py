@@ -362,7 +362,8 @@ def test_variants_and_noise_are_set_beside_the_default():
     assert "all of the verdicts wrong: behind the same with none (-1.000 [" in answers.noise(
         found, [("plain", plain), ("all", cells["dyme__flips_1"])]
     )
-    assert answers.pairs(found, [("without", cells["dyme__tau_0"]), ("with", plain)]).startswith("without: test -0.500 [")
+    beside = answers.pairs(found, [("without", cells["dyme__tau_0"]), ("with", plain)])
+    assert beside.startswith("without: test -0.500 [") and "with:" not in beside
     assert answers.shares(found, tau=[("0", plain), ("1", cells["dyme__tau_0"])]).endswith("By tau: 0 100 %, 1 100 %.")
 
 
