@@ -114,6 +114,17 @@ def variants(found: Results, named: Named, against: Cell) -> str:
     return f"{'; '.join(said)}." if said else ""
 
 
+def records(found: Results, by_items: Mapping[int, Cell]) -> str:
+    """DyME beside SFT and SFT then GRPO for each number of records."""
+    said = []
+    for items, cell in by_items.items():
+        values = {m: found.versus(cell, cell.of(m)) for m in ("sft", "two_stage")}
+        if all(values.values()):
+            verdicts = "; ".join(_verdict(value, LABELS[m]) for m, value in values.items())
+            said.append(f"{items} records: {verdicts}.")
+    return f"DyME is, with {' With '.join(said)}" if said else ""
+
+
 def pairs(found: Results, named: Named) -> str:
     """Each changed cell beside the same one without its change: accuracy on the test split and out of distribution."""
     said = []

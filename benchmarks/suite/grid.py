@@ -15,6 +15,7 @@ NORMS = ("row", "component")
 SIZES = (2, 4, 16)
 TAUS = (0.05, 0.1, 0.2)
 FLIPS = (0.05, 0.2)
+MORE_ITEMS = (128, 256)  # of a second task, beside the regime's own
 MAP_ITEMS, MAP_NOISE = (64, 256, 1024, 4096), (0.0, 0.3, 1.0)
 
 
@@ -56,6 +57,13 @@ def questions(task: str, seed: int, capacity: str) -> Iterator[Cell]:
     yield from (dyme("low", tau=tau) for tau in TAUS)
 
 
+def records(task: str, seed: int, capacity: str) -> Iterator[Cell]:
+    """Whether what DyME adds on a task grows with its records."""
+    for items in MORE_ITEMS:
+        for method in ("sft", "two_stage", "dyme"):
+            yield Cell(task, method, "medium", seed, capacity, (("items", items),))
+
+
 def unchecked(tasks: Iterable[str], seed: int, capacity: str) -> Iterator[Cell]:
     """What the thinking reward is worth: DyME without it."""
     yield from (Cell(task, "dyme", "medium", seed, capacity, (("thinking", 0.0),)) for task in tasks)
@@ -82,6 +90,7 @@ def cpu() -> Grid:
         *main_table(tasks, 1, tiny),
         *main_table(tasks, 2, tiny),
         *main_table(tasks, 3, tiny),
+        *(cell for seed in SEEDS for cell in records(tasks[1], seed, tiny)),
         *(cell for seed in SEEDS for cell in unchecked(tasks, seed, tiny)),
         *others(first, 1, tiny),
         *questions(first, 1, tiny),

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from benchmarks.suite import answers, plots, tables
 from benchmarks.suite.answers import PAPER
 from benchmarks.suite.cells import Cell
-from benchmarks.suite.grid import FLIPS, MAP_ITEMS, MAP_NOISE, NORMS, SIZES, TAUS
+from benchmarks.suite.grid import FLIPS, MAP_ITEMS, MAP_NOISE, MORE_ITEMS, NORMS, SIZES, TAUS
 from benchmarks.suite.methods import LABELS, MAIN
 from benchmarks.suite.results import Results
 from benchmarks.suite.tasks import TASKS
@@ -140,6 +140,7 @@ def questions(found: Results) -> list[Question]:
             _row([_noise(found, noisy), _curves(found, noisy, "memorize", "share of groups that memorize")]),
             tables.variants_table(found, noisy),
         ),
+        *[_records(found, task) for task in found.grid.tasks if _has_more_records(found, task)],
         Question(
             "thinking",
             "What is the thinking reward worth?",
@@ -162,6 +163,27 @@ def questions(found: Results) -> list[Question]:
             tables.variants_table(found, rates),
         ),
     ]
+
+
+def _records(found: Results, task: str) -> Question:
+    capacity, own = tables.base_of(found, task).capacity, found.grid.regime.items_of(task)
+    cells = {
+        items: Cell(task, "dyme", "medium", 1, capacity, () if items == own else (("items", items),))
+        for items in sorted({own, *MORE_ITEMS})
+    }
+    groups: dict[str, list[tuple[str, float | None]]] = {}
+    for method in ("sft", "two_stage", "dyme"):
+        for items, cell in cells.items():
+            value = found.accuracy(cell.of(method))
+            groups.setdefault(method, []).append((str(items), value.value if value else None))
+    level = found.accuracy(tables.base_of(found, task))
+    return Question(
+        "records",
+        f"Do more records help? {task}, medium traces, equal steps",
+        answers.records(found, cells),
+        _row([lambda ax: plots.lines(ax, groups, f"{task}: test accuracy by records", level.value if level else None)]),
+        tables.records_table(found, cells),
+    )
 
 
 Draw = Callable[[Axes], None]
@@ -222,6 +244,10 @@ def _capacities(found: Results, task: str) -> list[str]:
     cells = [cell for cell in found.grid.cells if cell.task == task]
     mapped = [cell.capacity for cell in cells if dict(cell.changes).keys() >= {"items", "noise"}]
     return list(dict.fromkeys(mapped)) or [cells[0].capacity]
+
+
+def _has_more_records(found: Results, task: str) -> bool:
+    return any(cell.task == task and dict(cell.changes).keys() == {"items"} for cell in found.grid.cells)
 
 
 def _methods(found: Results, task: str) -> list[str]:

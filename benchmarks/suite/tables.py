@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks.suite.analysis import Estimate
 from benchmarks.suite.cells import Cell
@@ -94,6 +94,17 @@ def variants_table(found: Results, cells: Sequence[tuple[str, Cell]]) -> str:
         for words, cell in cells
     ]
     return table(["", "seeds", "test", "best checkpoint", "collapse", "memorize", "readings right"], rows)
+
+
+def records_table(found: Results, by_items: Mapping[int, Cell]) -> str:
+    """SFT, SFT then GRPO and DyME for each number of records, on the test split."""
+    rows = []
+    for items, cell in by_items.items():
+        others = [cell.of("sft"), cell.of("two_stage")]
+        row = [str(items), str(len(found.runs(cell))), *(say(found.accuracy(c)) for c in (*others, cell))]
+        rows.append([*row, *(say(found.versus(cell, other), True) for other in others)])
+    head = ["records", "seeds", LABELS["sft"], LABELS["two_stage"], LABELS["dyme"]]
+    return table([*head, "DyME minus SFT", "DyME minus SFT then GRPO"], rows)
 
 
 def map_table(found: Results, cells: Sequence[Cell]) -> str:

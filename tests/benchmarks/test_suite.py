@@ -377,6 +377,13 @@ def test_a_border_names_the_records_of_each_side():
     )
 
 
+def test_more_records_are_told_one_by_one():
+    found, cells = _results(dyme=RIGHT, sft=MIXED, two_stage=RIGHT, dyme__items_128=RIGHT)
+    said = answers.records(found, {64: cells["dyme"], 128: cells["dyme__items_128"]})
+    assert said.startswith("DyME is, with 64 records: ahead of SFT (+0.500") and "128" not in said
+    assert "not told apart from SFT then GRPO" in said
+
+
 def test_nothing_is_answered_without_figures():
     found, cells = Results(GRIDS["cpu"](), {}, {}), [("DyME", Cell("charts", "dyme", "low", 1))]
     whole = {"charts": [(m, cells[0][1].of(m)) for m in ("sft", "grpo", "two_stage", "dyme")]}
@@ -388,6 +395,7 @@ def test_nothing_is_answered_without_figures():
         answers.variants(found, cells, cells[0][1]),
         answers.shares(found, K=cells),
         answers.pairs(found, cells),
+        answers.records(found, {64: cells[0][1]}),
         answers.noise(found, cells),
         answers.border(found, []),
         answers.rates(found, cells),
