@@ -165,6 +165,22 @@ def questions(found: Results) -> list[Question]:
     ]
 
 
+def draw_main(found: Results, path: Path) -> None:
+    """The main methods on all qualities of traces, a panel for each task."""
+
+    def panel(task: str) -> Draw:
+        base = tables.base_of(found, task)
+        named = [
+            (f"{LABELS[m]}, {trace}", Cell(task, m, trace, 1, base.capacity))
+            for trace in tables.TRACES
+            if trace in TASKS[task].traces
+            for m in MAIN
+        ]
+        return lambda ax: plots.bars(ax, found, named, task, base)
+
+    _row([panel(task) for task in found.grid.tasks], 3.2)(path)
+
+
 def _records(found: Results, task: str) -> Question:
     capacity, own = tables.base_of(found, task).capacity, found.grid.regime.items_of(task)
     cells = {

@@ -16,7 +16,7 @@ from benchmarks.suite import answers, tables
 from benchmarks.suite.cells import Cell
 from benchmarks.suite.grid import Grid
 from benchmarks.suite.methods import BASE, LABELS, MAIN
-from benchmarks.suite.questions import Question, questions
+from benchmarks.suite.questions import Question, draw_main, questions
 from benchmarks.suite.results import Found, Results, load
 from benchmarks.suite.tasks import TASKS
 
@@ -28,6 +28,7 @@ def render(grid: Grid, preset: str, out: Path, *, docs: bool) -> None:
     """Works on a part of the grid too, and says what is missing. `docs`: writes docs/results.md and its plots."""
     found = load(grid, out)
     asked = questions(found)
+    draw_main(found, out / "main.png")
     for question in asked:
         question.draw(out / f"{question.name}.png")
     (out / "results.json").write_text(json.dumps(summary(found, preset), indent=1) + "\n", encoding="utf-8")
@@ -35,8 +36,8 @@ def render(grid: Grid, preset: str, out: Path, *, docs: bool) -> None:
     if docs:
         text = page(found, preset, asked, "images/results-")
         (ROOT / "docs" / "results.md").write_text(text, encoding="utf-8")
-        for question in filter(answered, asked):
-            shutil.copy(out / f"{question.name}.png", ROOT / "docs" / "images" / f"results-{question.name}.png")
+        for name in ("main", *(question.name for question in asked if answered(question))):
+            shutil.copy(out / f"{name}.png", ROOT / "docs" / "images" / f"results-{name}.png")
 
 
 def page(found: Results, preset: str, asked: Sequence[Question], images: str) -> str:
@@ -54,7 +55,7 @@ def page(found: Results, preset: str, asked: Sequence[Question], images: str) ->
         f"drawn like those of training; it is one of about {regime.evals}. A low trace holds a wrong reading with "
         f"probability {regime.noise:g}.\n"
     )
-    parts += filter(None, [answers.headline(found)])
+    parts += filter(None, [f"![main]({images}main.png)\n", answers.headline(found)])
     for task in found.grid.tasks:
         parts.append(f"## {task}\n\n{tables.main_table(found, task)}")
         parts.append(f"### What DyME adds on {task}\n\n{tables.difference_table(found, task)}")
