@@ -17,6 +17,11 @@ from benchmarks.suite.results import Results
 from benchmarks.suite.tasks import TASKS
 
 Named = list[tuple[str, Cell]]
+RULES = (
+    "The rules are those of docs/method.md with the defaults of docs/configuration.md, but for what "
+    "`benchmarks/suite/methods.py` sets: a threshold of 1.5 on rewards of 3 at most, a KL weight that rises to 0.04, "
+    "modulation 0.2, a length reward of 0.5 in the last third.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def questions(found: Results) -> list[Question]:
             "Binary switch against threshold, annealing, buffer and the others: does the paper's order hold?",
             answers.switches(found, switches),
             _row([lambda ax: plots.bars(ax, found, switches, f"{first}, medium traces", base)], 4.2),
-            tables.methods_table(found, first),
+            f"{tables.methods_table(found, first)}\n{RULES}",
         ),
         Question(
             "normalization",
