@@ -93,8 +93,8 @@ def switches(found: Results, named: Named) -> str:
         turned = [pair for pair in pairs if pair and pair.excludes_zero and pair.value < 0]
         said.append(
             f"Here, over the {len(seeds)} seed{'s' * (len(seeds) > 1)} that all four have, {order}. Of the paper's "
-            f"three steps (DyME > threshold > annealing > buffer) {len(kept)} hold with intervals that exclude zero, {len(turned)} "
-            f"are turned round, {len(pairs) - len(kept) - len(turned)} cannot be told."
+            f"three steps (DyME > threshold > annealing > buffer) {len(kept)} hold with intervals that exclude zero, "
+            f"{len(turned)} are turned round, {len(pairs) - len(kept) - len(turned)} cannot be told."
         )
     sides: dict[str, list[str]] = {"ahead of": [], "behind": [], "not told apart from": []}
     for method, cell in by_method.items():
