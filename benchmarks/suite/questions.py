@@ -19,10 +19,11 @@ from benchmarks.suite.tasks import TASKS
 Named = list[tuple[str, Cell]]
 RULES = (
     "The rules are those of docs/method.md with the defaults of docs/configuration.md, but for what "
-    "`benchmarks/suite/methods.py` sets: a threshold of 1.5 on rewards of 3 at most, a KL weight that rises to 0.04, "
-    "modulation 0.2, a length reward of 0.5 in the last third. With gamma = 0 and verdicts of 0 or 1 `any right` and the "
-    "accuracy gate are DyME's rule. PCuRL and GRPO with KL memorize nothing, so they end as GRPO does. CHORD's token weight "
-    "p (1 - p) is next to nothing where p is: the answer flag, which the base never writes, is hardly learned with it.\n"
+    "`benchmarks/suite/methods.py` sets: a threshold of 1.5 on rewards of 3 at most, a KL weight that rises to "
+    "0.04, modulation 0.2, a length reward of 0.5 in the last third. With gamma = 0 and verdicts of 0 or 1 `any "
+    "right` and the accuracy gate are DyME's rule. PCuRL and GRPO with KL memorize nothing, so they end as GRPO "
+    "does. CHORD's token weight p (1 - p) is next to nothing where p is: the answer flag, which the base never "
+    "writes, is hardly learned with it.\n"
 )
 
 
