@@ -11,6 +11,7 @@ from benchmarks.suite.cells import Cell
 from benchmarks.suite.grid import SEEDS
 from benchmarks.suite.methods import BASE, LABELS, MAIN
 from benchmarks.suite.results import Results, mean
+from benchmarks.suite.tables import say, share
 
 Named = Sequence[tuple[str, Cell]]
 PAPER = ("dyme", "reward_threshold", "annealed", "buffered")
@@ -30,27 +31,27 @@ def collapse(found: Results, by_task: Mapping[str, Named]) -> str:
         )
         if stuck is not None and begin is not None and end is not None:
             said.append(
-                f"{task}: no right answer in {_share(stuck)} of GRPO's groups over the whole run; in {_share(begin)} "
-                f"of DyME's in the first tenth of the steps and {_share(end)} in the last. On the test split DyME is "
+                f"{task}: no right answer in {share(stuck)} of GRPO's groups over the whole run; in {share(begin)} "
+                f"of DyME's in the first tenth of the steps and {share(end)} in the last. On the test split DyME is "
                 f"{_verdict(found.versus(dyme, grpo), 'GRPO')}."
             )
     return " ".join(said)
 
 
 def copying(found: Results, qualities: Named) -> str:
-    """Right answers whose trace holds a wrong reading, on the test split and on the one where most are."""
+    """Right answers whose trace holds a wrong reading, on the test split and on average out of distribution."""
     if not qualities:
         return ""
     task = qualities[0][1].task
-    worst = [split for split in found.splits(task) if split != "test"]
+    ood = [split for split in found.splits(task) if split != "test"]
     said = []
     for trace, cell in qualities:
         parts = []
         for method in ("sft", "two_stage", "dyme"):
             pseudo = found.pseudo(cell.of(method))
-            beyond = mean([found.pseudo(cell.of(method), split) for split in worst])
+            beyond = mean([found.pseudo(cell.of(method), split) for split in ood])
             if pseudo is not None and beyond is not None:
-                parts.append(f"{LABELS[method]} {_share(pseudo)} ({_share(beyond)})")
+                parts.append(f"{LABELS[method]} {share(pseudo)} ({share(beyond)})")
         if parts:
             said.append(f"{trace} traces: {', '.join(parts)}")
     if not said:
@@ -88,13 +89,13 @@ def switches(found: Results, named: Named) -> str:
     ranked = [(value.value, cell.method) for cell in four if (value := found.accuracy(cell, seeds=seeds))]
     if len(ranked) == len(PAPER):
         order = " > ".join(f"{LABELS[m]} {value:.3f}" for value, m in sorted(ranked, key=lambda entry: -entry[0]))
-        pairs = [found.versus(a, b, seeds=seeds) for a, b in pairwise(four)]
-        kept = [pair for pair in pairs if pair and pair.excludes_zero and pair.value > 0]
-        turned = [pair for pair in pairs if pair and pair.excludes_zero and pair.value < 0]
+        steps = [found.versus(a, b, seeds=seeds) for a, b in pairwise(four)]
+        kept = [step for step in steps if step and step.excludes_zero and step.value > 0]
+        turned = [step for step in steps if step and step.excludes_zero and step.value < 0]
         said.append(
             f"Here, over the {len(seeds)} seed{'s' * (len(seeds) > 1)} that all four have, {order}. Of the paper's "
             f"three steps (DyME > threshold > annealing > buffer) {len(kept)} hold with intervals that exclude zero, "
-            f"{len(turned)} are turned round, {len(pairs) - len(kept) - len(turned)} cannot be told."
+            f"{len(turned)} are turned round, {len(steps) - len(kept) - len(turned)} cannot be told."
         )
     sides: dict[str, list[str]] = {"ahead of": [], "behind": [], "not told apart from": []}
     for method, cell in by_method.items():
@@ -107,13 +108,13 @@ def switches(found: Results, named: Named) -> str:
     return " ".join(said)
 
 
-def variants(found: Results, named: Named, against: Cell) -> str:
-    """Each variant beside the one of the default settings."""
+def variants(found: Results, named: Named) -> str:
+    """Each changed cell beside the same one without its change."""
     said = []
     for words, cell in named:
-        value = None if cell == against else found.versus(cell, against)
+        value = found.versus(cell, replace(cell, changes=())) if cell.changes else None
         if value is not None:
-            said.append(f"{words} is {_verdict(value, 'the default')}")
+            said.append(f"{words} is {_verdict(value, 'its default')}")
     return f"{'; '.join(said)}." if said else ""
 
 
@@ -128,82 +129,50 @@ def records(found: Results, by_items: Mapping[int, Cell]) -> str:
     return f"DyME is, with {' With '.join(said)}" if said else ""
 
 
-def pairs(found: Results, named: Named) -> str:
-    """Each changed cell beside the same one without its change: accuracy on the test split and out of distribution."""
-    said = []
-    for words, cell in named:
-        plain = replace(cell, changes=())
-        if not cell.changes or found.versus(cell, plain) is None:
-            continue
-        splits = [
-            f"{split} {value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
-            for split in found.splits(cell.task)
-            if (value := found.versus(cell, plain, split)) and value.low is not None and value.high is not None
-        ]
-        said.append(f"{words}: {', '.join(splits)}.")
-    return " ".join(said)
-
-
 def shares(found: Results, **groups: Named) -> str:
     """The share of memorizing groups over a run, for each value of what is changed."""
     said = []
     for what, named in groups.items():
         parts = [
-            f"{words} {_share(value)}" for words, cell in named if (value := found.mean(cell, "memorize")) is not None
+            f"{words} {share(value)}" for words, cell in named if (value := found.mean(cell, "memorize")) is not None
         ]
         if len(parts) > 1:
             said.append(f"By {what}: {', '.join(parts)}")
     return f"Groups that memorize, over the whole run. {'. '.join(said)}." if said else ""
 
 
-def noise(found: Results, named: Named) -> str:
-    """Each share of wrong verdicts beside none, within its method."""
-    said = []
-    for words, cell in named:
-        plain = replace(cell, changes=())
-        value = found.versus(cell, plain) if cell.changes else None
-        if value is not None:
-            said.append(f"{words} of the verdicts wrong: {_verdict(value, 'the same with none')}")
-    return f"{'; '.join(said)}." if said else ""
-
-
 def border(found: Results, cells: Sequence[Cell]) -> str:
     """Where DyME is ahead of SFT, even and behind, by capacity and noise."""
     said = []
-    for capacity, share_ in dict.fromkeys((cell.capacity, cell.change("noise", 0.0)) for cell in cells):
+    for capacity, noise in dict.fromkeys((cell.capacity, cell.change("noise", 0.0)) for cell in cells):
         sides: dict[str, list[str]] = {"ahead of": [], "not told apart from": [], "behind": []}
         for cell in cells:
             value = found.versus(cell, cell.of("sft"))
-            if (cell.capacity, cell.change("noise", 0.0)) == (capacity, share_) and value is not None:
+            if (cell.capacity, cell.change("noise", 0.0)) == (capacity, noise) and value is not None:
                 sides[_side(value)].append(str(cell.change("items", 0)))
         parts = [f"{side} it at {', '.join(items)}" for side, items in sides.items() if items]
         if parts:
-            said.append(f"Model {capacity}, {_share(share_)} of traces wrong: {'; '.join(parts)} records.")
+            said.append(f"Model {capacity}, {share(noise)} of traces wrong: {'; '.join(parts)} records.")
     return f"DyME against SFT. {' '.join(said)}" if said else ""
 
 
 def rates(found: Results, named: Named) -> str:
-    """Each method at the rate where it does best, and DyME's best beside the others' best."""
-    best: dict[str, tuple[float, str, Cell]] = {}
-    counts: dict[str, int] = {}
+    """Each method at the rate that is best on validation, and DyME's beside the others' on the test split; one seed."""
+    tried: dict[str, list[tuple[float, str, Cell]]] = {}
     for words, cell in named:
-        runs = [run for run in found.runs(cell) if run["seed"] == cell.seed]
-        if not runs:
-            continue
-        test = runs[0]["splits"]["test"]["think"]["score"]
-        counts[cell.method] = counts.get(cell.method, 0) + 1
-        got = (sum(test) / len(test), words, cell)
-        best[cell.method] = max(best.get(cell.method, got), got, key=lambda entry: entry[0])
-    if min((counts.get(m, 0) for m in MAIN), default=0) < 2:
+        for run in found.runs(cell, (cell.seed,)):
+            tried.setdefault(cell.method, []).append((run["evals"][-1]["accuracy"], words, cell))
+    if min(len(tried.get(m, ())) for m in MAIN) < 2:
         return ""
-    said = ", ".join(f"{words} ({value:.3f})" for value, words, _ in best.values())
+    best = {m: max(entries, key=lambda entry: entry[0]) for m, entries in tried.items()}
     ours = best["dyme"][2]
+    said = ", ".join(f"{words} ({value:.3f})" for value, words, _ in best.values())
     told = "; ".join(
         _verdict(found.versus(ours, cell, seeds=(cell.seed,)), LABELS[m])
         for m, (_, _, cell) in best.items()
         if m != "dyme"
     )
-    return f"Best of each: {said}. DyME at its best rate is, over one seed, {told} at theirs."
+    return f"Best on validation: {said}. On the test split DyME there is, over one seed, {told} there."
 
 
 def headline(found: Results) -> str:
@@ -223,9 +192,7 @@ def headline(found: Results) -> str:
 
 def _verdict(value: Estimate | None, other: str) -> str:
     """ahead of SFT (+0.10 [+0.05, +0.15]), behind it, or not told apart from it."""
-    if value is None or value.low is None or value.high is None:
-        return f"not measured beside {other}"
-    return f"{_side(value)} {other} ({value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}])"
+    return f"{_side(value)} {other} ({say(value, True).strip('*')})" if value else f"not measured beside {other}"
 
 
 def _side(value: Estimate) -> str:
@@ -236,7 +203,3 @@ def _side(value: Estimate) -> str:
 
 def _of_curve(found: Results, cell: Cell, key: str, part: slice) -> float | None:
     return mean([mean([point.get(key) for point in run["curve"][part]]) for run in found.runs(cell)])
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.0f} %"

@@ -77,7 +77,7 @@ def questions(found: Results) -> list[Question]:
     unchecked: Named = [
         (f"{task}, {words}", Cell(task, "dyme", "medium", 1, base.capacity, changes))
         for task in found.grid.tasks
-        for words, changes in (("with it", ()), ("without", (("thinking", 0.0),)))
+        for words, changes in (("weight 1", ()), ("weight 0", (("thinking", 0.0),)))
         if "medium" in TASKS[task].traces
     ]
     switches: Named = [(LABELS[m], Cell(first, m, "medium", 1, base.capacity)) for m in _methods(found, first)]
@@ -119,7 +119,7 @@ def questions(found: Results) -> list[Question]:
         Question(
             "normalization",
             "What does the 1/K weight of the published code (`row`) cost against `component` and `group`?",
-            answers.variants(found, norms, plain),
+            answers.variants(found, norms),
             _row(
                 [
                     lambda ax: plots.bars(ax, found, norms, f"{first}, {trace} traces", base),
@@ -144,7 +144,7 @@ def questions(found: Results) -> list[Question]:
         Question(
             "noise",
             "What happens when verdicts are noisy?",
-            answers.noise(found, noisy),
+            answers.variants(found, noisy),
             _row([_noise(found, noisy), _curves(found, noisy, "memorize", "share of groups that memorize")]),
             tables.variants_table(found, noisy),
         ),
@@ -152,7 +152,7 @@ def questions(found: Results) -> list[Question]:
         Question(
             "thinking",
             "What is the thinking reward worth?",
-            answers.pairs(found, unchecked),
+            answers.variants(found, unchecked),
             _row([lambda ax: plots.bars(ax, found, unchecked, "medium traces")]),
             tables.variants_table(found, unchecked),
         ),

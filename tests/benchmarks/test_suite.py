@@ -357,17 +357,13 @@ def test_an_order_of_switches_is_told_pair_by_pair():
     )
 
 
-def test_variants_and_noise_are_set_beside_the_default():
-    found, cells = _results(dyme=RIGHT, dyme__tau_0=MIXED, dyme__flips_1=WRONG)
-    plain = cells["dyme"]
-    named = [("tau 0", cells["dyme__tau_0"]), ("plain", plain)]
-    assert answers.variants(found, named, plain).startswith("tau 0 is behind the default (-0.500 [")
-    assert "all of the verdicts wrong: behind the same with none (-1.000 [" in answers.noise(
-        found, [("plain", plain), ("all", cells["dyme__flips_1"])]
-    )
-    beside = answers.pairs(found, [("without", cells["dyme__tau_0"]), ("with", plain)])
-    assert beside.startswith("without: test -0.500 [") and "with:" not in beside
-    assert answers.shares(found, tau=[("0", plain), ("1", cells["dyme__tau_0"])]).endswith("By tau: 0 100 %, 1 100 %.")
+def test_what_is_changed_is_set_beside_the_same_without_the_change():
+    found, cells = _results(dyme=RIGHT, dyme__tau_0=MIXED, grpo=MIXED, grpo__flips_1=WRONG)
+    plain, tau = ("plain", cells["dyme"]), ("tau 0", cells["dyme__tau_0"])
+    said = answers.variants(found, [plain, tau, ("all", cells["grpo__flips_1"])])
+    assert said.startswith("tau 0 is behind its default (-0.500 [")
+    assert "; all is behind its default (-0.500 [" in said and "plain" not in said
+    assert answers.shares(found, tau=[plain, tau]).endswith("By tau: plain 100 %, tau 0 100 %.")
 
 
 def test_a_border_names_the_records_of_each_side():
@@ -395,11 +391,9 @@ def test_nothing_is_answered_without_figures():
         answers.copying(found, cells),
         answers.two_stage(found, whole),
         answers.switches(found, cells),
-        answers.variants(found, cells, cells[0][1]),
+        answers.variants(found, cells),
         answers.shares(found, K=cells),
-        answers.pairs(found, cells),
         answers.records(found, {64: cells[0][1]}),
-        answers.noise(found, cells),
         answers.border(found, []),
         answers.rates(found, cells),
         answers.headline(found),
@@ -407,15 +401,15 @@ def test_nothing_is_answered_without_figures():
     assert not any(said)
 
 
-def test_rates_are_compared_at_each_methods_best():
+def test_rates_are_chosen_on_validation_and_compared_on_the_test_split():
     named, runs = [], {}
     for method in ("sft", "grpo", "two_stage", "dyme"):
-        for rate, score in ((0.001, MIXED), (0.003, RIGHT if method == "dyme" else WRONG)):
+        for rate, score, validation in ((0.001, MIXED, 0.5), (0.003, RIGHT, 0.9 if method == "dyme" else 0.1)):
             cell = Cell("charts", method, "low", 1, changes=(("lr", rate),))
             named.append((f"{method}, {rate:g}", cell))
-            runs[cell.id] = _found(cell, score) | {"seed": 1}
+            runs[cell.id] = _found(cell, score) | {"seed": 1, "evals": [{"step": 60, "accuracy": validation}]}
     said = answers.rates(Results(GRIDS["cpu"](), runs, {}), named)
-    assert "sft, 0.001 (0.500)" in said and "dyme, 0.003 (1.000)" in said and "ahead of SFT (+0.500" in said
+    assert "sft, 0.001 (0.500)" in said and "dyme, 0.003 (0.900)" in said and "ahead of SFT (+0.500" in said
 
 
 def test_runs_on_other_items_are_not_compared():
