@@ -118,14 +118,14 @@ def variants(found: Results, named: Named) -> str:
     return f"{'; '.join(said)}." if said else ""
 
 
-def records(found: Results, by_items: Mapping[int, Cell]) -> str:
-    """DyME beside SFT and SFT then GRPO for each number of records."""
+def beside(found: Results, named: Named) -> str:
+    """Each cell of DyME beside SFT and SFT then GRPO with the same changes."""
     said = []
-    for items, cell in by_items.items():
+    for words, cell in named:
         values = {m: found.versus(cell, cell.of(m)) for m in ("sft", "two_stage")}
         if all(values.values()):
             verdicts = "; ".join(_verdict(value, LABELS[m]) for m, value in values.items())
-            said.append(f"{items} records: {verdicts}.")
+            said.append(f"{words}: {verdicts}.")
     return f"DyME is, with {' With '.join(said)}" if said else ""
 
 

@@ -21,6 +21,7 @@ KEYS = {
     "steps": "train.max_steps",
     "norm": "objective.normalization",
     "thinking": "reward.weights.thinking",
+    "refiner": "supervision.refiner",
 }
 """Changes that are settings of dyme. `items`, `noise` and `flips` (of verdicts) are the suite's own."""
 OWN = ("items", "noise", "flips")

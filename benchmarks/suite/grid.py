@@ -64,6 +64,12 @@ def records(task: str, seed: int, capacity: str) -> Iterator[Cell]:
             yield Cell(task, method, "medium", seed, capacity, (("items", items),))
 
 
+def refined(task: str, seed: int, capacity: str) -> Iterator[Cell]:
+    """What rules make of low traces, for DyME and for those it is compared with."""
+    for method in ("sft", "two_stage", "dyme"):
+        yield Cell(task, method, "low", seed, capacity, (("refiner", "rules"),))
+
+
 def unchecked(tasks: Iterable[str], seed: int, capacity: str) -> Iterator[Cell]:
     """What the thinking reward is worth: DyME without it."""
     yield from (Cell(task, "dyme", "medium", seed, capacity, (("thinking", 0.0),)) for task in tasks)
@@ -93,6 +99,7 @@ def cpu() -> Grid:
         *(cell for seed in SEEDS for cell in records(tasks[1], seed, tiny)),
         *(cell for seed in SEEDS for cell in unchecked(tasks, seed, tiny)),
         *others(first, 1, tiny),
+        *(cell for seed in SEEDS for cell in refined(first, seed, tiny)),
         *questions(first, 1, tiny),
         *rates(first, tiny),
         *border(first, ("tiny", "small")),
@@ -115,6 +122,7 @@ def gpu() -> Grid:
         *main_table(tasks[1:], 2, large),
         *main_table(tasks[1:], 3, large),
         *unchecked(tasks[:1], 1, large),
+        *refined(first, 1, large),
         *border(first, (large,)),
         *rates(first, large),
         *others(first, 2, large),

@@ -80,6 +80,12 @@ def questions(found: Results) -> list[Question]:
         for words, changes in (("weight 1", ()), ("weight 0", (("thinking", 0.0),)))
         if "medium" in TASKS[task].traces
     ]
+    polished = dyme(refiner="rules")
+    refined: Named = [
+        (f"{LABELS[m]}, {words}", cell.of(m))
+        for m in ("sft", "two_stage", "dyme")
+        for words, cell in (("as they are", plain), ("refined", polished))
+    ]
     switches: Named = [(LABELS[m], Cell(first, m, "medium", 1, base.capacity)) for m in _methods(found, first)]
     border = [
         Cell(first, "dyme", trace, 1, capacity, (("items", items), ("noise", noise)))
@@ -150,6 +156,21 @@ def questions(found: Results) -> list[Question]:
         ),
         *[_records(found, task) for task in found.grid.tasks if _has_more_records(found, task)],
         Question(
+            "refiner",
+            f"What does the refiner add? Rules rewrite the reference traces from the facts; {first}, {trace} traces",
+            " ".join(
+                filter(
+                    None,
+                    [
+                        answers.variants(found, refined),
+                        answers.beside(found, [("traces as they are", plain), ("refined traces", polished)]),
+                    ],
+                )
+            ),
+            _row([lambda ax: plots.bars(ax, found, refined, f"{first}, {trace} traces", base)]),
+            tables.variants_table(found, refined),
+        ),
+        Question(
             "thinking",
             "What is the thinking reward worth?",
             answers.variants(found, unchecked),
@@ -204,7 +225,7 @@ def _records(found: Results, task: str) -> Question:
     return Question(
         "records",
         f"Do more records help? {task}, medium traces, equal steps",
-        answers.records(found, cells),
+        answers.beside(found, [(f"{items} records", cell) for items, cell in cells.items()]),
         _row([lambda ax: plots.lines(ax, groups, f"{task}: test accuracy by records", level.value if level else None)]),
         tables.records_table(found, cells),
     )

@@ -378,7 +378,7 @@ def test_a_border_names_the_records_of_each_side():
 
 def test_more_records_are_told_one_by_one():
     found, cells = _results(dyme=RIGHT, sft=MIXED, two_stage=RIGHT, dyme__items_128=RIGHT)
-    said = answers.records(found, {64: cells["dyme"], 128: cells["dyme__items_128"]})
+    said = answers.beside(found, [("64 records", cells["dyme"]), ("128 records", cells["dyme__items_128"])])
     assert said.startswith("DyME is, with 64 records: ahead of SFT (+0.500") and "128" not in said
     assert "not told apart from SFT then GRPO" in said
 
@@ -393,7 +393,7 @@ def test_nothing_is_answered_without_figures():
         answers.switches(found, cells),
         answers.variants(found, cells),
         answers.shares(found, K=cells),
-        answers.records(found, {64: cells[0][1]}),
+        answers.beside(found, cells),
         answers.border(found, []),
         answers.rates(found, cells),
         answers.headline(found),
