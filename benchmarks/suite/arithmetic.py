@@ -13,6 +13,7 @@ from benchmarks.suite.task import Sizes, Split, Task, Tree, jsonl
 from dyme.data import Record
 
 SMALL, LARGE = (1, 9), (10, 19)
+STEPS = " step by step."
 PATIENCE = 2000  # draws in a row that bring nothing new: there is no other problem
 _EQUATION = re.compile(r"(\d+) ([+-]) (\d+) = (-?\d+)")
 
@@ -95,13 +96,19 @@ def _base(folder: Path, steps: int, prompts: int) -> Tree:
     count = steps * prompts
 
     def mixed() -> list[Tree]:
-        """Half of them small numbers: among all few problems have none but those."""
+        """Half of them small numbers: among all few problems have none but those. A part is asked for its steps, as
+        other bases are for what a picture shows."""
         parts = [
             rows(count // 2, "base", "train", numbers, "high", 0.0, True) for numbers in (SMALL, (SMALL[0], LARGE[1]))
         ]
-        return [{**row, "id": f"base-{i:06d}"} for i, row in enumerate(row for pair in zip(*parts) for row in pair)]
+        rng, out = random.Random("base/steps"), []
+        for i, row in enumerate(row for pair in zip(*parts) for row in pair):
+            asked = i < count // 5 or rng.random() < 0.1
+            told = {"question": row["question"].replace(" = ?", STEPS), "answer": row["facts"]} if asked else {}
+            out.append({**row, **told, "id": f"base-{i:06d}"})
+        return out
 
-    return jsonl(folder / f"arithmetic-base-{count}.jsonl", mixed)
+    return jsonl(folder / f"arithmetic-base-steps-{count}.jsonl", mixed)
 
 
 def _train(folder: Path, count: int, seed: int, trace: str, noise: float) -> Tree:

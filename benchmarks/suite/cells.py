@@ -120,9 +120,11 @@ def settings(cell: Cell, regime: Regime, out: Path, keep: bool = False) -> dict[
 
 
 def digest(cell: Cell, regime: Regime, out: Path) -> str:
-    """What a result depends on, wherever `out` lies: a cell with another digest is run again."""
+    """What a result depends on, wherever `out` lies, with what it starts from: a cell with another digest is run
+    again."""
     splits = {name: asdict(split) for name, split in TASKS[cell.task].held_out(out / "data", regime.sizes).items()}
-    tree = json.dumps([MEASURED, settings(cell, regime, out), cell.changes, splits], sort_keys=True)
+    needs = [digest(need, regime, out) for need in cell.needs]
+    tree = json.dumps([MEASURED, settings(cell, regime, out), cell.changes, splits, needs], sort_keys=True)
     return hashlib.blake2b(tree.replace(str(out), "").encode(), digest_size=8).hexdigest()
 
 

@@ -103,7 +103,7 @@ def cpu() -> Grid:
         *questions(first, 1, tiny),
         *rates(first, tiny),
         *border(first, ("tiny", "small")),
-        *(Cell("arithmetic", method, "low", 1, tiny) for method in MAIN),
+        *(Cell("arithmetic", method, trace, 1, tiny) for trace in ("medium", "low") for method in MAIN),
         *others(first, 2, tiny),
         *others(first, 3, tiny),
         *(cell for seed in SEEDS[1:] for cell in questions(first, seed, tiny)),

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -267,6 +268,12 @@ def test_a_digest_follows_the_settings_and_not_the_place(tmp_path):
     assert digest(cell, SMOKE, tmp_path / "a") != digest(cell.of("sft"), SMOKE, tmp_path / "a")
     noisy = Cell("arithmetic", "dyme", "low", 1, "nano", (("flips", 0.2),))
     assert digest(cell, SMOKE, tmp_path / "a") != digest(noisy, SMOKE, tmp_path / "a")
+
+
+def test_a_digest_follows_what_a_cell_starts_from(tmp_path):
+    cell, other = Cell("arithmetic", "dyme", "low", 1, "nano"), replace(SMOKE, base_share=0.5)
+    assert settings(cell, SMOKE, tmp_path) == settings(cell, other, tmp_path)
+    assert digest(cell, SMOKE, tmp_path) != digest(cell, other, tmp_path)
 
 
 def test_failures_are_counted_for_the_settings_they_were_made_with(tmp_path):
