@@ -129,6 +129,12 @@ def beside(found: Results, named: Named) -> str:
     return f"DyME is, with {' With '.join(said)}" if said else ""
 
 
+def readings(found: Results, named: Named) -> str:
+    """The share of readings that are right in each cell."""
+    said = [f"{words} {share(value)}" for words, cell in named if (value := found.faithful(cell)) is not None]
+    return f"Readings that are right: {', '.join(said)}." if len(said) > 1 else ""
+
+
 def shares(found: Results, **groups: Named) -> str:
     """The share of memorizing groups over a run, for each value of what is changed."""
     said = []

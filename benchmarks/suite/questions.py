@@ -158,14 +158,9 @@ def questions(found: Results) -> list[Question]:
         Question(
             "refiner",
             f"What does the refiner add? Rules rewrite the reference traces from the facts; {first}, {trace} traces",
-            " ".join(
-                filter(
-                    None,
-                    [
-                        answers.variants(found, refined),
-                        answers.beside(found, [("traces as they are", plain), ("refined traces", polished)]),
-                    ],
-                )
+            _all(
+                answers.variants(found, refined),
+                answers.beside(found, [("traces as they are", plain), ("refined traces", polished)]),
             ),
             _row([lambda ax: plots.bars(ax, found, refined, f"{first}, {trace} traces", base)]),
             tables.variants_table(found, refined),
@@ -173,7 +168,7 @@ def questions(found: Results) -> list[Question]:
         Question(
             "thinking",
             "What is the thinking reward worth?",
-            answers.variants(found, unchecked),
+            _all(answers.variants(found, unchecked), answers.readings(found, unchecked)),
             _row([lambda ax: plots.bars(ax, found, unchecked, "medium traces")]),
             tables.variants_table(found, unchecked),
         ),
@@ -308,6 +303,10 @@ def _methods(found: Results, task: str) -> list[str]:
 
 def _rates(found: Results) -> set[float]:
     return {cell.change("lr", found.grid.regime.lr) for cell in found.grid.cells}
+
+
+def _all(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
 
 
 def _norm(name: str) -> str:

@@ -370,6 +370,7 @@ def test_what_is_changed_is_set_beside_the_same_without_the_change():
     said = answers.variants(found, [plain, tau, ("all", cells["grpo__flips_1"])])
     assert said.startswith("tau 0 is behind its default (-0.500 [")
     assert "; all is behind its default (-0.500 [" in said and "plain" not in said
+    assert answers.readings(found, [plain, tau]) == "Readings that are right: plain 50 %, tau 0 25 %."
     assert answers.shares(found, tau=[plain, tau]).endswith("By tau: plain 100 %, tau 0 100 %.")
 
 
@@ -401,6 +402,7 @@ def test_nothing_is_answered_without_figures():
         answers.variants(found, cells),
         answers.shares(found, K=cells),
         answers.beside(found, cells),
+        answers.readings(found, cells),
         answers.border(found, []),
         answers.rates(found, cells),
         answers.headline(found),
