@@ -33,6 +33,7 @@ from dyme.data import Record
 from dyme.scoring import Scoring
 
 ROOT = Path(__file__).resolve().parents[2]
+needs_data = pytest.mark.skipif("DYME_DATA" not in os.environ, reason="DYME_DATA is not set")
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def test_easy_vqa_check_reads_what_is_denied():
     assert easy_vqa.check("nothing", record) == (0, 0)
 
 
-@pytest.mark.skipif("DYME_DATA" not in os.environ, reason="DYME_DATA is not set")
+@needs_data
 def test_easy_vqa_splits_are_apart_and_hold_what_they_say(tmp_path):
     splits = TASKS["easy_vqa"].held_out(tmp_path, SMOKE.sizes)
     train = Split(TASKS["easy_vqa"].train(tmp_path, 60, 1, "low", 0.3), 60).records()
@@ -182,6 +183,26 @@ def test_easy_vqa_splits_are_apart_and_hold_what_they_say(tmp_path):
     assert all("teal" in r.facts for r in held["ood unseen colour"])
     assert all("triangle" in r.facts for r in held["ood unseen shape"])
     assert train[0].image.load().size == (64, 64)
+
+
+@needs_data
+@pytest.mark.parametrize(("name", "unseen"), [("nlvr", "scattered boxes"), ("puzzlevqa", "hexagons")])
+def test_real_sets_are_split_by_kind_and_only_the_base_sees_all_kinds(tmp_path, name, unseen):
+    task, sizes = TASKS[name], GRIDS["gpu"]().regime.sizes
+    held = {split: found.records() for split, found in task.held_out(tmp_path, sizes).items()}
+    first, second = (Split(task.train(tmp_path, 512, seed, "own", 0.0), 999).records() for seed in (1, 2))
+    base = Split(task.base(tmp_path, 1, 1), 9999).records()
+    ids = {split: {r.id for r in records} for split, records in {**held, "train": first}.items()}
+    assert len(ids["train"]) == 512 and ids["train"] != {r.id for r in second}
+    assert min(len(held[split]) for split in held) >= 60
+    splits = sorted(ids)
+    assert not any(ids[a] & ids[b] for i, a in enumerate(splits) for b in splits[i + 1 :])
+    kinds = {split: {r.kind for r in records} for split, records in {**held, "train": first}.items()}
+    assert not kinds["train"] & kinds[f"ood {unseen}"] and kinds["test"] == kinds["validation"] == kinds["train"]
+    asked = {r.id for r in base}
+    assert not asked & ids["validation"] and ids["train"] < asked
+    assert {r.kind for r in base} - {""} == kinds["train"] | kinds[f"ood {unseen}"]
+    assert base[0].question == "describe the picture." and base[0].answer == base[1].facts
 
 
 def test_charts_out_of_distribution_hold_what_stage_2_never_sees(tmp_path):
@@ -249,6 +270,7 @@ def test_settings_have_the_changes_and_equal_budgets(tmp_path):
     assert len({(t["train"]["max_steps"], t["rollout"]["prompts_per_step"], t["optim"]["lr"]) for t in trees}) == 1
 
 
+@needs_data
 def test_every_cell_of_the_gpu_grid_is_a_configuration(tmp_path):
     grid = GRIDS["gpu"]()
     assert not [cell.id for cell in grid.cells if not_there(cell, grid, tmp_path)]
