@@ -62,6 +62,17 @@ def copying(found: Results, qualities: Named) -> str:
     )
 
 
+def outcomes(found: Results, by_task: Mapping[str, Named]) -> str:
+    """Wrong answers with and without a wrong reading in their traces, task by task."""
+    said = []
+    for task, named in by_task.items():
+        got = [(words, value) for words, cell in named if (value := found.outcomes(cell))]
+        if got:
+            parts = [f"{words} {share(read)} and {share(step)}" for words, (_, read, step) in got]
+            said.append(f"{task}: {', '.join(parts)}.")
+    return f"Wrong answers with and without a wrong reading, of all replies. {' '.join(said)}" if said else ""
+
+
 def two_stage(found: Results, by_task: Mapping[str, Named]) -> str:
     """What the second stage adds to the first, and how DyME stands to the end of both."""
     said = []

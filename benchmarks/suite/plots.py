@@ -74,6 +74,23 @@ def bars(ax: Axes, found: Results, cells: Named, title: str, base: Cell | None =
     ax.grid(False, axis="y")
 
 
+def stacks(ax: Axes, parts: Mapping[str, Sequence[float] | None], names: Sequence[str], title: str) -> None:
+    """Bars of parts that add up, one below the other; a cell that has not run leaves its place empty."""
+    ax.set(title=title, xlim=(0, 1.0), xlabel="share of replies")
+    ax.grid(False, axis="y")
+    for k, name in enumerate(names):
+        for at, values in enumerate(parts.values()):
+            if values is not None:
+                label = name if at == next(i for i, held in enumerate(parts.values()) if held is not None) else None
+                ax.barh(at, values[k], left=sum(values[:k]), color=RUN_COLORS[k], height=0.7, label=label)
+    ax.set(yticks=range(len(parts)), yticklabels=list(parts), ylim=(len(parts) - 0.5, -0.5))
+    if any(values is not None for values in parts.values()):
+        ax.set(xlim=(0, 1.4), xticks=(0, 0.25, 0.5, 0.75, 1.0))  # room for the legend
+        ax.legend(loc="upper right", fontsize=6)
+    else:
+        _end(ax, False)
+
+
 def lines(
     ax: Axes,
     groups: Mapping[str, Sequence[tuple[str, float | None]]],

@@ -93,6 +93,16 @@ def questions(found: Results) -> list[Question]:
         for items in MAP_ITEMS
         for noise in MAP_NOISE
     ]
+    ends: dict[str, Named] = {
+        task: [
+            (f"{LABELS[m]}, {t}", Cell(task, m, t, 1, base.capacity))
+            for t in tables.TRACES
+            if t in TASKS[task].traces
+            for m in MAIN
+            if m != "grpo"
+        ]
+        for task in found.grid.tasks
+    }
     return [
         Question(
             "collapse",
@@ -107,6 +117,13 @@ def questions(found: Results) -> list[Question]:
             answers.copying(found, qualities),
             _row([_qualities(found, first, base, what) for what in ("accuracy", "faithful", "pseudo")]),
             tables.behaviour_table(found, [(f"{LABELS[m]}, {t}", c.of(m)) for t, c in qualities for m in MAIN]),
+        ),
+        Question(
+            "outcomes",
+            "Are wrong answers wrong readings or wrong steps?",
+            answers.outcomes(found, ends),
+            _row([_stacks(found, named, task) for task, named in ends.items()]),
+            "".join(f"{task}\n\n{tables.outcomes_table(found, named)}\n" for task, named in ends.items()),
         ),
         Question(
             "two_stage",
@@ -260,6 +277,11 @@ def _qualities(found: Results, task: str, base: Cell, what: str) -> Draw:
     }
     level = value(base) if what == "accuracy" else None
     return lambda ax: plots.lines(ax, groups, f"{task}: {titles[what]}", level)
+
+
+def _stacks(found: Results, named: Named, task: str) -> Draw:
+    names = ("right, a wrong reading", "wrong, a wrong reading", "wrong, no wrong reading")
+    return lambda ax: plots.stacks(ax, {words: found.outcomes(cell) for words, cell in named}, names, task)
 
 
 def _noise(found: Results, noisy: Named) -> Draw:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,6 +68,20 @@ class Results:
                 wrong = [agreed < read for score, agreed, read in rows if score > 0.5 and read]
                 shares.append(ratio([sum(wrong)], [len(wrong)]))
         return mean(shares)
+
+    def outcomes(self, cell: Cell, split: str = "test") -> tuple[float, float, float] | None:
+        """Shares of all replies, the mean over seeds: right answers with a wrong reading in their trace, wrong answers
+        with one, and wrong answers without."""
+        runs = []
+        for run in self.runs(cell):
+            if think := run["splits"][split].get("think"):
+                rows = zip(think["score"], think["agreed"], think["read"], strict=True)
+                kinds = Counter((score > 0.5, agreed < read) for score, agreed, read in rows)
+                runs.append([kinds[kind] / kinds.total() for kind in ((True, True), (False, True), (False, False))])
+        if not runs:
+            return None
+        first, second, third = (sum(part) / len(runs) for part in zip(*runs))
+        return first, second, third
 
     def direct(self, cell: Cell, split: str = "test") -> float | None:
         """Accuracy when the trained model is asked for the answer alone."""

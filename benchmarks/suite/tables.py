@@ -118,6 +118,17 @@ def map_table(found: Results, cells: Sequence[Cell]) -> str:
     return table(["model", "records", "noise", "base, directly", "SFT", "DyME", "DyME minus SFT"], rows)
 
 
+def outcomes_table(found: Results, cells: Sequence[tuple[str, Cell]]) -> str:
+    """Right and wrong answers by whether their traces hold a wrong reading, as shares of all replies."""
+    rows = []
+    for words, cell in cells:
+        got = found.outcomes(cell)
+        row = [words, str(len(found.runs(cell))), say(found.accuracy(cell))]
+        rows.append([*row, *(share(value) for value in (got or (None, None, None)))])
+    head = ["", "seeds", "test", "right, a wrong reading", "wrong, a wrong reading", "wrong, no wrong reading"]
+    return table(head, rows)
+
+
 def base_of(found: Results, task: str) -> Cell:
     """The base that the main table's cells of a task start from."""
     return next(cell.needs[0] for cell in found.grid.cells if cell.task == task and cell.method == "sft")

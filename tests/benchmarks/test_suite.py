@@ -26,6 +26,7 @@ from benchmarks.suite.questions import Question
 from benchmarks.suite.render import answered, page, summary
 from benchmarks.suite.results import Results
 from benchmarks.suite.runner import ATTEMPTS, attempts, is_done, not_there, run_grid
+from benchmarks.suite.tables import outcomes_table
 from benchmarks.suite.task import Split
 from benchmarks.suite.tasks import SMOKE, TASKS
 from dyme.config import RunConfig
@@ -396,6 +397,16 @@ def test_what_is_changed_is_set_beside_the_same_without_the_change():
     assert answers.shares(found, tau=[plain, tau]).endswith("By tau: plain 100 %, tau 0 100 %.")
 
 
+def test_wrong_answers_are_told_by_their_readings():
+    found, cells = _results(dyme=MIXED)
+    run = found.cells[cells["dyme"].id]
+    run["splits"]["test"]["think"] |= {"agreed": [2, 2, 1, 1, 2, 0, 0, 2], "read": [2, 2, 2, 2, 2, 2, 0, 2]}
+    assert found.outcomes(cells["dyme"]) == (1 / 8, 2 / 8, 2 / 8)
+    said = answers.outcomes(found, {"charts": [("DyME", cells["dyme"])]})
+    assert said.endswith("of all replies. charts: DyME 25 % and 25 %.")
+    assert "| DyME | 1 | 0.500 [" in outcomes_table(found, [("DyME", cells["dyme"])])
+
+
 def test_a_border_names_the_records_of_each_side():
     changes = [(("items", items), ("noise", 0.3)) for items in (64, 256)]
     cells = [Cell("charts", "dyme", "low", 1, changes=change) for change in changes]
@@ -425,6 +436,7 @@ def test_nothing_is_answered_without_figures():
         answers.shares(found, K=cells),
         answers.beside(found, cells),
         answers.readings(found, cells),
+        answers.outcomes(found, whole),
         answers.border(found, []),
         answers.rates(found, cells),
         answers.headline(found),
