@@ -29,6 +29,8 @@ def main_table(found: Results, task: str) -> str:
     for trace in TRACES:
         for method in MAIN if trace in TASKS[task].traces else ():
             cell = Cell(task, method, trace, 1, base.capacity)
+            if cell not in found.grid.cells:
+                continue
             row = [trace, LABELS[method], str(len(found.runs(cell))), say(found.accuracy(cell))]
             row += [say(found.versus(cell, base), True), say(found.accuracy(cell, best=True))]
             rows.append(row + [say(found.accuracy(cell, split)) for split in ood])
