@@ -511,7 +511,6 @@ def test_what_others_start_from_is_made_again_where_its_model_is_gone(tmp_path, 
     assert begun == [sft.id]
 
 
-@pytest.mark.slow
 @pytest.mark.dist
 def test_the_smoke_preset_runs_resumes_tries_again_and_renders(tmp_path):
     out = tmp_path / "suite"
