@@ -5,7 +5,8 @@
 Runs the cells of a grid, one process each, and writes DIR/cells/<id>/cell.json for every one; the same command goes on
 where the last one ended or was killed. Then it makes DIR/results.md, results.json and the plots of what is there.
 --only: cells whose id matches, and what they need. --minutes: nothing is begun after so many. --render: no runs.
---docs: docs/results.md, its plots and benchmarks/results/suite-PRESET.jsonl too. What that file holds is not run again.
+--docs: docs/results.md, its plots and benchmarks/results/suite-PRESET.jsonl.gz too; what that file holds is not run
+again.
 """
 
 from __future__ import annotations

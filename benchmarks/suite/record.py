@@ -1,7 +1,11 @@
-"""Record: the finished cells of a preset in one committed file, a line each; a suite goes on where that ends."""
+"""Record: the finished cells of a preset in one committed file, a line each; a suite goes on where that ends.
+
+The file is compressed: every cell holds the score of every item, so that differences can be taken again.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -13,16 +17,15 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def path_of(preset: str, folder: Path = RESULTS) -> Path:
-    return folder / f"suite-{preset}.jsonl"
+    return folder / f"suite-{preset}.jsonl.gz"
 
 
 def write(grid: Grid, out: Path, path: Path) -> None:
     """Every cell that is done, whole, in the order of the grid."""
     cells = load(grid, out).cells
     partial = path.with_suffix(".part")
-    partial.write_text(
-        "".join(json.dumps(cell, separators=(",", ":")) + "\n" for cell in cells.values()), encoding="utf-8"
-    )
+    lines = "".join(json.dumps(cell, separators=(",", ":")) + "\n" for cell in cells.values())
+    partial.write_bytes(gzip.compress(lines.encode(), mtime=0))  # no time: the same cells are the same bytes
     partial.replace(path)
 
 
@@ -32,7 +35,7 @@ def unpack(grid: Grid, out: Path, path: Path) -> int:
         return 0
     known = {cell.id: cell for cell in grid.cells}
     count = 0
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in gzip.decompress(path.read_bytes()).decode().splitlines():
         found = json.loads(line)
         target = out / "cells" / found["id"] / DONE
         cell = known.get(found["id"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -261,6 +262,10 @@ def test_settings_have_the_changes_and_equal_budgets(tmp_path):
     assert (cfg.rollout.group_size, cfg.selector.threshold, cfg.objective.normalization) == (16, 0.1, "row")
     assert (cfg.data.train.count, cfg.data.train.seed, cfg.run.seed, cfg.data.train.trace) == (64, 3, 3, "low")
     assert not cfg.run.export and RunConfig.model_validate(settings(cell, SMOKE, tmp_path, keep=True)).run.export
+    changes = (("refiner", "rules"), ("thinking", 0.0), ("lr", 0.003), ("noise", 1.0))
+    other = RunConfig.model_validate(settings(replace(cell, changes=changes), SMOKE, tmp_path))
+    assert (other.supervision.refiner, other.reward.weights.thinking, other.optim.lr) == ("rules", 0.0, 0.003)
+    assert (cfg.supervision.refiner, other.data.train.wrong_reading_probability) == ("none", 1.0)
     there = [
         Cell("charts", method) for method in METHODS if not not_there(Cell("charts", method), GRIDS["cpu"](), tmp_path)
     ]
@@ -487,12 +492,15 @@ def test_a_record_gives_back_the_cells_of_these_settings(tmp_path):
         found = {"id": cell.id, "digest": digest(cell, grid.regime, first), "task": cell.task}
         (first / "cells" / cell.id).mkdir(parents=True)
         (first / "cells" / cell.id / "cell.json").write_text(json.dumps(found))
-    kept = tmp_path / "suite.jsonl"
+    kept = tmp_path / "suite.jsonl.gz"
     record.write(grid, first, kept)
     assert record.unpack(grid, second, kept) == len(cells) and record.unpack(grid, second, kept) == 0
     assert all(is_done(cell, grid, second) for cell in cells)
-    lines = kept.read_text().replace(digest(cells[0], grid.regime, first), "of other settings")
-    kept.write_text(lines)
+    before = kept.read_bytes()
+    record.write(grid, first, kept)
+    assert kept.read_bytes() == before
+    lines = gzip.decompress(before).decode().replace(digest(cells[0], grid.regime, first), "of other settings")
+    kept.write_bytes(gzip.compress(lines.encode()))
     assert record.unpack(grid, other, kept) == len(cells) - 1 and not is_done(cells[0], grid, other)
     assert record.unpack(grid, other, tmp_path / "none") == 0
 
