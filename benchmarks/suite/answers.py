@@ -189,7 +189,7 @@ def rates(found: Results, named: Named) -> str:
         for m, (_, _, cell) in best.items()
         if m != "dyme"
     )
-    return f"Best on validation: {said}. On the test split DyME there is, over one seed, {told} there."
+    return f"Best on validation: {said}. At these rates DyME is, on the test split and over one seed, {told}."
 
 
 def headline(found: Results) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite.task import Sizes, Split, Task, Tree, jsonl
+from benchmarks.suite.task import Sizes, Split, Task, Tree, asks_for_facts, jsonl
 from dyme.data import Record
 
 SMALL, LARGE = (1, 9), (10, 19)
@@ -103,8 +103,8 @@ def _base(folder: Path, steps: int, prompts: int) -> Tree:
         ]
         rng, out = random.Random("base/steps"), []
         for i, row in enumerate(row for pair in zip(*parts) for row in pair):
-            asked = i < count // 5 or rng.random() < 0.1
-            told = {"question": row["question"].replace(" = ?", STEPS), "answer": row["facts"]} if asked else {}
+            steps_asked = {"question": row["question"].replace(" = ?", STEPS), "answer": row["facts"]}
+            told = steps_asked if asks_for_facts(i, count, rng) else {}
             out.append({**row, **told, "id": f"base-{i:06d}"})
         return out
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.suite.task import Sizes, Split, Task, Tree
+from benchmarks.suite.task import CAPTION_FRACTION, CAPTIONS_FIRST, Sizes, Split, Task, Tree
 
 KINDS = ["value", "maximum", "minimum", "comparison"]
 SEEN = ["red", "green", "blue", "yellow"]
 UNSEEN = ("pink", "cyan")
-CAPTIONS_FIRST = 0.2  # of the base's records, before it is asked anything
 TINY: Tree = {"source": "charts", "kinds": KINDS, "charts": ["bar"], "values": [1, 5], "colours": SEEN}
 FULL: Tree = {"source": "charts", "scale": "full", "kinds": KINDS, "charts": ["bar"], "values": [5, 60]}
 
@@ -22,7 +21,7 @@ def _base(scale: str) -> Task:
     def base(folder: Path, steps: int, prompts: int) -> Tree:
         count = steps * prompts
         first = int(CAPTIONS_FIRST * count)
-        return {**whole, "task": "base", "count": count, "captions_first": first, "caption_fraction": 0.1}
+        return {**whole, "task": "base", "count": count, "captions_first": first, "caption_fraction": CAPTION_FRACTION}
 
     def train(folder: Path, count: int, seed: int, trace: str, noise: float) -> Tree:
         return {**narrow, "count": count, "seed": seed, "trace": trace, "wrong_reading_probability": noise}

@@ -10,20 +10,18 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from benchmarks.suite.task import Sizes, Split, Task, Tree, jsonl
+from benchmarks.suite.task import CAPTION, Sizes, Split, Task, Tree, asks_for_facts, jsonl, split_of
 from dyme.data import Record
 from dyme.data.paths import expand
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
 UNSEEN_COLOUR, UNSEEN_SHAPE = "teal", "triangle"
-CAPTION = "describe the picture."
 _THERE = re.compile(r"(\w+) is (not )?there")
 
 
@@ -147,8 +145,8 @@ def _base(folder: Path, steps: int, prompts: int) -> Tree:
             asked += _draw(pictures, 3 * len(pictures), rng)
         out = []
         for i, (picture, row) in enumerate(asked[:count]):
-            caption = i < count // 5 or rng.random() < 0.1
-            told = {"question": CAPTION, "answer": picture.facts, "kind": "caption"} if caption else {}
+            caption = {"question": CAPTION, "answer": picture.facts, "kind": "caption"}
+            told = caption if asks_for_facts(i, count, rng) else {}
             out.append({**_row(picture, row), **told, "id": f"base-{i:06d}"})
         return out
 
@@ -162,9 +160,8 @@ def _train(folder: Path, count: int, seed: int, trace: str, noise: float) -> Tre
 
 
 def _held_out(folder: Path, sizes: Sizes) -> Mapping[str, Split]:
-    def split(name: str, count: int, pictures: Any) -> Split:
-        path = folder / f"easy_vqa-{name.replace(' ', '_')}-{count}.jsonl"
-        return Split(jsonl(path, lambda: _rows(name, pictures(), count)), count)
+    def split(name: str, count: int, pictures: Callable[[], Sequence[Picture]]) -> Split:
+        return split_of(folder, "easy_vqa", name, count, lambda: _rows(name, pictures(), count))
 
     def unseen(kind: str) -> list[Picture]:
         both = [(p.colour == UNSEEN_COLOUR, p.shape == UNSEEN_SHAPE, p) for p in _pictures("test")]

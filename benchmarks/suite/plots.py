@@ -75,20 +75,20 @@ def bars(ax: Axes, found: Results, cells: Named, title: str, base: Cell | None =
 
 
 def stacks(ax: Axes, parts: Mapping[str, Sequence[float] | None], names: Sequence[str], title: str) -> None:
-    """Bars of parts that add up, one below the other; a cell that has not run leaves its place empty."""
-    ax.set(title=title, xlim=(0, 1.0), xlabel="share of replies")
+    """Bars of parts that add up, one below the other; what has not run leaves its place empty."""
+    ax.set(title=title, xlabel="share of replies", yticks=range(len(parts)), yticklabels=list(parts))
+    ax.set(ylim=(len(parts) - 0.5, -0.5), xlim=(0, 1.4), xticks=(0, 0.25, 0.5, 0.75, 1.0))  # room for the legend
     ax.grid(False, axis="y")
-    for k, name in enumerate(names):
-        for at, values in enumerate(parts.values()):
-            if values is not None:
-                label = name if at == next(i for i, held in enumerate(parts.values()) if held is not None) else None
-                ax.barh(at, values[k], left=sum(values[:k]), color=RUN_COLORS[k], height=0.7, label=label)
-    ax.set(yticks=range(len(parts)), yticklabels=list(parts), ylim=(len(parts) - 0.5, -0.5))
-    if any(values is not None for values in parts.values()):
-        ax.set(xlim=(0, 1.4), xticks=(0, 0.25, 0.5, 0.75, 1.0))  # room for the legend
+    held = [(at, values) for at, values in enumerate(parts.values()) if values is not None]
+    for k, name in enumerate(names if held else ()):
+        begins = [sum(values[:k]) for _, values in held]
+        ax.barh(
+            [at for at, _ in held], [v[k] for _, v in held], left=begins, color=RUN_COLORS[k], height=0.7, label=name
+        )
+    if held:
         ax.legend(loc="upper right", fontsize=6)
     else:
-        _end(ax, False)
+        _end(ax, drawn=False)
 
 
 def lines(

@@ -10,10 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite.task import Sizes, Split, Task, Tree, jsonl
+from benchmarks.suite.task import CAPTION, Sizes, Split, Task, Tree, jsonl, split_of
 from dyme.data.paths import expand
 
-CAPTION = "describe the picture."
 _KEYS = ("id", "question", "answer", "choices", "hint", "facts", "kind")
 
 
@@ -58,8 +57,7 @@ def _task(name: str, unseen: Callable[[str], bool], unseen_name: str, max_new_to
 
     def held_out(folder: Path, sizes: Sizes) -> Mapping[str, Split]:
         def split(title: str, count: int, rows: Callable[[], list[Mapping[str, Any]]]) -> Split:
-            path = folder / f"{name}-{title.replace(' ', '_')}-{count}.jsonl"
-            return Split(jsonl(path, lambda: rows()[:count]), count)
+            return split_of(folder, name, title, count, lambda: rows()[:count])
 
         return {
             "validation": split("validation", sizes.validation, lambda: training()[1]),

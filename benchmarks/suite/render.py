@@ -63,8 +63,8 @@ def page(found: Results, preset: str, asked: Sequence[Question], images: str) ->
         parts.append(f"## {task}\n\n{tables.main_table(found, task)}")
     for question in asked:
         image = f"![{question.name}]({images}{question.name}.png)\n"
-        shown = "\n".join(part for part in (_lines(question.answer), image, question.table) if part)
-        parts.append(f"## {question.text}\n\n{shown if answered(question) else 'Not run yet.'}")
+        shown = (_lines(question.answer), image, question.table) if answered(question) else ("Not run yet.\n",)
+        parts.append(f"## {question.text}\n\n" + "\n".join(filter(None, shown)))
     parts.append(_what_lacks(found))
     return "\n".join(parts).rstrip() + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,21 @@ class Task:
     picture: Mapping[str, int] = field(default_factory=dict)
     max_new_tokens: int = 48
     check: Check | None = None
+
+
+CAPTION = "describe the picture."
+CAPTIONS_FIRST, CAPTION_FRACTION = 0.2, 0.1
+"""Parts of a base's records that ask for what is to be seen: all of the first fifth, then a tenth."""
+
+
+def asks_for_facts(i: int, count: int, rng: random.Random) -> bool:
+    """Whether record i of a base's `count` asks for what is to be seen."""
+    return i < int(CAPTIONS_FIRST * count) or rng.random() < CAPTION_FRACTION
+
+
+def split_of(folder: Path, task: str, name: str, count: int, rows: Callable[[], Sequence[Mapping[str, Any]]]) -> Split:
+    """A measured split whose rows are written into a file of their own."""
+    return Split(jsonl(folder / f"{task}-{name.replace(' ', '_')}-{count}.jsonl", rows), count)
 
 
 def jsonl(path: Path, rows: Callable[[], Sequence[Mapping[str, Any]]]) -> Tree:
