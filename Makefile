@@ -23,7 +23,7 @@ endif
 TRAIN := deepspeed --num_gpus $(NUM_RANKS) launchers/train.py
 PYTEST_ARGS ?=
 
-.PHONY: install quickstart quickstart-grpo test test-oldest test-all models lint clean
+.PHONY: install quickstart quickstart-grpo test test-avx2 test-oldest test-all models lint clean
 
 install: $(STAMP)
 
@@ -65,7 +65,13 @@ $(OLDEST_STAMP): setup.py constraints.txt constraints-oldest.txt
 # Tests marked gpu skip themselves where there is no GPU.
 test-all: install lint
 	python -m pytest $(PYTEST_ARGS)
+	$(MAKE) test-avx2
 	$(MAKE) test-oldest
+
+# The same tests as on a processor without AVX-512, whose libraries add in another order.
+test-avx2: install
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+		python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
 
 # The table of docs/models.md, from what the tests say; a failing test makes a "no" in it.
 models: install
