@@ -27,9 +27,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dyme import checkpoint
-from dyme.manifest import damage, listed
-from dyme.metrics import read_jsonl
+from dyme.checkpoint import store
+from dyme.checkpoint.manifest import damage, listed
+from dyme.metrics.logger import read_jsonl
 
 RANKS, STEPS, SAVE_EVERY = 2, 24, 3
 GONE_S = 90.0  # that all processes may take to end after a kill
@@ -108,7 +108,7 @@ class Start:
     def half_written(self) -> set[str]:
         """Checkpoints that this start has begun and not finished; not those that an earlier one left."""
         found = set()
-        for partial in (self.run / "checkpoints").glob(f"{checkpoint.PARTIAL}step-*"):
+        for partial in (self.run / "checkpoints").glob(f"{store.PARTIAL}step-*"):
             try:
                 if partial.stat().st_mtime > self.began:
                     found.add(partial.name)
@@ -174,7 +174,7 @@ def kill(start: Start, target: str, moment: str) -> Kill | None:
         process.kill()
     start.process.wait()
     folder = start.run / "checkpoints"
-    steps = checkpoint.steps(folder)
+    steps = store.steps(folder)
     newest = max(steps, default=0)
     at_step = max((line["step"] for line in read_jsonl(start.run / "metrics.jsonl")), default=0)
     return Kill(
@@ -185,7 +185,7 @@ def kill(start: Start, target: str, moment: str) -> Kill | None:
         lost_steps=max(0, at_step - newest),
         gone_s=round(gone_s, 2),
         orphans=len(alive),
-        damaged=[f"{step}: {line}" for step in steps for line in damages(checkpoint.checkpoint_dir(folder, step))],
+        damaged=[f"{step}: {line}" for step in steps for line in damages(store.checkpoint_dir(folder, step))],
         half_written=bool(start.half_written()),
     )
 
@@ -235,7 +235,7 @@ def measure(folder: Path, kills: int, minutes: float, seed: int) -> dict[str, An
         if hit is not None:
             done.append(hit)
             print(f"{len(done)}/{kills} {hit}", file=sys.stderr, flush=True)
-        expected = max(checkpoint.steps(run / "checkpoints"), default=0)
+        expected = max(store.steps(run / "checkpoints"), default=0)
         if (run / "DONE").exists():
             finished, equal, expected = finished + 1, equal + same_parameters(folder / "undisturbed", run), 0
     if (folder / f"run{finished}").exists():
@@ -256,7 +256,7 @@ def measure(folder: Path, kills: int, minutes: float, seed: int) -> dict[str, An
         "finished_with_the_same_parameters": equal,
         "seed": seed,
         "ranks": RANKS,
-        "versions": checkpoint.versions(),
+        "versions": store.versions(),
         "each": [asdict(each) for each in done],
     }
 

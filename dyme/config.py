@@ -14,18 +14,18 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from dyme.config_errors import ConfigError, explain
 from dyme.data import SourceConfig
-from dyme.evaluation.settings import EvaluateConfig
-from dyme.lora_config import LoraConfig
 from dyme.methods import Method
 from dyme.rewards.compose import RewardConfig
 from dyme.rewards.schedule import WeightSchedule
-from dyme.rollout_config import RolloutConfig
-from dyme.schema import Schema
-from dyme.selector_config import SelectorConfig
-from dyme.supervision.judge.settings import JudgeConfig
-from dyme.supervision.settings import SupervisionConfig
+from dyme.settings.errors import ConfigError, explain
+from dyme.settings.evaluation import EvaluateConfig
+from dyme.settings.judge import JudgeConfig
+from dyme.settings.lora import LoraConfig
+from dyme.settings.rollout import RolloutConfig
+from dyme.settings.schema import Schema
+from dyme.settings.selector import SelectorConfig
+from dyme.settings.supervision import SupervisionConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

@@ -14,36 +14,36 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from dyme import checkpoint
-from dyme.agenda import Agenda, Stop
+from dyme.batching.objective import LiveRows, resolve
+from dyme.checkpoint import store
+from dyme.checkpoint.recipe import Recipe
 from dyme.config import ConfigError, RunConfig, changed_keys, dump_config
-from dyme.cursor import StepRows, step_rows
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
-from dyme.engine import Engine, deepspeed_config, lr_factor
+from dyme.engine.train_engine import Engine, deepspeed_config, lr_factor
+from dyme.engine.update import UpdateStats
 from dyme.evaluation.held_out import Evaluation
 from dyme.families import Prompt, build_family, load_family
 from dyme.families.scratch import FREQUENT
+from dyme.fault_tolerance.preemption import MARKER
+from dyme.fault_tolerance.watchdog import Watchdog
 from dyme.methods import memorizes_only
-from dyme.metrics import open_metrics
-from dyme.objective import LiveRows, resolve
-from dyme.preemption import MARKER
-from dyme.profile import EVERY, Profile
-from dyme.progress import ProgressLine
+from dyme.metrics.logger import open_metrics
+from dyme.metrics.profile import EVERY, Profile
+from dyme.metrics.progress import ProgressLine
+from dyme.metrics.step_metrics import MemorizeLog, mode_signals, rollout_signals
 from dyme.prompts import PromptBook, prompt_text, reply_text
-from dyme.recipe import Recipe
 from dyme.rewards.calls import UserRewards
 from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
 from dyme.rollout import engine_of, sampling_of
-from dyme.selection import GroupStats, Mode, ModeDecision, ModeSelector, mode_line
-from dyme.selector_config import SelectorConfig
+from dyme.run_summary import report_on, write_summary
+from dyme.sampler import StepRows, step_rows
+from dyme.schedule import Agenda, Stop
 from dyme.selectors import make_selector, mixed_selector
-from dyme.signals import MemorizeLog, mode_signals, rollout_signals
-from dyme.summary import report_on, write_summary
+from dyme.selectors.base import GroupStats, Mode, ModeDecision, ModeSelector, mode_line
+from dyme.settings.selector import SelectorConfig
 from dyme.supervision.supervisor import Supervisor
-from dyme.update import UpdateStats
-from dyme.watchdog import Watchdog
 
 DONE = "DONE"
 TOKENIZER_RECORDS = 4000  # records per source a from-scratch tokenizer is trained on
@@ -97,7 +97,7 @@ class Run:
         wandb = about if cfg.run.wandb else None
         self.metrics = open_metrics(self.folder, rank=self.rank, tensorboard=cfg.run.tensorboard, wandb=wandb)
         self.metrics.truncate(self.first_step or -1)  # without a checkpoint the first evaluation is made again too
-        self.best = checkpoint.best(self.checkpoints, self.first_step)[1]
+        self.best = store.best(self.checkpoints, self.first_step)[1]
         self.progress = ProgressLine(self.name, cfg.train.max_steps, self.first_step, self.rank)
         self.book = PromptBook(self.family, cfg.prompt, self._say, cfg.model.max_pixels, self.background)
         self.step = self.first_step
@@ -146,7 +146,7 @@ class Run:
             )
 
     def _resume(self) -> int:
-        state = checkpoint.load_newest(self.engine, self.checkpoints, self._say_first)
+        state = store.load_newest(self.engine, self.checkpoints, self._say_first)
         if state is None:
             return 0
         self._selector.load_state_dict(state.selector)
@@ -332,11 +332,11 @@ class Run:
             self.best = result.accuracy
             self.save(step)
             if self.rank == 0:
-                checkpoint.mark_best(self.checkpoints, step, result.accuracy)
+                store.mark_best(self.checkpoints, step, result.accuracy)
 
     def save(self, step: int) -> None:
         self.watchdog.beat(phase="checkpoint")
-        state = checkpoint.TrainState(
+        state = store.TrainState(
             step=step,
             elapsed_s=self.elapsed(),
             world_size=self.engine.world_size,
@@ -347,7 +347,7 @@ class Run:
             supervision=self.supervisor.state_dict(self.engine.gather_json),
             evaluated=self.agenda.evaluated,
         )
-        checkpoint.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
+        store.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
         self.agenda.saved()
 
     def finish(self) -> None:
@@ -359,7 +359,7 @@ class Run:
                 family=self.family.name,
                 max_pixels=self.cfg.model.max_pixels,
             )
-            checkpoint.export(self.engine, self.folder / "export", recipe)
+            store.export(self.engine, self.folder / "export", recipe)
         self.metrics.close()
         self.supervisor.close()
         if self.rank == 0:

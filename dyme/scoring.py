@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dyme.cursor import StepRows
 from dyme.data import Record
 from dyme.prompts import prompt_text
 from dyme.rewards.calls import Per, Started
@@ -21,6 +20,7 @@ from dyme.rewards.columns import pictures, reward_columns
 from dyme.rewards.compose import Checked, Scores, UserScores, check, compose
 from dyme.rollout import Rollout
 from dyme.run import Run
+from dyme.sampler import StepRows
 from dyme.supervision.checker import CheckRow, PendingCheck
 from dyme.supervision.supervisor import Fate
 

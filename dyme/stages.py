@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dyme.cursor import StepRows
-from dyme.objective import LiveRow, LiveRows, kl_share, live_rows, token_weights
-from dyme.plan import make_plan
+from dyme.batching.objective import LiveRow, LiveRows, kl_share, live_rows, token_weights
+from dyme.batching.plan import make_plan
+from dyme.engine.update import Work
+from dyme.metrics.step_metrics import COLUMNS, any_failed, column_names, group_entropy, table_columns
 from dyme.prompts import has_reference, reply_text
 from dyme.rewards.length import add_length_reward
 from dyme.rollout import Rollout, RolloutRow, generate, row_key
 from dyme.run import Run
+from dyme.sampler import StepRows
 from dyme.scoring import Scoring
-from dyme.selection import GroupStats, Mode, ModeDecision, group_stats, memorize_all, with_extra
-from dyme.signals import COLUMNS, any_failed, column_names, group_entropy, table_columns
-from dyme.update import Work
+from dyme.selectors.base import GroupStats, Mode, ModeDecision, group_stats, memorize_all, with_extra
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 
 from dyme import stages
-from dyme.agenda import Stop
-from dyme.bad_steps import write_bad_step
+from dyme.engine.bad_steps import write_bad_step
+from dyme.engine.update import component_norms, run_update, with_reference
 from dyme.evaluation import held_out
-from dyme.preemption import MARKER
+from dyme.fault_tolerance.preemption import MARKER
 from dyme.run import Run
+from dyme.schedule import Stop
 from dyme.scoring import Scoring
-from dyme.update import component_norms, run_update, with_reference
 
 
 def train(run: Run) -> None:

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from dyme.launch import quiet, run_and_exit, say_error
-from dyme.preemption import die_with_parent
+from dyme.fault_tolerance.launch import quiet, run_and_exit, say_error
+from dyme.fault_tolerance.preemption import die_with_parent
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
     quiet()
     import torch.distributed as dist
 
-    from dyme.engine import close_distributed, init_distributed
+    from dyme.engine.train_engine import close_distributed, init_distributed
     from dyme.evaluation.driver import evaluate_model
     from dyme.evaluation.folder import EvaluationError
     from dyme.evaluation.table import render

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dyme.launch import quiet, rank, run_and_exit, say_error
-from dyme.preemption import die_with_parent, keep_warning
+from dyme.fault_tolerance.launch import quiet, rank, run_and_exit, say_error
+from dyme.fault_tolerance.preemption import die_with_parent, keep_warning
 
 if TYPE_CHECKING:
     from dyme.config import RunConfig
@@ -44,12 +44,12 @@ def main() -> int:
         return 0
 
     quiet()
-    from dyme.checkpoint import CheckpointError
+    from dyme.checkpoint.store import CheckpointError
     from dyme.data import DataError
-    from dyme.engine import close_distributed, init_distributed
+    from dyme.engine.train_engine import close_distributed, init_distributed
     from dyme.families import ModelError
     from dyme.run import Run
-    from dyme.supervision.prompts import PromptFileError
+    from dyme.supervision.judge_prompts import PromptFileError
     from dyme.supervision.templates import PoolError
     from dyme.trainer import train
 

@@ -10,66 +10,66 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dyme import checkpoint
-from dyme.manifest import MANIFEST, damage, files_in, listed, measure, share_of, write_manifest
-from dyme.universal import group_settings, restore_groups
+from dyme.checkpoint import store
+from dyme.checkpoint.manifest import MANIFEST, damage, files_in, listed, measure, share_of, write_manifest
+from dyme.checkpoint.universal import group_settings, restore_groups
 
 ALONE = SimpleNamespace(rank=0, world_size=1, gather_json=lambda value: [value], barrier=lambda: None)
 
 
 def make(folder: Path, *steps: int) -> None:
     for step in steps:
-        path = checkpoint.checkpoint_dir(folder, step)
+        path = store.checkpoint_dir(folder, step)
         (path / "deep").mkdir(parents=True)
         (path / "weights.pt").write_bytes(bytes([step]) * 1000)
         (path / "deep" / "more.pt").write_bytes(b"y" * step)
-        (path / checkpoint.STATE).write_text("{}")
+        (path / store.STATE).write_text("{}")
         write_manifest(path, measure(path, files_in(path)), {"step": step})
 
 
 def newest(folder: Path) -> tuple[int | None, list[str]]:
     said: list[str] = []
-    return checkpoint.newest_whole(ALONE, folder, said.append), said
+    return store.newest_whole(ALONE, folder, said.append), said
 
 
 def test_only_renamed_folders_count(tmp_path):
-    assert checkpoint.steps(tmp_path / "none") == []
+    assert store.steps(tmp_path / "none") == []
     make(tmp_path, 5, 100, 20)
-    (tmp_path / f"{checkpoint.PARTIAL}step-00000400").mkdir()
-    (tmp_path / f"{checkpoint.DAMAGED}step-00000300").mkdir()
+    (tmp_path / f"{store.PARTIAL}step-00000400").mkdir()
+    (tmp_path / f"{store.DAMAGED}step-00000300").mkdir()
     (tmp_path / "latest").write_text("step-00000500")
-    assert checkpoint.steps(tmp_path) == [5, 20, 100]
+    assert store.steps(tmp_path) == [5, 20, 100]
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
     make(tmp_path, 1, 2, 3, 4, 5)
-    (tmp_path / f"{checkpoint.PARTIAL}step-00000006").mkdir()
-    (tmp_path / f"{checkpoint.DAMAGED}step-00000006").mkdir()
-    checkpoint.mark_best(tmp_path, 2, 0.75)
-    checkpoint.prune(tmp_path, keep_last=2)
+    (tmp_path / f"{store.PARTIAL}step-00000006").mkdir()
+    (tmp_path / f"{store.DAMAGED}step-00000006").mkdir()
+    store.mark_best(tmp_path, 2, 0.75)
+    store.prune(tmp_path, keep_last=2)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [f"step-0000000{i}" for i in (2, 4, 5)]
-    checkpoint.mark_best(tmp_path, 5, 0.8)
-    checkpoint.prune(tmp_path, keep_last=2)
-    assert checkpoint.steps(tmp_path) == [4, 5]
+    store.mark_best(tmp_path, 5, 0.8)
+    store.prune(tmp_path, keep_last=2)
+    assert store.steps(tmp_path) == [4, 5]
 
 
 def test_a_half_removed_checkpoint_does_not_count(tmp_path, monkeypatch):
     """Killed while old checkpoints are removed: what is left of them is no checkpoint, and goes at the next save."""
     make(tmp_path, 1, 2, 3)
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, **_: next(path.glob("*.pt")).unlink())
-    checkpoint.prune(tmp_path, keep_last=2)
-    assert checkpoint.steps(tmp_path) == [2, 3] and len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr(store.shutil, "rmtree", lambda path, **_: next(path.glob("*.pt")).unlink())
+    store.prune(tmp_path, keep_last=2)
+    assert store.steps(tmp_path) == [2, 3] and len(list(tmp_path.iterdir())) == 3
     monkeypatch.undo()
-    checkpoint.prune(tmp_path, keep_last=2)
+    store.prune(tmp_path, keep_last=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
 def test_the_best_of_later_steps_is_forgotten_on_resume(tmp_path):
-    assert checkpoint.best(tmp_path) == (-1, -1.0)
-    checkpoint.mark_best(tmp_path, 40, 0.5)
-    assert checkpoint.best(tmp_path) == (40, 0.5)
-    assert checkpoint.best(tmp_path, up_to=40) == (40, 0.5)
-    assert checkpoint.best(tmp_path, up_to=30) == (-1, -1.0)
+    assert store.best(tmp_path) == (-1, -1.0)
+    store.mark_best(tmp_path, 40, 0.5)
+    assert store.best(tmp_path) == (40, 0.5)
+    assert store.best(tmp_path, up_to=40) == (40, 0.5)
+    assert store.best(tmp_path, up_to=30) == (-1, -1.0)
 
 
 def test_ranks_share_the_files():
@@ -86,7 +86,7 @@ def flip(path: Path) -> None:
 
 DAMAGES = {
     "a bit": (lambda p: flip(p / "weights.pt"), "weights.pt has changed since it was written (hash)"),
-    "a bit of our state": (lambda p: flip(p / checkpoint.STATE), "state.json has changed"),
+    "a bit of our state": (lambda p: flip(p / store.STATE), "state.json has changed"),
     "cut": (lambda p: (p / "deep" / "more.pt").write_bytes(b"y"), "deep/more.pt has 1 bytes instead of 9"),
     "gone": (lambda p: (p / "weights.pt").unlink(), "weights.pt is missing"),
     "no manifest": (lambda p: (p / MANIFEST).unlink(), "manifest.json is missing"),
@@ -112,12 +112,12 @@ def test_nothing_is_set_aside_where_no_checkpoint_is_whole(tmp_path):
     make(tmp_path, 4, 9)
     (tmp_path / "step-00000004" / "weights.pt").unlink()
     flip(tmp_path / "step-00000009" / "weights.pt")
-    with pytest.raises(checkpoint.CheckpointError) as error:
+    with pytest.raises(store.CheckpointError) as error:
         newest(tmp_path)
     message = str(error.value)
     assert "step-00000009 (weights.pt has changed" in message and "step-00000004 (weights.pt is missing)" in message
     assert "restore one of them from a copy" in message and "\n" not in message
-    assert checkpoint.steps(tmp_path) == [4, 9]
+    assert store.steps(tmp_path) == [4, 9]
 
 
 def test_no_checkpoint_is_no_damage(tmp_path):
@@ -128,8 +128,8 @@ def test_no_checkpoint_is_no_damage(tmp_path):
 
 def test_a_checkpoint_that_was_not_finished_is_named(tmp_path):
     make(tmp_path, 3)
-    (tmp_path / f"{checkpoint.PARTIAL}step-00000006").mkdir()
-    (tmp_path / f"{checkpoint.PARTIAL}old-step-00000002").mkdir()
+    (tmp_path / f"{store.PARTIAL}step-00000006").mkdir()
+    (tmp_path / f"{store.PARTIAL}old-step-00000002").mkdir()
     step, said = newest(tmp_path)
     assert step == 3 and said[0] == "step-00000006 was not finished: left out" and "step-00000003" in said[1]
 
@@ -137,8 +137,8 @@ def test_a_checkpoint_that_was_not_finished_is_named(tmp_path):
 def test_a_step_that_was_saved_before_is_not_written_again(tmp_path):
     """The best checkpoint and the one that is due at the same step: no DeepSpeed is asked, old ones go."""
     make(tmp_path, 1, 2, 3)
-    assert checkpoint.save(ALONE, tmp_path, checkpoint.TrainState(3, 1.0, 1), 1) == tmp_path / "step-00000003"
-    assert checkpoint.steps(tmp_path) == [3]
+    assert store.save(ALONE, tmp_path, store.TrainState(3, 1.0, 1), 1) == tmp_path / "step-00000003"
+    assert store.steps(tmp_path) == [3]
 
 
 def test_a_manifest_says_what_was_measured(tmp_path):

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from dyme.config import ConfigError, RunConfig, changed_keys, dump_config, load_config
-from dyme.config_errors import valid_keys
 from dyme.data import SourceConfig
+from dyme.settings.errors import valid_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 YAMLS = sorted((ROOT / "configs").glob("*.yaml"))

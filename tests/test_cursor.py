@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyme.cursor import epoch_order, step_rows
+from dyme.sampler import epoch_order, step_rows
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5), st.integers(1, 4))

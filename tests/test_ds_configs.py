@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_train import write_config
 
 from dyme.config import load_config
-from dyme.engine import deepspeed_config
+from dyme.engine.train_engine import deepspeed_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))

@@ -11,13 +11,13 @@ import pytest
 import torch
 from test_train import write_config
 
+from dyme.batching.objective import LossInputs
+from dyme.batching.packing import pack
 from dyme.config import ConfigError, OptimConfig, load_config
-from dyme.engine import Engine, _unflatten, deepspeed_config, freeze_parts, lr_factor, parameter_groups
+from dyme.engine.policy_module import Policy, head_tensors
+from dyme.engine.rollout_copy import RolloutCopy
+from dyme.engine.train_engine import Engine, _unflatten, deepspeed_config, freeze_parts, lr_factor, parameter_groups
 from dyme.families import ModelError
-from dyme.objective import LossInputs
-from dyme.packing import pack
-from dyme.policy import Policy, head_tensors
-from dyme.rollout_copy import RolloutCopy
 from dyme_kernels import LossSpec, PolicyLossOutput
 
 sys.path.insert(0, str(Path(__file__).parent / "programs"))

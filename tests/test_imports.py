@@ -52,7 +52,7 @@ def test_trl_and_ours_live_side_by_side():
         ("dyme", ["torch", "transformers", "deepspeed", "triton"]),
         ("dyme.config", ["torch", "transformers", "deepspeed", "triton", "matplotlib"]),
         ("dyme.data", ["torch", "transformers", "deepspeed", "triton"]),
-        ("dyme.plan", ["torch", "transformers", "deepspeed", "triton"]),
+        ("dyme.batching.plan", ["torch", "transformers", "deepspeed", "triton"]),
         ("dyme.predict.__main__", ["torch", "transformers", "deepspeed", "triton"]),
         ("dyme.predict.batch", ["deepspeed", "dyme_kernels", "matplotlib"]),
         ("dyme.compare.__main__", ["torch", "transformers", "deepspeed", "triton", "matplotlib"]),
@@ -65,5 +65,5 @@ def test_imports_stay_light(module, absent):
 
 
 def test_importing_starts_no_gpu():
-    code = "import torch, dyme_kernels, dyme.rollout, dyme.objective; print(torch.cuda.is_initialized())"
+    code = "import torch, dyme_kernels, dyme.rollout, dyme.batching.objective; print(torch.cuda.is_initialized())"
     assert python(code) == "False"

@@ -17,12 +17,12 @@ from PIL import Image
 from test_train import lines, same, same_weights, write_config
 from torch import nn
 
+from dyme.batching.packing import pack
 from dyme.config import ConfigError, ModelConfig, OptimConfig
-from dyme.engine import freeze_parts, parameter_groups
+from dyme.engine.lora import adapters_off, add_lora, lora_layers, matching_linears, merged
+from dyme.engine.train_engine import freeze_parts, parameter_groups
 from dyme.families import IMAGE
-from dyme.lora import adapters_off, add_lora, lora_layers, matching_linears, merged
-from dyme.lora_config import LoraConfig
-from dyme.packing import pack
+from dyme.settings.lora import LoraConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "programs"))
 import scenario

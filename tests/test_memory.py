@@ -1,4 +1,4 @@
-"""`python -m dyme.memory`: peaks by phase, suggestions that fit where one more does not, and one line for mistakes."""
+"""`python -m dyme.tools.memory`: peaks, suggestions that fit where one more does not, one line for mistakes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from checkpoints import makers
 from checkpoints.common import write_checkpoint
 from conftest import ROOT, environment
 
-from dyme import memory
 from dyme.config import load_config
+from dyme.tools import memory
 
 GIB = 2**30
 
@@ -151,7 +151,8 @@ def test_mistakes(config, capsys):
 
 
 def test_as_a_program(config):
-    command = [sys.executable, "-m", "dyme.memory", "--config", str(config), "--gpus", "2", "train.token_budget=512"]
+    options = ["--config", str(config), "--gpus", "2", "train.token_budget=512"]
+    command = [sys.executable, "-m", "dyme.tools.memory", *options]
     done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "ZeRO-3 of " in done.stdout and "2 GPUs" in done.stdout

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dyme.families import load_family
-from dyme.merge import main
+from dyme.tools.merge import main
 
 
 def write(folder: Path, tensors: dict[str, Tensor], files: list[list[str]] | None = None, **config: object) -> Path:

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from test_train import PROGRAMS, lines, same, same_weights, write_config
 
-from dyme.config_errors import ConfigError
 from dyme.run import Run
-from dyme.selector_config import SelectorConfig
+from dyme.settings.errors import ConfigError
+from dyme.settings.selector import SelectorConfig
 
 pytestmark = pytest.mark.dist
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dyme.metrics import MetricsLogger, Sample, SilentLogger, open_metrics, plain, read_jsonl, summarize
+from dyme.metrics.logger import MetricsLogger, Sample, SilentLogger, open_metrics, plain, read_jsonl, summarize
 
 
 def quiet_logger(run_dir: Path) -> MetricsLogger:

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from dyme.config_errors import ConfigError
-from dyme.modulation import Modulation, Modulator, modulate
+from dyme.engine.gradient_modulation import Modulation, Modulator, modulate
+from dyme.settings.errors import ConfigError
 
 PARTS = ["vision", "connector", "language", "language", "head"]
 

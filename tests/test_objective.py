@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
+from dyme.batching.objective import LiveRow, LiveRows, kl_share, live_rows, loss_inputs, resolve, token_weights
 from dyme.config import ConfigError, RunConfig, load_config
-from dyme.objective import LiveRow, LiveRows, kl_share, live_rows, loss_inputs, resolve, token_weights
-from dyme.selection import Mode, ModeDecision
+from dyme.selectors.base import Mode, ModeDecision
 from dyme_kernels import LossSpec, policy_loss
 
 S, E, M, J = Mode.SKIP, Mode.EXPLORE, Mode.MEMORIZE, Mode.JOINT

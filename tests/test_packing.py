@@ -8,9 +8,9 @@ from packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from PIL import Image
 from torch import Tensor, nn
 
+from dyme.batching.packing import bucket_length, pack
 from dyme.families import IMAGE, Family, Prompt, build_family
 from dyme.families.causal_lm import CausalLM
-from dyme.packing import bucket_length, pack
 
 TEXTS = ["What is the value of bar one?", "the red bar is 4. Answer: 4"]
 ALL, NONE = frozenset({IMAGE}), frozenset()

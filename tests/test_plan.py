@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyme.plan import make_plan
+from dyme.batching.plan import make_plan
 
 IMAGE, NONE = frozenset({"image"}), frozenset()
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 from test_train import write_config
 
-from dyme.profile import PARTS, SHOWN, TRACKS, Profile, Span
+from dyme.metrics.profile import PARTS, SHOWN, TRACKS, Profile, Span
 from dyme.report.figure import TIME_PARTS
 from dyme.report.timeline import draw
 from dyme.run import Run

@@ -14,11 +14,11 @@ from PIL import Image
 
 from dyme import prompts
 from dyme.config import PromptConfig
-from dyme.cursor import step_rows
 from dyme.data import LazyImage, Record
 from dyme.families import Prompt, PromptError
 from dyme.prompts import PromptBook, fit_pixels, has_reference, prompt_text, reply_text
 from dyme.run import Run
+from dyme.sampler import step_rows
 
 RECORD = Record(id="r1", question="How tall?", answers=("3", "three"), hint=" it is 3. \n")
 THINK = PromptConfig(template="{question} End with '{flag}'.", answer_flag="Answer:")

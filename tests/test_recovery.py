@@ -18,13 +18,13 @@ from conftest import environment, run_on_ranks
 from test_checkpoint import flip
 from test_train import lines, same, same_weights, write_config
 
-from dyme import checkpoint
-from dyme.bad_steps import KEPT, write_bad_step
-from dyme.cursor import step_rows
-from dyme.manifest import files_in, measure, write_manifest
-from dyme.objective import LiveRow
-from dyme.plan import Plan, PlannedGroup
-from dyme.update import Work
+from dyme.batching.objective import LiveRow
+from dyme.batching.plan import Plan, PlannedGroup
+from dyme.checkpoint import store
+from dyme.checkpoint.manifest import files_in, measure, write_manifest
+from dyme.engine.bad_steps import KEPT, write_bad_step
+from dyme.engine.update import Work
+from dyme.sampler import step_rows
 
 PROGRAM = Path(__file__).parent / "programs" / "stopped.py"
 STEPS = 5
@@ -95,7 +95,7 @@ def resumed(stopped) -> Runs:
 
 def newest(runs: Runs, name: str) -> Path:
     folder = runs.folder / name / "checkpoints"
-    return checkpoint.checkpoint_dir(folder, checkpoint.steps(folder)[-1])
+    return store.checkpoint_dir(folder, store.steps(folder)[-1])
 
 
 def pretend_other_world(path: Path) -> None:
@@ -112,7 +112,7 @@ def test_whoever_is_asked_leaves_after_the_step_with_a_checkpoint(stopped):
         assert not (run / "DONE").exists(), name
         assert json.loads((run / "PREEMPTED").read_text())["step"] == step, name
         assert [line["step"] for line in training(run)] == list(range(1, step + 1)), name
-        assert checkpoint.steps(run / "checkpoints")[-1] == step, name
+        assert store.steps(run / "checkpoints")[-1] == step, name
     evaluated = [line["step"] for line in lines(stopped.folder / "evaluate") if line.get("eval")]
     assert evaluated == [0, 2]  # the one in which the signal came is given up
 
@@ -140,7 +140,7 @@ def test_a_run_without_a_whole_checkpoint_refuses_to_begin_anew(resumed):
     run = resumed.folder / "hopeless"
     assert not (run / "DONE").exists() and (run / "PREEMPTED").exists()
     assert [line["step"] for line in training(run)] == [1, 2, 3]  # untouched
-    assert checkpoint.steps(run / "checkpoints") == [2, 3]
+    assert store.steps(run / "checkpoints") == [2, 3]
 
 
 @pytest.mark.dist
@@ -222,7 +222,7 @@ def child(program: str, **more: str) -> subprocess.Popen[str]:
 
 WAITS = """
 import threading, time
-from dyme.preemption import Preemption
+from dyme.fault_tolerance.preemption import Preemption
 preemption = Preemption()
 print("ready", flush=True)
 while not preemption.asked:
@@ -246,7 +246,7 @@ def test_a_second_signal_ends_the_process_at_once():
 INHERITS = """
 import signal, subprocess, sys
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-rank = "from dyme.preemption import die_with_parent; die_with_parent(); print('ready', flush=True)"
+rank = "from dyme.fault_tolerance.preemption import die_with_parent; die_with_parent(); print('ready', flush=True)"
 rank += "; import time; time.sleep(9)"
 process = subprocess.Popen([sys.executable, "-c", rank], stdout=subprocess.PIPE, text=True)
 process.stdout.readline()
@@ -256,7 +256,7 @@ print("ready", process.wait(), flush=True)
 
 
 def test_a_warning_that_comes_early_is_kept():
-    program = "from dyme.preemption import Preemption, keep_warning; import time; keep_warning()\n"
+    program = "from dyme.fault_tolerance.preemption import Preemption, keep_warning; import time; keep_warning()\n"
     program += "print('ready', flush=True); time.sleep(1); asked = Preemption(); time.sleep(1); print(asked.asked)"
     process = child(program)
     process.send_signal(signal.SIGUSR1)
@@ -272,7 +272,8 @@ def test_a_rank_does_not_ignore_the_warning_as_its_launcher_does():
 
 PARENT = """
 import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "from dyme.preemption import die_with_parent; die_with_parent(); "
+child = subprocess.Popen([sys.executable, "-c", "from dyme.fault_tolerance.preemption import die_with_parent; "
+                          "die_with_parent(); "
                           "print('ready', flush=True); import time; time.sleep(100)"])
 time.sleep(0.2)
 print(child.pid, flush=True)

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image, ImageDraw
 
-from dyme.metrics import MetricsLogger, Sample, plain, summarize
+from dyme.metrics.logger import MetricsLogger, Sample, plain, summarize
 from dyme.report import ReportError, load_runs, write_report
 from dyme.report import figure as figure_module
 from dyme.report.__main__ import main

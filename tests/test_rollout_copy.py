@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from dyme.lora import Source
-from dyme.rollout_copy import RolloutCopy, Weight, buckets, layer_size
+from dyme.engine.lora import Source
+from dyme.engine.rollout_copy import RolloutCopy, Weight, buckets, layer_size
 
 sys.path.insert(0, str(Path(__file__).parent / "programs"))
 import scenario

@@ -17,18 +17,18 @@ from test_train import write_config
 
 from dyme import stages
 from dyme.config import RunConfig, load_config
-from dyme.cursor import StepRows
 from dyme.data import Record
+from dyme.metrics.step_metrics import column_names
 from dyme.rewards.calls import UserRewards
 from dyme.rewards.compose import Checked, score
 from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
 from dyme.rollout import Rollout
+from dyme.sampler import StepRows
 from dyme.scoring import Scoring
-from dyme.selection import Mode, group_stats
-from dyme.selector_config import SelectorConfig
 from dyme.selectors import make_selector
-from dyme.signals import column_names
+from dyme.selectors.base import Mode, group_stats
+from dyme.settings.selector import SelectorConfig
 from dyme.supervision.lexical import lexical_checker
 from dyme.supervision.supervisor import Supervisor
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dyme.selection import GroupStats, Mode, Reason, group_stats, memorize_all
-from dyme.selector_config import SelectorConfig
 from dyme.selectors import make_selector
+from dyme.selectors.base import GroupStats, Mode, Reason, group_stats, memorize_all
+from dyme.settings.selector import SelectorConfig
 
 NAN = float("nan")
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from test_selection import E, M, S, stats
 
-from dyme.config_errors import ConfigError
+from dyme.batching.objective import live_rows
 from dyme.methods import memorizes_only
-from dyme.objective import live_rows
-from dyme.selection import Mode, ModeDecision, mode_line, with_extra
-from dyme.selector_config import SelectorConfig
 from dyme.selectors import make_selector, mixed_selector
+from dyme.selectors.base import Mode, ModeDecision, mode_line, with_extra
 from dyme.selectors.joint import mu
+from dyme.settings.errors import ConfigError
+from dyme.settings.selector import SelectorConfig
 
 NAN = float("nan")
 J = Mode.JOINT

@@ -18,16 +18,16 @@ import transformers
 from packed import packed_logprobs
 from PIL import Image
 
+from dyme.batching.packing import pack
 from dyme.config import load_config
 from dyme.families import IMAGE, Family, ModelError, Prompt, build_family
-from dyme.families import memory as mem
-from dyme.families.check import decoder_sizes
-from dyme.packing import pack
 from dyme.rollout import Rollout, RolloutRow, Sampling, generate, row_key, sampling_of, shared_prefix
 from dyme.rollout.attention import attend, attention, decoding, merge, plain
 from dyme.rollout.cache import GroupCache, Shape, column_bucket, group_places, reply_bucket, row_bucket
 from dyme.rollout.graphs import StepGraphs
-from dyme.rollout.sampler import draw, restrict, seen_tokens
+from dyme.rollout.sampling import draw, restrict, seen_tokens
+from dyme.tools import footprint as mem
+from dyme.tools.check.report import decoder_sizes
 
 TEXTS = ["What is the value of bar one?", "the red bar is 4. Answer: 4"]
 CUTS = {"temperature": 1.4, "top_k": 60, "top_p": 0.9, "min_p": 0.002, "repetition_penalty": 1.3}
@@ -363,7 +363,7 @@ def test_soft_caps_are_refused(vlm):
 
 
 def test_memory_is_what_the_estimate_says(opened, monkeypatch):
-    """Prompts once per group: the cache that a rollout holds, and the formula of `python -m dyme.memory`."""
+    """Prompts once per group: the cache that a rollout holds, and the formula of `python -m dyme.tools.memory`."""
     family, model = opened
     prompts, made = prompts_of(family), []
     prompts = [replace_ids(prompts[0], n) for n in range(6)]

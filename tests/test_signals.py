@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from dyme.selection import GroupStats, Mode, ModeDecision, group_stats, memorize_all
-from dyme.signals import (
+from dyme.metrics.step_metrics import (
     COLUMNS,
     MemorizeLog,
     any_failed,
@@ -18,6 +17,7 @@ from dyme.signals import (
     rollout_signals,
     table_columns,
 )
+from dyme.selectors.base import GroupStats, Mode, ModeDecision, group_stats, memorize_all
 
 # three groups of three rows: some right, all wrong (one row unscored), one scored row only
 #        format thinking accuracy reward correct scored truncated length stopped entropy

@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY
 
-from dyme.launch import say_error
-from dyme.recipe import read_recipe
+from dyme.checkpoint.recipe import read_recipe
+from dyme.fault_tolerance.launch import say_error
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -313,7 +313,7 @@ def test_text_only_model_and_bf16_under_every_stage(tmp_path):
 
 def test_a_mistake_is_said_before_the_launcher_ends_the_others(monkeypatch, capsys):
     """It ends all ranks when the first one leaves: rank 0 speaks and leaves, the others only where it does not."""
-    monkeypatch.setattr("dyme.launch.AFTER_YOU_S", 0.3)
+    monkeypatch.setattr("dyme.fault_tolerance.launch.AFTER_YOU_S", 0.3)
     monkeypatch.setattr("signal.signal", lambda number, handler: None)  # of this process
     for local, rank, least, said in (("0", "0", 0.0, "error: no file\n"), ("1", "3", 0.3, "error: rank 3: no file\n")):
         monkeypatch.setenv("LOCAL_RANK", local)

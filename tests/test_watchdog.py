@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, environment
 from test_train import write_config
 
-from dyme.watchdog import HUNG, Beat, Watchdog, late_ranks, verdict
+from dyme.fault_tolerance.watchdog import HUNG, Beat, Watchdog, late_ranks, verdict
 
 
 def beats(*each: tuple[int, bool]) -> list[Beat]:
@@ -101,7 +101,7 @@ def wait_for(condition, seconds: float = 8) -> None:
 
 def test_a_long_wait_leaves_its_stack_before_the_time_is_over(tmp_path, monkeypatch):
     """The others began to wait earlier and end the job first: the stack of the late rank must be there by then."""
-    monkeypatch.setattr("dyme.watchdog._STACK_S", 0.2)
+    monkeypatch.setattr("dyme.fault_tolerance.watchdog._STACK_S", 0.2)
     ended: list[int] = []
     dog = Watchdog(tmp_path, 0, 1, 60, end=ended.append)
     dog.start()
@@ -112,7 +112,7 @@ def test_a_long_wait_leaves_its_stack_before_the_time_is_over(tmp_path, monkeypa
 
 
 def test_a_file_system_that_fails_for_a_moment_ends_neither_watch_nor_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("dyme.watchdog._WAIT_S", 0.1)
+    monkeypatch.setattr("dyme.fault_tolerance.watchdog._WAIT_S", 0.1)
     ended: list[int] = []
     dog = Watchdog(tmp_path, 0, 1, 1.0, end=ended.append)
     failed: list[bool] = []
@@ -134,7 +134,7 @@ def test_pytorch_waits_longer_than_the_watchdog():
     """In every group, those that DeepSpeed makes included: else the waiting ranks end before the late one is named."""
     program = (
         "import torch, torch.distributed as dist\n"
-        "from dyme.engine import init_distributed\n"
+        "from dyme.engine.train_engine import init_distributed\n"
         "init_distributed(0, 7200)\n"
         "for group in (dist.group.WORLD, dist.new_group([0])):\n"
         "    print('limit', group._get_backend(torch.device('cpu')).options._timeout.total_seconds())\n"
@@ -146,8 +146,8 @@ def test_pytorch_waits_longer_than_the_watchdog():
 
 def test_an_opening_that_hangs_is_named_by_its_part(tmp_path, capsys, monkeypatch):
     """Its limit is one of its own; the part counts, so that who waits further on is not late."""
-    monkeypatch.setattr("dyme.watchdog._OPENING_S", 0.4)
-    monkeypatch.setattr("dyme.watchdog._WAIT_S", 0.1)
+    monkeypatch.setattr("dyme.fault_tolerance.watchdog._OPENING_S", 0.4)
+    monkeypatch.setattr("dyme.fault_tolerance.watchdog._WAIT_S", 0.1)
     ended: list[int] = []
     (tmp_path / "watchdog").mkdir()
     further = Beat(0, phase="engine", collectives=3, since=time.time(), stuck=True)

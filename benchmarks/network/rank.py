@@ -34,8 +34,8 @@ class Job:
 def measure(job: Job, recorder: Recorder) -> dict[str, Any]:
     """Step times under every weather, and the collectives of a step. All ranks together."""
     from dyme.config import RunConfig
-    from dyme.engine import init_distributed
-    from dyme.launch import quiet
+    from dyme.engine.train_engine import init_distributed
+    from dyme.fault_tolerance.launch import quiet
 
     quiet()
     init_distributed(0)
@@ -127,6 +127,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from dyme.launch import run_and_exit
+    from dyme.fault_tolerance.launch import run_and_exit
 
     run_and_exit(main)

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.kernels.results import finite
 from benchmarks.step.case import Case
-from dyme.launch import run_and_exit
+from dyme.fault_tolerance.launch import run_and_exit
 
 PROVIDERS = ("ours", "trl", "published")
 

@@ -16,14 +16,14 @@ from benchmarks.rollout.meter import Cost, measured, seconds
 from benchmarks.rollout.workload import checkpoint, fix_length
 from benchmarks.step.case import RIGHT, WARM_UP, Case, Counts, scripted, write_records
 from dyme import stages
+from dyme.batching.objective import LiveRow, LiveRows
 from dyme.config import RunConfig
-from dyme.engine import init_distributed
+from dyme.engine.train_engine import init_distributed
 from dyme.families.attention import PADDING
-from dyme.launch import quiet
-from dyme.objective import LiveRow, LiveRows
+from dyme.fault_tolerance.launch import quiet
+from dyme.metrics.step_metrics import column_names
 from dyme.run import Run
 from dyme.scoring import Scoring
-from dyme.signals import column_names
 from dyme.trainer import train_step
 
 ROOT = Path(__file__).resolve().parents[2]

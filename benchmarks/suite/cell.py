@@ -28,15 +28,15 @@ from benchmarks.suite.noise import noisy  # noqa: E402
 from benchmarks.suite.task import Split  # noqa: E402
 from benchmarks.suite.tasks import TASKS  # noqa: E402
 from dyme import trainer  # noqa: E402
-from dyme.checkpoint import versions  # noqa: E402
+from dyme.checkpoint.store import versions  # noqa: E402
 from dyme.config import RunConfig, load_config  # noqa: E402
-from dyme.engine import close_distributed, init_distributed  # noqa: E402
+from dyme.engine.train_engine import close_distributed, init_distributed  # noqa: E402
 from dyme.evaluation.held_out import Evaluation, majority_rates  # noqa: E402
 from dyme.families import load_family  # noqa: E402
 from dyme.families.attention import resolve_attention, set_attention  # noqa: E402
-from dyme.launch import quiet, run_and_exit  # noqa: E402
-from dyme.metrics import plain, read_jsonl  # noqa: E402
-from dyme.preemption import die_with_parent  # noqa: E402
+from dyme.fault_tolerance.launch import quiet, run_and_exit  # noqa: E402
+from dyme.fault_tolerance.preemption import die_with_parent  # noqa: E402
+from dyme.metrics.logger import plain, read_jsonl  # noqa: E402
 from dyme.run import Run  # noqa: E402
 
 
@@ -117,7 +117,7 @@ def _trained(cell: Cell, cfg: RunConfig, splits: Any) -> dict[str, Any]:
 def _merged(cell: Cell, cfg: RunConfig, splits: Any, out: Path) -> dict[str, Any]:
     ends = [str(out / "cells" / need.id / "run" / "export") for need in cell.needs]
     target = out / "cells" / cell.id / "run" / "merged"
-    words = [sys.executable, "-m", "dyme.merge", *ends, "--weight", "0.5", "--out", str(target)]
+    words = [sys.executable, "-m", "dyme.tools.merge", *ends, "--weight", "0.5", "--out", str(target)]
     subprocess.run(words, check=True, cwd=ROOT)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     family, model = load_family(target, cfg.model.family, cfg.model.dtype)

@@ -15,7 +15,7 @@ from dyme.data import Record
 from dyme.evaluation.driver import answer_batch, columns
 from dyme.evaluation.files import COLUMNS
 from dyme.families import Family
-from dyme.metrics import MODES
+from dyme.metrics.logger import MODES
 from dyme.prompts import PromptBook
 
 CURVE = 40

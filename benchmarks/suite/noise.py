@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from dyme.cursor import StepRows
 from dyme.rollout import Rollout
 from dyme.run import Run
+from dyme.sampler import StepRows
 from dyme.scoring import Scoring
 
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.supervision.picture import save
-from dyme.checkpoint import versions
+from dyme.checkpoint.store import versions
 from dyme.config import load_config
 from dyme.data import load_records
-from dyme.metrics import read_jsonl
+from dyme.metrics.logger import read_jsonl
 from dyme.supervision.readings import contradicted_share
 from tests.supervision.judge.server import Call, JudgeServer
 

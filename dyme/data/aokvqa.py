@@ -11,7 +11,7 @@ from pydantic import Field
 from dyme.data.paths import existing_file, existing_folder
 from dyme.data.recordset import RecordSet
 from dyme.data.rows import Row, RowError, list_items, to_records
-from dyme.schema import Schema
+from dyme.settings.schema import Schema
 
 Task = Literal["direct", "choice"]
 

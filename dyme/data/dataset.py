@@ -17,7 +17,7 @@ from dyme.data.paths import existing_folder
 from dyme.data.record import ImageError, LazyImage
 from dyme.data.recordset import RecordSet
 from dyme.data.rows import FieldName, Item, Row, to_records
-from dyme.schema import Schema
+from dyme.settings.schema import Schema
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,7 +9,7 @@ from pydantic import Field
 from dyme.data.paths import existing_file, existing_folder
 from dyme.data.recordset import RecordSet
 from dyme.data.rows import Row, list_items, to_records
-from dyme.schema import Schema
+from dyme.settings.schema import Schema
 
 
 class DymeReleaseSource(Schema):

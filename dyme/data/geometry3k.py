@@ -12,7 +12,7 @@ from dyme.data.errors import DataError
 from dyme.data.paths import existing_folder
 from dyme.data.recordset import RecordSet
 from dyme.data.rows import Item, Row, RowError, to_records
-from dyme.schema import Schema
+from dyme.settings.schema import Schema
 
 SPLITS = ("train", "val", "test")
 PROBLEM = "data.json"

@@ -10,7 +10,7 @@ from pydantic import Field
 from dyme.data.paths import existing_file
 from dyme.data.recordset import RecordSet
 from dyme.data.rows import Row, RowError, read_rows
-from dyme.schema import Schema
+from dyme.settings.schema import Schema
 
 FLAG = "####"
 _ANNOTATION = re.compile(r"<<.*?>>")

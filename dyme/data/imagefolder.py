@@ -14,7 +14,7 @@ from dyme.data.errors import DataError
 from dyme.data.paths import expand
 from dyme.data.recordset import RecordSet
 from dyme.data.rows import FieldName, Row, RowError, read_rows
-from dyme.schema import Schema
+from dyme.settings.schema import Schema
 
 METADATA = "metadata.jsonl"
 

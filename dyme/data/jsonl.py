@@ -9,7 +9,7 @@ from pydantic import Field
 from dyme.data.paths import existing_file
 from dyme.data.recordset import RecordSet
 from dyme.data.rows import FieldName, read_rows
-from dyme.schema import Schema
+from dyme.settings.schema import Schema
 
 
 class JsonlSource(Schema):

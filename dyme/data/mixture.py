@@ -13,7 +13,7 @@ from dyme.data.errors import DataError
 from dyme.data.plain import AnyPlainSource, PlainSource
 from dyme.data.record import Record
 from dyme.data.recordset import RecordSet
-from dyme.schema import Schema
+from dyme.settings.schema import Schema
 
 
 class MixturePart(Schema):

@@ -19,10 +19,10 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
-from dyme.checkpoint import versions
+from dyme.checkpoint.store import versions
 from dyme.config import ConfigError, PromptConfig, RunConfig
 from dyme.data import Record, load_records
-from dyme.engine import gather_tokens
+from dyme.engine.train_engine import gather_tokens
 from dyme.evaluation import folder as files
 from dyme.evaluation.folder import DoneItem, EvaluationError
 from dyme.evaluation.held_out import majority_rates

@@ -11,8 +11,8 @@ import torch
 
 from dyme.config import RunConfig
 from dyme.data import Record
-from dyme.engine import Engine
-from dyme.metrics import MetricsLogger, Sample, SilentLogger
+from dyme.engine.train_engine import Engine
+from dyme.metrics.logger import MetricsLogger, Sample, SilentLogger
 from dyme.prompts import PromptBook
 from dyme.rewards.answer import read_completion
 from dyme.rewards.compose import score

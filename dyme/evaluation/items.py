@@ -9,7 +9,7 @@ from typing import Any
 
 from dyme.data import Record
 from dyme.evaluation.files import COLUMNS
-from dyme.metrics import plain
+from dyme.metrics.logger import plain
 from dyme.rewards.answer import read_completion, split_completion
 from dyme.rewards.compose import RewardConfig, Style, score
 from dyme.supervision.readings import faithfulness

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available
 
-from dyme.config_errors import ConfigError
+from dyme.settings.errors import ConfigError
 
 PROMPT, PADDING = -1, -2
 BLOCK = 128

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dyme.checkpoint.recipe import FILE, Recipe, read_recipe
 from dyme.config import PromptConfig, load_config
-from dyme.config_errors import explain
 from dyme.predict.errors import PredictError
-from dyme.recipe import FILE, Recipe, read_recipe
+from dyme.settings.errors import explain
 
 
 @dataclass(frozen=True)

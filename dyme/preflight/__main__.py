@@ -20,8 +20,8 @@ from rich.table import Table
 
 from dyme.config import ConfigError, RunConfig, load_config
 from dyme.data import DataError
-from dyme.launch import quiet, run_and_exit
-from dyme.preemption import die_with_parent
+from dyme.fault_tolerance.launch import quiet, run_and_exit
+from dyme.fault_tolerance.preemption import die_with_parent
 from dyme.preflight import meet
 from dyme.preflight.checks import Bandwidth, Finding, Meeting, check
 from dyme.preflight.facts import GIB, TOKENS, Facts, disk_needed, gather_facts
@@ -45,7 +45,7 @@ def main() -> int:
     try:
         overrides = args.overrides + ([f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else [])
         cfg = load_config(args.config, overrides)
-        from dyme.engine import deepspeed_config
+        from dyme.engine.train_engine import deepspeed_config
 
         deepspeed_config(cfg)
     except ConfigError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dyme.metrics import MODES, read_jsonl, summarize
+from dyme.metrics.logger import MODES, read_jsonl, summarize
 
 
 class ReportError(Exception):
@@ -95,7 +95,7 @@ def _load_run(path: Path, name: str) -> Run:
         raise ReportError(str(error)) from None
     for line in (*lines, *samples):
         if not isinstance(line.get("step"), int):
-            raise ReportError(f"{path} has a line without an integer step: it was not written by dyme.metrics")
+            raise ReportError(f"{path} has a line without an integer step: it was not written by dyme.metrics.logger")
     lines = _with_times(sorted(lines, key=lambda line: (line["step"], bool(line.get("eval")))))
     config = _read_config(path / "config.yaml")
     written = _read_summary(path / "summary.json")

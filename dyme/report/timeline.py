@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from dyme.profile import Span
+from dyme.metrics.profile import Span
 from dyme.report.figure import STYLE, TIME_PARTS, WIDTH
 
 COLORS = {**TIME_PARTS, "forward": "#EBAC23", "backward": "#B80058", "optimizer": "#555555"}

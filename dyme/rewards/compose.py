@@ -18,7 +18,7 @@ from dyme.rewards.answer import clean_answer, format_score, read_completion
 from dyme.rewards.schedule import WeightSchedule
 from dyme.rewards.user import UserReward
 from dyme.rewards.verifiers import Verifier, get_verifier
-from dyme.schema import Schema
+from dyme.settings.schema import Schema
 from dyme.supervision.lexical import Checker
 
 Style = Literal["think", "direct"]

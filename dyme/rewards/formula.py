@@ -18,8 +18,8 @@ from math_verify import parse, verify
 from dyme.data.record import Record
 from dyme.rewards.answer import clean_answer
 from dyme.rewards.golds import gold_answers
-from dyme.rewards.numbers import parse_number, same_quantity
-from dyme.rewards.text import normalise_text, plain
+from dyme.text.normalise import normalise_text, plain
+from dyme.text.numbers import parse_number, same_quantity
 
 MAX_CHARS = 100
 """Longer formulas are compared as text only; so are those that break one of the limits below."""

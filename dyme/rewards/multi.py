@@ -7,8 +7,8 @@ import re
 from dyme.data.record import Record
 from dyme.rewards.answer import clean_answer
 from dyme.rewards.golds import gold_answers
-from dyme.rewards.numbers import parse_number, same_quantity
-from dyme.rewards.text import normalise_text, plain
+from dyme.text.normalise import normalise_text, plain
+from dyme.text.numbers import parse_number, same_quantity
 
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 # a comma before exactly three digits groups thousands, as the numbers module reads it

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from dyme.schema import Schema
+from dyme.settings.schema import Schema
 
 
 class WeightSchedule(Schema):

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from dyme.config_errors import ConfigError
 from dyme.data.errors import DataError
 from dyme.data.paths import expand
 from dyme.rewards.schedule import WeightSchedule
-from dyme.schema import Schema
+from dyme.settings.errors import ConfigError
+from dyme.settings.schema import Schema
 
 LISTS = (
     "prompts",

@@ -17,11 +17,11 @@ from dyme.rewards.answer import clean_answer
 from dyme.rewards.formula import verify_math
 from dyme.rewards.golds import gold_answers
 from dyme.rewards.multi import verify_multi
-from dyme.rewards.numbers import find_quantities, parse_number, same_quantity
 from dyme.rewards.relaxed import verify_relaxed
-from dyme.rewards.text import normalise_text, plain
 from dyme.rewards.vqa import verify_vqa
 from dyme.rewards.yes_no import verify_yes_no
+from dyme.text.normalise import normalise_text, plain
+from dyme.text.numbers import find_quantities, parse_number, same_quantity
 
 Verifier = Callable[[str, Record], float]
 

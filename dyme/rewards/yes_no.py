@@ -7,7 +7,7 @@ import re
 
 from dyme.data.record import Record
 from dyme.rewards.golds import gold_answers
-from dyme.rewards.text import normalise_text
+from dyme.text.normalise import normalise_text
 
 _YES_TEXT = "yes yeah yep yup yea aye true correct affirmative absolutely definitely certainly indeed"
 _NO_TEXT = "no nope nah nay false incorrect untrue wrong negative"

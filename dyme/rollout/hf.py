@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from dyme.families.base import Family
 from dyme.rollout.noise import gumbel
-from dyme.rollout.sampler import restrict, seen_tokens
+from dyme.rollout.sampling import restrict, seen_tokens
 from dyme.rollout.types import Finished, Rollout, RolloutRow, Sampling, ignore
 
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from dyme.batching.packing import pack
 from dyme.families.base import Family, Prompt
-from dyme.packing import pack
 from dyme.rollout.attention import decoding
 from dyme.rollout.cache import GroupCache, Shape, column_bucket, group_places, reply_bucket, row_bucket
 from dyme.rollout.graphs import StepGraphs
-from dyme.rollout.sampler import draw, seen_tokens
+from dyme.rollout.sampling import draw, seen_tokens
 from dyme.rollout.types import Finished, Rollout, RolloutRow, Sampling, ignore
 
 PREFILL_TOKENS = 8192  # padded tokens of the prompts that are prefilled together

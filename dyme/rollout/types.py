@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dyme.families.base import Prompt
-from dyme.rollout_config import EngineName, RolloutConfig
+from dyme.settings.rollout import EngineName, RolloutConfig
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dyme.config_errors import ConfigError
 from dyme.data.paths import expand
-from dyme.selection import GroupStats, ModeDecision, ModeSelector
-from dyme.selector_config import SelectorConfig
 from dyme.selectors import difficulty, gates, joint
+from dyme.selectors.base import GroupStats, ModeDecision, ModeSelector
 from dyme.selectors.buffered import Buffered
 from dyme.selectors.replay import Replay
+from dyme.settings.errors import ConfigError
+from dyme.settings.selector import SelectorConfig
 
 Rule = Callable[[GroupStats, float], ModeDecision]
 """Statistics and progress (finished steps / train.max_steps, in [0, 1)) to a decision."""

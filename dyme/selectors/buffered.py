@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dyme.selection import GroupStats, ModeDecision
+from dyme.selectors.base import GroupStats, ModeDecision
 from dyme.selectors.gates import memorize_nothing
 
 

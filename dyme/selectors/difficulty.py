@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dyme.selection import GroupStats, Mode, ModeDecision, Reason, decide
+from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, decide
 
 ALL_WRONG = 0.25
 """Weight of a group without a right answer in the first stage; 0 in the later ones."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dyme.selection import GroupStats, Mode, ModeDecision, Reason, decide
+from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, decide
 
 
 def _three_way(explore: Tensor, memorize: Tensor, stats: GroupStats) -> ModeDecision:

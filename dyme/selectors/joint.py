@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from dyme.selection import GroupStats, Mode, ModeDecision, Reason, decide
+from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, decide
 
 
 def _joint(

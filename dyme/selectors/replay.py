@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from dyme.config_errors import ConfigError
-from dyme.metrics import read_jsonl
-from dyme.selection import GroupStats, Mode, ModeDecision, Reason, decide
+from dyme.metrics.logger import read_jsonl
+from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, decide
+from dyme.settings.errors import ConfigError
 
 
 class Replay:

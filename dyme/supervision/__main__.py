@@ -12,14 +12,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dyme.config_errors import ConfigError
 from dyme.data.errors import DataError
 from dyme.data.sources import read_records
 from dyme.data.spec import FORMS, parse_spec
+from dyme.settings.errors import ConfigError
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.extract import WINDOW, ExtractError, extract, wait_for_judge
 from dyme.supervision.facts import FactsBook
-from dyme.supervision.prompts import PromptFileError, load_prompts
-from dyme.supervision.settings import SupervisionConfig
+from dyme.supervision.judge_prompts import PromptFileError, load_prompts
 from dyme.supervision.templates import PoolError, TemplatePool, read_pool
 
 NAMED = 10  # skipped records that are spelled out

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dyme.data.record import Record
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.asking import Asker, Deadline, done, then, wait_for
 from dyme.supervision.facts import Facts, FactsBook, with_facts
 from dyme.supervision.judge.types import Answer
+from dyme.supervision.judge_prompts import Prompts, addresses_judge, task_of
 from dyme.supervision.lexical import thinking_score
-from dyme.supervision.prompts import Prompts, addresses_judge, task_of
-from dyme.supervision.settings import SupervisionConfig
 
 Source = Literal["lexical", "judge", "both", "degraded", "skipped", "none"]
 TOGETHER = 16

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dyme.rewards.numbers import find_quantities, parse_number, prepare
-from dyme.rewards.text import STOP_WORDS, normalise_text
 from dyme.supervision.readings import Fact
+from dyme.text.normalise import STOP_WORDS, normalise_text
+from dyme.text.numbers import find_quantities, parse_number, prepare
 
 _MORE = r"more|larger|higher|greater|bigger|taller|longer|above|over|exceed\w*"
 _LESS = r"less|smaller|lower|fewer|shorter|below|under"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dyme.data.record import ImageError, Record
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.facts import RULES, Facts, FactsBook, rule_facts
-from dyme.supervision.prompts import Prompts, task_of
-from dyme.supervision.settings import SupervisionConfig
+from dyme.supervision.judge_prompts import Prompts, task_of
 
 if TYPE_CHECKING:
     from dyme.supervision.judge.client import Judge

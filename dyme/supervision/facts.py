@@ -14,11 +14,11 @@ from typing import Literal
 from PIL import Image
 
 from dyme.data.record import Record
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.asking import Asker, done, then
 from dyme.supervision.judge.types import Answer
-from dyme.supervision.prompts import Prompts, addresses_judge, clean_text, task_of
+from dyme.supervision.judge_prompts import Prompts, addresses_judge, clean_text, task_of
 from dyme.supervision.readings import list_facts
-from dyme.supervision.settings import SupervisionConfig
 
 RULES = "rules-1"
 """Version of the rules; it changes whenever they would give other facts."""

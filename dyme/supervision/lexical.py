@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from dyme.data.record import Record
-from dyme.rewards.numbers import NUMBER_WORDS, find_quantities
-from dyme.rewards.text import STOP_WORDS, plain, stem, words
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.readings import contradicted_share, without_step_numbers
-from dyme.supervision.settings import SupervisionConfig
+from dyme.text.normalise import STOP_WORDS, plain, stem, words
+from dyme.text.numbers import NUMBER_WORDS, find_quantities
 
 _SKIPPED = STOP_WORDS | NUMBER_WORDS
 

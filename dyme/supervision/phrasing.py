@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from dyme.rewards.numbers import NUMBER_WORDS
-from dyme.rewards.text import plain
 from dyme.supervision.derive import Derivation, name_pattern
-from dyme.supervision.prompts import addresses_judge
+from dyme.supervision.judge_prompts import addresses_judge
 from dyme.supervision.readings import Fact, contradicted_share, list_facts
+from dyme.text.normalise import plain
+from dyme.text.numbers import NUMBER_WORDS
 
 BUILT_IN = {
     "value": "[each|{name} {value}|, ]. {a} is {x}.",

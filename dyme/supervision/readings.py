@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dyme.rewards.numbers import Quantity, find_quantities, is_unit, prepare
-from dyme.rewards.text import STOP_WORDS, stem
+from dyme.text.normalise import STOP_WORDS, stem
+from dyme.text.numbers import Quantity, find_quantities, is_unit, prepare
 
 MAX_LABEL_WORDS = 4
 """What is longer is a sentence about a number, not the name of a mark."""

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dyme.data.record import Record
-from dyme.rewards.numbers import find_quantities, parse_number
-from dyme.rewards.text import normalise_text
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.asking import Asker, done, then, wait_for
 from dyme.supervision.facts import Facts, FactsBook
 from dyme.supervision.judge.types import Answer
+from dyme.supervision.judge_prompts import Prompts, addresses_judge, clean_text, task_of
 from dyme.supervision.phrasing import BUILT_IN, fill, supported
-from dyme.supervision.prompts import Prompts, addresses_judge, clean_text, task_of
 from dyme.supervision.readings import contradicted_share
-from dyme.supervision.settings import SupervisionConfig
 from dyme.supervision.templates import TemplatePool, derivation_of, kind_of
+from dyme.text.normalise import normalise_text
+from dyme.text.numbers import find_quantities, parse_number
 
 _KEPT = 4096
 

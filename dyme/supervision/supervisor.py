@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dyme.data.record import Record
+from dyme.settings.judge import JudgeConfig
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.asking import Deadline, wait_for
 from dyme.supervision.checker import CheckRow, PendingCheck, Thinking, start_check
 from dyme.supervision.facts import Facts, FactsBook
 from dyme.supervision.judge.client import open_judge
-from dyme.supervision.judge.settings import JudgeConfig
 from dyme.supervision.judge.types import JudgeCounts
-from dyme.supervision.prompts import load_prompts
+from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.refiner import Refined, Refiner
-from dyme.supervision.settings import SupervisionConfig
 from dyme.supervision.templates import (
     Candidate,
     PendingCandidates,

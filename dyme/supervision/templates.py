@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from dyme.data.record import Record
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.asking import Asker, Deadline, wait_for
 from dyme.supervision.derive import Derivation, derive
 from dyme.supervision.facts import Facts
 from dyme.supervision.judge.types import Answer
+from dyme.supervision.judge_prompts import Prompts, addresses_judge, clean_text, task_of
 from dyme.supervision.lexical import thinking_score
 from dyme.supervision.phrasing import BUILT_IN, fill, learn
-from dyme.supervision.prompts import Prompts, addresses_judge, clean_text, task_of
 from dyme.supervision.readings import list_facts
-from dyme.supervision.settings import SupervisionConfig
 
 FORMAT = 1
 POOL_FILE = "templates.json"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dyme.config import RunConfig
 from dyme.data import load_records
-from dyme.engine import init_distributed
+from dyme.engine.train_engine import init_distributed
 from dyme.evaluation import folder as files
 from dyme.evaluation.driver import answer_batch, columns, evaluate_model
 from dyme.evaluation.folder import DoneItem

@@ -11,8 +11,8 @@ from packed import assert_close, gradients, packed_logprobs
 from PIL import Image
 from transformers import LlamaConfig
 
+from dyme.batching.packing import pack
 from dyme.config import ModelConfig
-from dyme.config_errors import ConfigError
 from dyme.families import attention, load_family
 from dyme.families.attention import (
     PADDING,
@@ -25,7 +25,7 @@ from dyme.families.attention import (
     resolve_attention,
     set_attention,
 )
-from dyme.packing import pack
+from dyme.settings.errors import ConfigError
 
 NONE: frozenset[str] = frozenset()
 

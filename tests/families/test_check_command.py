@@ -1,4 +1,4 @@
-"""`python -m dyme.families check`: what it says of checkpoints, and its estimate against what an engine holds."""
+"""`python -m dyme.tools.check`: what it says of checkpoints, and its estimate against what an engine holds."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from conftest import ROOT, environment
 from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dyme.batching.packing import pack
 from dyme.config import load_config
+from dyme.engine.lora import add_lora
 from dyme.families import FAMILIES, load_family
-from dyme.families import memory as mem
-from dyme.families.__main__ import main
-from dyme.families.check import adapted_linears, check, decoder_sizes
-from dyme.lora import add_lora
-from dyme.lora_config import LoraConfig
-from dyme.packing import pack
 from dyme.rollout.cache import column_bucket
+from dyme.settings.lora import LoraConfig
+from dyme.tools import footprint as mem
+from dyme.tools.check import main
+from dyme.tools.check.report import adapted_linears, check, decoder_sizes
 
 VISION = [name for name, (family, _) in sorted(makers().items()) if FAMILIES[family].modalities]
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()  # of whatever made the checkpoint
-    status = main(["check", *map(str, arguments)])
+    status = main([*map(str, arguments)])
     printed = capsys.readouterr()
     return status, printed.out, printed.err
 
@@ -98,10 +98,10 @@ def test_pictures(checkpoint, capsys, tmp_path, yaml_of, name):
 
 MEASURE = """
 import resource, sys
-from dyme.families.__main__ import main
+from dyme.tools.check import main
 peaks = [0]
 for folder in sys.argv[1:]:
-    assert main(["check", folder]) == 0
+    assert main([folder]) == 0
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print("MiB more:", (peaks[2] - peaks[1]) // 1024)
 """
@@ -168,7 +168,7 @@ def test_what_is_not_usable(checkpoint, capsys, tmp_path, yaml_of):
         assert err.startswith("not usable: ") and text in err
     for wrong in (["--size", "600"], ["--gpus", "0"], ["--size", "0x5"]):
         with pytest.raises(SystemExit):
-            main(["check", str(folder), *wrong])
+            main([str(folder), *wrong])
     capsys.readouterr()
 
 
@@ -189,7 +189,7 @@ def test_a_picture_that_a_processor_refuses(checkpoint, capsys):
 
 
 def test_as_a_program(checkpoint):
-    command = [sys.executable, "-m", "dyme.families", "check", str(checkpoint("llama")), "--gpus", "2"]
+    command = [sys.executable, "-m", "dyme.tools.check", str(checkpoint("llama")), "--gpus", "2"]
     done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (

@@ -13,8 +13,8 @@ from checkpoints import makers
 from packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from PIL import Image
 
+from dyme.batching.packing import pack
 from dyme.families import IMAGE, ModelError, Prompt, PromptError, load_family
-from dyme.packing import pack
 from dyme.rollout import RolloutRow, Sampling, generate, row_key
 
 NONE: frozenset[str] = frozenset()

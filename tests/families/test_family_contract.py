@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import nn
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from dyme.batching.packing import pack
 from dyme.families import IMAGE, Family, build_family, load_family
 from dyme.families.causal_lm import CausalLM
-from dyme.packing import pack
 
 TEXTS = ["What is the value of bar one?", "the red bar is 4.\nAnswer: 4", "Ünïcode ☃"]
 REPLIES = ["4", "the bar is 12.5 %\nAnswer: 12.5", "Ünïcode ☃ and <b>more</b>", "trailing space ", "a  b"]

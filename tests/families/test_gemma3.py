@@ -12,8 +12,8 @@ from packed import packed_logprobs, separate_logprobs
 from PIL import Image
 from torch import Tensor
 
+from dyme.batching.packing import pack
 from dyme.families import ModelError, Prompt, PromptError, load_family
-from dyme.packing import pack
 
 NONE: frozenset[str] = frozenset()
 WINDOW = 6

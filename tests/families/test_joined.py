@@ -11,7 +11,7 @@ import torch
 from packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from test_every_family import NONE, groups
 
-from dyme.packing import pack
+from dyme.batching.packing import pack
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from checkpoints import makers
 from packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from PIL import Image
 
+from dyme.batching.packing import pack
 from dyme.families import FAMILIES, Family, Prompt, load_family
 from dyme.families.attention import set_attention
-from dyme.packing import pack
 from dyme.rollout import Rollout, RolloutRow, Sampling, generate
 
 NAMES = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"]

@@ -16,9 +16,9 @@ from packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from safetensors.torch import load_file, save_file
 from test_every_family import picture
 
+from dyme.batching.packing import pack
 from dyme.families import ModelError, load_family
 from dyme.families.attention import set_attention
-from dyme.packing import pack
 
 TILED = ("internvl-qwen2", "llava-onevision")
 # width and height: of one tile, smaller, larger, strips both ways, and so thin that an unpadded grid has no rows at all

@@ -32,7 +32,7 @@ def single_process(folder: Path):
     import scenario
     from families import steps_of
 
-    from dyme.engine import parameter_groups
+    from dyme.engine.train_engine import parameter_groups
     from dyme.families import load_family
 
     family, model = load_family(folder)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dyme.objective import LiveRow, LiveRows, token_weights
+from dyme.batching.objective import LiveRow, LiveRows, token_weights
 
 BATCH, LENGTH, VOCABULARY, MAX_NEW_TOKENS = 5, 6, 37, 9
 

@@ -26,7 +26,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = [("torch", shape) for shape in SHAPES]
 if find_spec("triton") is not None:
     CASES += [("triton", shape) for shape in (SHAPES if DEVICE == "cuda" else FEW_ROWS)]
-# Models: vocabulary and width; narrow for one row, whose products are exact. With 500 rows one seed is as good as eight.
+# Models: vocabulary and width; narrow for one row: its products are exact. With 500 rows one seed is as good as eight.
 ROWS_OF_A_MODEL = 500
 SMALL_SIZES = ((2169, 257, 960), (600, 257, 2048), (1, 49280, 64))
 LARGE_SIZES = ((600, 32003, 896), (1, 151936, 64), (1, 152064, 64))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dyme.rollout.noise import gumbel
-from dyme.rollout.sampler import draw, draw_fused, seen_tokens
+from dyme.rollout.sampling import draw, draw_fused, seen_tokens
 from dyme.rollout.types import Sampling
 from dyme_kernels import gumbel_noise, sample_tokens
 

@@ -29,8 +29,8 @@ def main() -> None:
     out, stage, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text())
     from benchmarks.network.rank import whole_step
     from dyme.config import RunConfig
-    from dyme.engine import close_distributed, init_distributed
-    from dyme.launch import quiet
+    from dyme.engine.train_engine import close_distributed, init_distributed
+    from dyme.fault_tolerance.launch import quiet
     from dyme.run import Run
     from dyme.selectors import make_selector
 

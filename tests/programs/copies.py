@@ -60,9 +60,9 @@ def main() -> None:
     gathers = record_gathers()
     import scenario
 
-    from dyme.engine import Engine, close_distributed, init_distributed
-    from dyme.plan import make_plan
-    from dyme.update import Work, run_update
+    from dyme.batching.plan import make_plan
+    from dyme.engine.train_engine import Engine, close_distributed, init_distributed
+    from dyme.engine.update import Work, run_update
     from dyme_kernels import LossSpec
 
     out = Path(sys.argv[1])

@@ -63,9 +63,9 @@ def main() -> None:
     import scenario
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
-    from dyme.engine import Engine, close_distributed, init_distributed
-    from dyme.plan import make_plan
-    from dyme.update import Work, run_update, with_reference
+    from dyme.batching.plan import make_plan
+    from dyme.engine.train_engine import Engine, close_distributed, init_distributed
+    from dyme.engine.update import Work, run_update, with_reference
 
     out = Path(sys.argv[1])
     rank = init_distributed(0)

@@ -29,8 +29,8 @@ def steps_of(family) -> list:
     from PIL import Image
     from scenario import Step
 
+    from dyme.batching.objective import LiveRow
     from dyme.families import IMAGE
-    from dyme.objective import LiveRow
 
     rng = np.random.default_rng(3)
 
@@ -64,10 +64,10 @@ def train(folder: str, out: Path, checkpointing: bool) -> dict:
     import scenario
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
-    from dyme.engine import Engine
+    from dyme.batching.plan import make_plan
+    from dyme.engine.train_engine import Engine
+    from dyme.engine.update import Work, run_update
     from dyme.families import load_family
-    from dyme.plan import make_plan
-    from dyme.update import Work, run_update
     from dyme_kernels import LossSpec
 
     family, model = load_family(folder)
@@ -105,7 +105,7 @@ def train(folder: str, out: Path, checkpointing: bool) -> dict:
 
 
 def main() -> None:
-    from dyme.engine import close_distributed, init_distributed
+    from dyme.engine.train_engine import close_distributed, init_distributed
 
     out = Path(sys.argv[1])
     rank = init_distributed(0)

@@ -25,9 +25,9 @@ def size(tensors: object) -> int:
 def main() -> None:
     import scenario
 
-    from dyme.engine import Engine, close_distributed, init_distributed
-    from dyme.plan import make_plan
-    from dyme.update import Work, run_update, with_reference
+    from dyme.batching.plan import make_plan
+    from dyme.engine.train_engine import Engine, close_distributed, init_distributed
+    from dyme.engine.update import Work, run_update, with_reference
     from dyme_kernels import LossSpec
 
     out, dtype = Path(sys.argv[1]), sys.argv[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dyme import trainer
 from dyme.config import load_config
-from dyme.engine import init_distributed
+from dyme.engine.train_engine import init_distributed
 from dyme.run import Run
 
 config, folder, after_step, during_save = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

@@ -8,7 +8,7 @@ import sys
 
 from dyme import trainer
 from dyme.config import load_config
-from dyme.engine import close_distributed, init_distributed
+from dyme.engine.train_engine import close_distributed, init_distributed
 from dyme.run import Run
 
 config, folder, first, last = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

@@ -34,14 +34,14 @@ def phase(name: str) -> Iterator[None]:
 def main() -> None:
     from PIL import Image
 
+    from dyme.batching.objective import LiveRow, resolve
+    from dyme.batching.plan import make_plan
     from dyme.config import load_config
-    from dyme.engine import Engine, init_distributed
+    from dyme.engine.train_engine import Engine, init_distributed
+    from dyme.engine.update import Work, run_update
     from dyme.families import load_family
-    from dyme.families.check import QUESTION
-    from dyme.objective import LiveRow, resolve
-    from dyme.plan import make_plan
     from dyme.rollout import RolloutRow, Sampling, generate, row_key
-    from dyme.update import Work, run_update
+    from dyme.tools.check.report import QUESTION
 
     cfg, out = load_config(sys.argv[1]), Path(sys.argv[3])
     width, height = map(int, sys.argv[2].split("x"))

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from tiny import TINY
 
+from dyme.batching.objective import LiveRow, kl_share, live_rows, token_weights
 from dyme.config import RunConfig
 from dyme.families import Prompt, build_family
-from dyme.objective import LiveRow, kl_share, live_rows, token_weights
-from dyme.selection import group_stats, with_extra
-from dyme.selector_config import SelectorConfig
 from dyme.selectors import make_selector
+from dyme.selectors.base import group_stats, with_extra
+from dyme.settings.selector import SelectorConfig
 from dyme_kernels import LossSpec
 
 SPEC = SimpleNamespace(**TINY)
@@ -188,8 +188,8 @@ def reference(
 ) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor], list[float]]:
     """Gradients of every step before clipping, the final weights, and the gradient norms: one process, one row at a
     time. `model_settings`: of the run configuration; with `lora` the adapters alone have gradients."""
-    from dyme.engine import parameter_groups
-    from dyme.lora import add_lora
+    from dyme.engine.lora import add_lora
+    from dyme.engine.train_engine import parameter_groups
 
     family, model, steps = build(lora_head)
     steps = joint(steps) if loss.joint else steps

@@ -19,8 +19,8 @@ def main() -> None:
     import torch
 
     from dyme.config import load_config
-    from dyme.engine import close_distributed, init_distributed
-    from dyme.launch import quiet
+    from dyme.engine.train_engine import close_distributed, init_distributed
+    from dyme.fault_tolerance.launch import quiet
     from dyme.run import Run
     from dyme.trainer import train
 

@@ -19,7 +19,7 @@ import torch
 
 from dyme import trainer
 from dyme.config import load_config
-from dyme.engine import close_distributed, init_distributed
+from dyme.engine.train_engine import close_distributed, init_distributed
 from dyme.rollout import Rollout
 from dyme.run import Run
 from dyme.scoring import Scoring

@@ -12,9 +12,9 @@ from verdict_tables import ANIMALS, CHOICE, EXACT, NUMERIC
 
 from dyme.data.record import Record
 from dyme.rewards.answer import split_completion
-from dyme.rewards.numbers import find_quantities, parse_number
-from dyme.rewards.text import normalise_text, plain
 from dyme.rewards.verifiers import get_verifier
+from dyme.text.normalise import normalise_text, plain
+from dyme.text.numbers import find_quantities, parse_number
 
 
 def record(*golds, choices=()):

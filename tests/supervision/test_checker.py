@@ -9,11 +9,11 @@ from fake_judge import FakeJudge, obey, obey_outside, texts_of
 from PIL import Image
 
 from dyme.data.record import LazyImage, Record
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.checker import CheckRow, Thinking, start_check
 from dyme.supervision.facts import FactsBook
+from dyme.supervision.judge_prompts import fence_mark, load_prompts
 from dyme.supervision.lexical import thinking_score
-from dyme.supervision.prompts import fence_mark, load_prompts
-from dyme.supervision.settings import SupervisionConfig
 
 PROMPTS = load_prompts()
 RECORD = Record(id="r", question="red plus blue?", answers=("6",), facts="red 4, blue 2, green 7")

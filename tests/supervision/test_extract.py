@@ -13,12 +13,12 @@ from supervision.judge.server import JudgeServer, status
 from dyme.data import ChartsSource, load_records
 from dyme.data.jsonl import JsonlSource
 from dyme.data.record import LazyImage, Record
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.__main__ import main
 from dyme.supervision.extract import WINDOW, ExtractError, extract
 from dyme.supervision.facts import FactsBook
 from dyme.supervision.judge.types import JudgeCounts
-from dyme.supervision.prompts import load_prompts
-from dyme.supervision.settings import SupervisionConfig
+from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.templates import Candidate, TemplatePool, write_pool
 
 PROMPTS = load_prompts()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dyme.data import ChartsSource, load_records
 from dyme.data.record import ImageError, LazyImage, Record
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.facts import (
     MAX_FACTS,
     MAX_SIDE,
@@ -23,8 +24,7 @@ from dyme.supervision.facts import (
     with_facts,
 )
 from dyme.supervision.judge.types import Answer
-from dyme.supervision.prompts import load_prompts
-from dyme.supervision.settings import SupervisionConfig
+from dyme.supervision.judge_prompts import load_prompts
 
 PROMPTS = load_prompts()
 JUDGED = SupervisionConfig(facts="judge", task="chart")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from dyme.data.errors import DataError
 from dyme.data.record import LazyImage, Record
-from dyme.supervision import prompts
-from dyme.supervision.prompts import (
+from dyme.supervision import judge_prompts as prompts
+from dyme.supervision.judge_prompts import (
     GUARD,
     MAX_TEXT,
     PURPOSES,

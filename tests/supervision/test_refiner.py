@@ -10,12 +10,12 @@ from PIL import Image
 
 from dyme.data import ChartsSource, load_records
 from dyme.data.record import ImageError, LazyImage, Record
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.facts import Facts, FactsBook, picture_bytes, rule_facts
+from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.phrasing import BUILT_IN
-from dyme.supervision.prompts import load_prompts
 from dyme.supervision.readings import faithfulness
 from dyme.supervision.refiner import Refined, Refiner, fault_of, rules_trace, start_refine
-from dyme.supervision.settings import SupervisionConfig
 from dyme.supervision.templates import Candidate, TemplatePool
 
 PROMPTS = load_prompts()

@@ -10,12 +10,12 @@ import yaml
 from conftest import ROOT
 
 from dyme.data.record import Record
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.facts import rule_facts
+from dyme.supervision.judge_prompts import TEXTS, load_prompts, schema_of
 from dyme.supervision.lexical import thinking_score
-from dyme.supervision.prompts import TEXTS, load_prompts, schema_of
 from dyme.supervision.readings import contradicted_share
 from dyme.supervision.refiner import rules_trace
-from dyme.supervision.settings import SupervisionConfig
 from dyme.supervision.templates import TemplatePool
 
 PAGE = (ROOT / "docs" / "supervision.md").read_text(encoding="utf-8")

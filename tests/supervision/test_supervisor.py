@@ -12,10 +12,10 @@ from PIL import Image
 from supervision.judge.server import JudgeServer, free_port
 
 from dyme.data.record import LazyImage, Record
-from dyme.progress import ProgressLine
+from dyme.metrics.progress import ProgressLine
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.checker import CheckRow
 from dyme.supervision.judge import JudgeConfig
-from dyme.supervision.settings import SupervisionConfig
 from dyme.supervision.supervisor import Supervisor
 from dyme.supervision.templates import read_pool
 

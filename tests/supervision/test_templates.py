@@ -9,10 +9,10 @@ import pytest
 from fake_judge import FakeJudge, texts_of
 
 from dyme.data.record import LazyImage, Record
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.facts import Facts, rule_facts
+from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.phrasing import BUILT_IN
-from dyme.supervision.prompts import load_prompts
-from dyme.supervision.settings import SupervisionConfig
 from dyme.supervision.templates import (
     OWN_BONUS,
     Candidate,

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from dyme.data.charts.chart import ChartKind, Split
-from dyme.schema import Schema
+from dyme.settings.schema import Schema
 
 QuestionKind = Literal["value", "maximum", "minimum", "count", "sum", "difference", "comparison"]
 Trace = Literal["high", "medium", "low"]

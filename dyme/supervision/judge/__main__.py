@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dyme.config_errors import ConfigError
+from dyme.settings.errors import ConfigError
 from dyme.supervision.judge.ping import ping, read_sections
 
 

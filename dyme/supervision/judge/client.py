@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from dyme.data.paths import expand
+from dyme.settings.judge import JudgeConfig, read_key
 from dyme.supervision.judge.endpoint import endpoint_names
-from dyme.supervision.judge.settings import JudgeConfig, read_key
 from dyme.supervision.judge.tally import Tally, Waiter
 from dyme.supervision.judge.types import Answer, JudgeCounts, Question
 from dyme.supervision.judge.worker import Worker

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import httpx2
 
+from dyme.settings.judge import JudgeConfig, chat_url
 from dyme.supervision.judge.rotation import Line
-from dyme.supervision.judge.settings import JudgeConfig, chat_url
 from dyme.supervision.judge.tally import Tally
 from dyme.supervision.judge.types import Question
 from dyme.supervision.judge.wire import Dialect, Reply, open_client, other_dialect, printable, request_body, send

@@ -11,14 +11,14 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from dyme.config_errors import ConfigError, explain
-from dyme.schema import Schema
+from dyme.settings.errors import ConfigError, explain
+from dyme.settings.judge import JudgeConfig, read_key
+from dyme.settings.schema import Schema
+from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.judge.answers import parse_answer
 from dyme.supervision.judge.endpoint import MENDS, PING, Endpoint
-from dyme.supervision.judge.settings import JudgeConfig, read_key
 from dyme.supervision.judge.tally import Tally
 from dyme.supervision.judge.wire import Reply
-from dyme.supervision.settings import SupervisionConfig
 
 
 class Sections(Schema):

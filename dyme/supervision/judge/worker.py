@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dyme.settings.judge import JudgeConfig
 from dyme.supervision.judge.answers import parse_answer
 from dyme.supervision.judge.cache import AnswerCache, answer_key, question_key
 from dyme.supervision.judge.endpoint import MENDS, PING, Endpoint
 from dyme.supervision.judge.rotation import Rotation
-from dyme.supervision.judge.settings import JudgeConfig
 from dyme.supervision.judge.tally import Tally, Waiter
 from dyme.supervision.judge.types import Question, Reason
 from dyme.supervision.judge.wire import Reply

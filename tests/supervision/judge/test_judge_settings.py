@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dyme.config_errors import ConfigError, explain
-from dyme.schema import Schema
+from dyme.settings.errors import ConfigError, explain
+from dyme.settings.judge import chat_url
+from dyme.settings.schema import Schema
 from dyme.supervision.judge import JudgeConfig, open_judge
-from dyme.supervision.judge.settings import chat_url
 from dyme.supervision.judge.wire import is_near
 
 

@@ -1,0 +1,1 @@
+"""From completions and demonstrations to weighted, packed micro-batches."""

@@ -1,0 +1,1 @@
+"""Checkpoints, their manifest and the exported model."""

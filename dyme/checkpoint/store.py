@@ -1,0 +1,240 @@
+"""Checkpoints: DeepSpeed's files plus our own state, written under a temporary name and renamed when whole.
+
+checkpoints/step-00000200/   ds files, state.json (step, selector, counters), manifest.json (hashes), written last
+checkpoints/damaged-step-*   what failed its manifest, set aside; removed at the next save
+checkpoints/best.json        {"step": ..., "accuracy": ...}: that checkpoint is never pruned
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+
+from dyme.checkpoint.manifest import damage, files_in, listed, measure, share_of, write_manifest
+from dyme.checkpoint.recipe import Recipe, write_recipe
+from dyme.checkpoint.universal import ConversionError, group_settings, load_universal
+from dyme.engine.train_engine import Engine
+
+STATE, BEST, PARTIAL, DAMAGED = "state.json", "best.json", ".partial-", "damaged-"
+TRAINED, STAGE, GROUPS = "trained", "zero_stage", "parameter_groups"  # in state.json beside TrainState
+_NAME = re.compile(r"step-(\d{8})$")
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be written or read; the message names the folder and the mend."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What a run needs besides DeepSpeed's files to go on as if it had never stopped. `step`: finished optimizer
+    steps; `evaluated`: that of the last evaluation."""
+
+    step: int
+    elapsed_s: float
+    world_size: int
+    selector: dict[str, Any] = field(default_factory=dict)
+    memorize_log: dict[str, Any] = field(default_factory=dict)
+    skipped_in_a_row: int = 0
+    reward_errors: dict[str, int] = field(default_factory=dict)
+    evaluated: int = -1
+    supervision: dict[str, Any] = field(default_factory=dict)
+
+
+def checkpoint_dir(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def save(engine: Engine, folder: Path, state: TrainState, keep_last: int) -> Path:
+    """Writes a checkpoint and prunes old ones. A process killed in here leaves the previous checkpoint as it was."""
+    target = checkpoint_dir(folder, state.step)
+    if engine.gather_json(target.exists())[0]:  # the step was saved before, e.g. as the best one: the same state
+        if engine.rank == 0:
+            prune(folder, keep_last)
+        return target
+    partial = folder / f"{PARTIAL}{target.name}"
+    if engine.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    engine.barrier()
+    engine.ds.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    if engine.rank == 0:
+        groups = group_settings(engine.ds.optimizer.optimizer)
+        ours = {**asdict(state), TRAINED: engine.trained, STAGE: engine.stage, GROUPS: groups}
+        _write_json(partial / STATE, ours)
+    engine.barrier()
+    entries = engine.gather_json(measure(partial, share_of(files_in(partial), engine.rank, engine.world_size)))
+    if engine.rank == 0:
+        about = {"step": state.step, "world_size": state.world_size, "versions": versions()}
+        write_manifest(partial, {name: entry for part in entries for name, entry in part.items()}, about)
+        partial.rename(target)
+        prune(folder, keep_last)
+    engine.barrier()
+    return target
+
+
+def mark_best(folder: Path, step: int, accuracy: float) -> None:
+    """Names the best checkpoint (rank 0 only)."""
+    _write_json(folder / BEST, {"step": step, "accuracy": accuracy})
+
+
+def best(folder: Path, up_to: int | None = None) -> tuple[int, float]:
+    """Step and accuracy of the best checkpoint, (-1, -1.0) without one. `up_to` ignores a best of later steps."""
+    if not (folder / BEST).exists():
+        return -1, -1.0
+    found = json.loads((folder / BEST).read_text(encoding="utf-8"))
+    return (found["step"], found["accuracy"]) if up_to is None or found["step"] <= up_to else (-1, -1.0)
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, oldest first; damaged ones too, as long as nobody looked."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(m.group(1)) for p in folder.iterdir() if (m := _NAME.match(p.name)) and p.is_dir())
+
+
+def prune(folder: Path, keep_last: int) -> None:
+    """Removes all but the newest `keep_last` checkpoints and the best, what killed processes left half-written, and
+    what was found damaged."""
+    keep = {*steps(folder)[-keep_last:], best(folder)[0]}
+    for step in set(steps(folder)) - keep:  # renamed first: killed in here, nothing looks whole that is not
+        path = checkpoint_dir(folder, step)
+        path.rename(folder / f"{PARTIAL}old-{path.name}")
+    for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DAMAGED}*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load_newest(engine: Engine, folder: Path, say: Callable[[str], None]) -> TrainState | None:
+    """Loads the newest checkpoint whose files are as they were written; None where there is no checkpoint at all.
+
+    Damaged ones are named by `say` and set aside. Raises CheckpointError where all are damaged, rather than start from
+    nothing."""
+    step = newest_whole(engine, folder, say)
+    if step is None:
+        return None
+    path = checkpoint_dir(folder, step)
+    try:
+        fields = json.loads((path / STATE).read_text(encoding="utf-8"))
+        trained, stage, groups = (fields.pop(key) for key in (TRAINED, STAGE, GROUPS))
+        state = TrainState(**fields)
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path / STATE} is not what this version writes ({error}): go on with the version of dyme that wrote it, "
+            "or start in a new run.dir"
+        ) from error
+    if trained != engine.trained:  # DeepSpeed would give the states of some parameters to others of the same size
+        raise CheckpointError(
+            f"{path} was written by a run that trained other parameters: set model.lora and model.freeze as in its "
+            "config.yaml, or start in a new run.dir"
+        )
+    if stage != engine.stage:
+        raise CheckpointError(
+            f"{path} was written with ZeRO stage {stage}, this run has {engine.stage}: set deepspeed as in its "
+            "config.yaml, or start in a new run.dir"
+        )
+    if state.world_size == engine.world_size:
+        loaded, _ = engine.ds.load_checkpoint(str(folder), tag=path.name)
+        if loaded is None:
+            raise CheckpointError(f"{path} holds no DeepSpeed checkpoint: delete the folder to use the one before")
+    else:
+        _load_other_world(engine, path, state, groups, say)
+    engine.weights_changed()
+    return state
+
+
+def newest_whole(engine: Engine, folder: Path, say: Callable[[str], None]) -> int | None:
+    """Step of the newest checkpoint that passes its manifest, None where there are no checkpoints. Those above it are
+    renamed to damaged-*. All ranks call it, each reads its share of the files, and all get the same answer."""
+    found = engine.gather_json(steps(folder))[0]  # rank 0's: a file system may show others an older state
+    for path in sorted(folder.glob(f"{PARTIAL}step-*")):
+        say(f"{path.name.removeprefix(PARTIAL)} was not finished: left out")
+    broken: list[Path] = []
+    told: list[str] = []
+    for step in reversed(found):
+        path, begin = checkpoint_dir(folder, step), time.monotonic()
+        entries, wrong = listed(path)
+        mine = {name: entries[name] for name in share_of(entries, engine.rank, engine.world_size)}
+        problems = sorted({line for part in engine.gather_json(wrong + damage(path, mine)) for line in part})
+        if not problems:
+            size = sum(entry["size"] for entry in entries.values()) / 1e9
+            say(f"{path.name}: {len(entries)} files verified, {size:.3g} GB in {time.monotonic() - begin:.1f} s")
+            if engine.rank == 0:
+                for other in broken:
+                    shutil.rmtree(folder / f"{DAMAGED}{other.name}", ignore_errors=True)
+                    other.rename(folder / f"{DAMAGED}{other.name}")
+            engine.barrier()
+            return step
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        say(f"{path.name} is damaged: {shown}; trying the one before")
+        told.append(f"{path.name} ({shown})")
+        broken.append(path)
+    if broken:
+        raise CheckpointError(
+            f"no checkpoint in {folder} is whole: {', '.join(told)}; restore one of them from a copy, or delete that "
+            "folder to start from the beginning"
+        )
+    return None
+
+
+def _load_other_world(
+    engine: Engine, path: Path, state: TrainState, groups: list[dict[str, Any]], say: Callable[[str], None]
+) -> None:
+    say(f"{path.name} was written by {state.world_size} ranks: converting it for {engine.world_size}")
+    begin = time.monotonic()
+    if engine.rank == 0:
+        for left in path.parent.glob(f"{PARTIAL}universal-*"):
+            shutil.rmtree(left, ignore_errors=True)
+    # a name of its own: the conversion of a start that was killed may still be writing
+    scratch = path.parent / engine.gather_json(f"{PARTIAL}universal-{path.name}-{os.getpid()}")[0]
+    try:
+        load_universal(engine, path, scratch, groups)
+    except ConversionError as error:
+        raise CheckpointError(f"{error}; start with {state.world_size} ranks again") from error
+    say(f"{path.name}: converted and loaded in {time.monotonic() - begin:.1f} s")
+
+
+def export(engine: Engine, folder: Path, recipe: Recipe) -> None:
+    """Writes the current weights as a Hugging Face folder with processor, tokenizer, chat template and dyme.json. They
+    are those of the rollout copy, into which adapters are merged."""
+    model = engine.refresh()
+    if engine.rank == 0:
+        partial = folder.with_name(f"{PARTIAL}{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)  # type: ignore[operator]
+        engine.family.export(partial)
+        write_recipe(recipe, partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    engine.barrier()
+
+
+def versions() -> dict[str, str]:
+    """Versions a result depends on."""
+    import platform
+
+    import transformers
+    import triton
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "deepspeed": deepspeed.__version__,
+        "transformers": transformers.__version__,
+        "triton": triton.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores",
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    partial.replace(path)

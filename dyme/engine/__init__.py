@@ -1,0 +1,1 @@
+"""The model under DeepSpeed: forward and backward, collectives, the optimizer step and the copy that rollouts use."""

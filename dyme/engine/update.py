@@ -1,0 +1,193 @@
+"""Update: a plan through the model. Packs each micro-batch, runs it, and gathers the statistics of the live tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dyme.batching.objective import LiveRow, LossInputs, loss_inputs
+from dyme.batching.packing import PackedBatch, pack
+from dyme.batching.plan import Plan
+from dyme.engine.gradient_modulation import UNCHANGED, Modulation
+from dyme.engine.train_engine import Engine
+from dyme.families import Prompt
+from dyme_kernels import PolicyLossOutput
+
+EXPLORED = ("ratio", "clipped_low", "clipped_high", "entropy", "kl")
+SUMS = ("loss", "tokens", "memorized", "explored", "nll", "lost", *EXPLORED)
+"""What `_accumulate` adds up over the tokens of this rank."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step trains, the same on all ranks but for `encode` and `ref_logprobs`.
+
+    rows, weights, tokens: [R] live rows, their token weight and their token ids. `encode(group)` rebuilds a group's
+    prompt on this rank, None where its picture fails here: then its rows weigh nothing. `ref_logprobs`: of each
+    micro-batch of this rank, [N] float32 on the device, see `with_reference`.
+    """
+
+    plan: Plan
+    rows: tuple[LiveRow, ...]
+    weights: Sequence[float]
+    tokens: Sequence[Sequence[int]]
+    encode: Callable[[int], Prompt | None]
+    token_shaping: str = "none"  # of memorized tokens, see ModeDecision
+    ref_logprobs: Sequence[Tensor] | None = None
+    kl_share: float = 1.0  # of the step, see `dyme.batching.objective.kl_share`
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """Means over the live tokens of all ranks and over the epochs that ran; NaN where there were none.
+
+    `applied`: every epoch took its step; if not, `bad_ranks` saw a non-finite value. `lost_rows`: rows whose picture
+    failed here.
+    """
+
+    applied: bool
+    grad_norm: float
+    loss: float
+    live_tokens: int
+    memorized_tokens: int
+    lost_rows: int
+    memorize_nll: float
+    ratio: float
+    clipped_low: float
+    clipped_high: float
+    entropy: float
+    kl: float
+    bad_ranks: tuple[int, ...] = ()
+    modulation: Modulation = UNCHANGED  # of the last epoch
+
+
+@dataclass(frozen=True)
+class ComponentNorms:
+    """Gradient norms of the explored and of the memorized rows of a step, and the cosine between the two gradients."""
+
+    explore: float
+    memorize: float
+    cosine: float
+
+    def signals(self) -> dict[str, float]:
+        return {"grad/explore_norm": self.explore, "grad/memorize_norm": self.memorize, "grad/cosine": self.cosine}
+
+
+def with_reference(engine: Engine, work: Work) -> Work:
+    """The same work with the log-probabilities of the reference policy, for all epochs; as it is where there is
+    none."""
+    if not engine.has_reference:
+        return work
+    micro = [engine.reference_logprobs(m.batch, m.inputs) for m in _micro_batches(engine, work, work.weights)]
+    return replace(work, ref_logprobs=micro)
+
+
+def run_update(engine: Engine, work: Work, lr_factor: float, epochs: int = 1) -> UpdateStats:
+    """Trains a plan `epochs` times with an optimizer step each. Ratios of later epochs are against the
+    log-probabilities of the first. A step that is dropped (a non-finite value on any rank) ends the epochs."""
+    sums, norms, applied = torch.zeros(len(SUMS), dtype=torch.float64), list[float](), True
+    old: list[Tensor] | None = None
+    for _ in range(epochs):
+        part, logprobs = _accumulate(engine, work, work.weights, old)
+        sums += part
+        old = old or logprobs
+        result = engine.step(lr_factor)
+        norms.append(result.grad_norm)
+        applied &= result.applied
+        if not applied:
+            break
+    total = dict(zip(SUMS, engine.all_reduce(sums.tolist()), strict=True))
+    return UpdateStats(
+        applied=applied,
+        grad_norm=sum(norms) / len(norms),
+        loss=total["loss"] / len(norms),
+        live_tokens=int(total["tokens"]) // len(norms),
+        memorized_tokens=int(total["memorized"]) // len(norms),
+        lost_rows=int(total["lost"]) // len(norms),
+        memorize_nll=_mean(total["nll"], total["memorized"]),
+        bad_ranks=result.bad_ranks,
+        modulation=result.modulation,
+        **{name: _mean(total[name], total["explored"]) for name in EXPLORED},
+    )
+
+
+def component_norms(engine: Engine, work: Work) -> ComponentNorms:
+    """Two more passes over the plan, one with the weights of explored rows only and one with those of memorized
+    rows."""
+    gradients = []
+    for memorize in (False, True):
+        part = [w if row.memorize == memorize else 0.0 for row, w in zip(work.rows, work.weights)]
+        _accumulate(engine, work, part)
+        gradients.append([g.double().clone() for g in engine.local_gradients()])
+        engine.discard()
+    explore, memorized = gradients
+    dots = [_dot(explore, explore), _dot(memorized, memorized), _dot(explore, memorized)]
+    ee, mm, em = engine.all_reduce(dots)
+    return ComponentNorms(math.sqrt(ee), math.sqrt(mm), em / math.sqrt(ee * mm) if ee and mm else math.nan)
+
+
+def _dot(a: list[Tensor], b: list[Tensor]) -> float:
+    return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """One micro-batch of this rank. `lengths`: tokens of its live rows; `lost`: rows without a readable picture."""
+
+    batch: PackedBatch
+    inputs: LossInputs
+    lengths: list[int]
+    lost: int
+
+
+def _micro_batches(engine: Engine, work: Work, weights: Sequence[float]) -> Iterator[_MicroBatch]:
+    for items, modules in zip(work.plan.micro_batches[engine.rank], work.plan.modules, strict=True):
+        readable = [(item, prompt) for item in items if (prompt := work.encode(item.group)) is not None]
+        index = [row for item, _ in readable for row in item.rows]
+        lengths = [len(work.tokens[r]) for r in index]
+        sequences = [(prompt, [work.tokens[r] for r in item.rows]) for item, prompt in readable]
+        batch = pack(engine.family, sequences, modules, joined=work.plan.joined)
+        inputs = loss_inputs([work.rows[r] for r in index], [weights[r] for r in index], lengths)
+        lost = sum(len(item.rows) for item in items) - len(index)
+        yield _MicroBatch(
+            batch, replace(inputs, token_shaping=work.token_shaping, kl_share=work.kl_share), lengths, lost
+        )
+
+
+def _accumulate(
+    engine: Engine, work: Work, weights: Sequence[float], old: Sequence[Tensor] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Forward and backward of every micro-batch of this rank. Returns the `SUMS`, float64, and the log-probabilities of
+    each micro-batch, [N] on the host."""
+    done: list[tuple[int, LossInputs, PolicyLossOutput]] = []
+    for j, micro in enumerate(_micro_batches(engine, work, weights)):
+        inputs = micro.inputs
+        if work.ref_logprobs is not None:
+            inputs = replace(inputs, ref_logprobs=work.ref_logprobs[j])
+        if old is not None:
+            inputs = inputs.off_policy(old[j], micro.lengths)
+        out = engine.forward_backward(micro.batch, inputs, last=j == work.plan.num_micro_batches - 1)
+        # read after the last one: the host packs the next while the device still works on this one
+        done.append((micro.lost, inputs, replace(out, loss=out.loss.detach())))
+    sums = dict.fromkeys(SUMS, 0.0)
+    logprobs = []
+    for lost, inputs, out in done:
+        memorized, explored = inputs.memorize, ~inputs.memorize
+        logprobs.append(out.logprobs.float().cpu())
+        sums["loss"] += float(out.loss)
+        sums["tokens"] += len(memorized)
+        sums["memorized"] += int(memorized.sum())
+        sums["explored"] += int(explored.sum())
+        sums["nll"] -= float(logprobs[-1][memorized].double().sum())
+        sums["lost"] += lost
+        for name in EXPLORED:
+            sums[name] += float(getattr(out, name).double().cpu()[explored].sum())
+    return torch.tensor(list(sums.values()), dtype=torch.float64), logprobs
+
+
+def _mean(total: float, count: float) -> float:
+    return total / count if count else math.nan

@@ -1,0 +1,1 @@
+"""Preemption, hung ranks and the way a launcher ends."""

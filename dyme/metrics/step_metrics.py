@@ -1,0 +1,139 @@
+"""Signals: the numbers of one step that go to metrics.jsonl, from gathered rows and decisions. Definitions:
+docs/report.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dyme.selectors.base import GroupStats, Mode, ModeDecision
+
+COLUMNS = ("format", "thinking", "accuracy", "reward", "correct", "scored", "truncated", "length", "stopped", "entropy")
+"""Columns of the gathered table, one row per rollout. `entropy` is the mean of -logp over the tokens, NaN where the
+engine does not tell; the mean over draws estimates the entropy of the policy at the sampling temperature."""
+
+
+def column_names(rewards: Sequence[str] = ()) -> tuple[str, ...]:
+    """`COLUMNS`, then of each user reward its value (NaN where it does not apply or failed) and whether it failed."""
+    return (*COLUMNS, *(f"user/{name}" for name in rewards), *(f"user_failed/{name}" for name in rewards))
+
+
+def table_columns(table: Tensor, rewards: Sequence[str] = ()) -> dict[str, Tensor]:
+    """float64 [R, C] -> the columns that `column_names` names."""
+    return {name: table[:, i] for i, name in enumerate(column_names(rewards))}
+
+
+def any_failed(columns: dict[str, Tensor]) -> bool:
+    """Whether a row is unscored, or a user reward failed for one."""
+    return bool((columns["scored"] < 0.5).any()) or any(
+        bool((column > 0.5).any()) for name, column in columns.items() if name.startswith("user_failed/")
+    )
+
+
+def mode_signals(decision: ModeDecision) -> dict[str, float]:
+    return {f"mode/{mode.name.lower()}_ratio": decision.share(mode) for mode in Mode}
+
+
+def rollout_signals(columns: dict[str, Tensor], stats: GroupStats, offsets: Sequence[int]) -> dict[str, float]:
+    """Rewards, accuracy, lengths and collapse rates of a step. Group rates are over groups with at least two scored
+    rows."""
+    scored = columns["scored"] > 0.5
+    written = columns["length"] > 0  # a row whose prompt could not be encoded has no completion
+    out = {
+        "accuracy": _mean(columns["correct"][scored]),
+        "format_rate": _mean(columns["format"][written]),
+        "rollout/length_mean": _mean(columns["length"][written]),
+        "rollout/truncated": _mean(columns["truncated"][written]),
+        "rollout/eos": _mean(columns["stopped"][written]),
+        "rollout/unscored": _mean(1.0 - columns["scored"]),
+        "rollout/tokens": float(columns["length"].sum()),
+    }
+    if not columns["entropy"][written].isnan().any():
+        out["rollout/entropy"] = _mean_over_tokens(columns["entropy"][written], columns["length"][written])
+    bounds = list(pairwise(offsets))
+    for name, column in (("total", "reward"), ("format", "format"), ("thinking", "thinking"), ("accuracy", "accuracy")):
+        out |= _spread(name, columns[column], scored, bounds)
+    if "length_reward" in columns:
+        out |= _spread("length", columns["length_reward"], scored, bounds)
+    for column in [name for name in columns if name.startswith("user/")]:
+        out |= _spread(column, columns[column], scored & ~columns[column].isnan(), bounds)
+        failed = columns[column.replace("user/", "user_failed/", 1)]
+        out[f"reward/{column}_unscored"] = _mean(failed[written])
+    known = stats.num_scored > 1
+    correct, all_ = stats.num_correct[known], stats.num_scored[known]
+    flat = stats.reward_std[known] < 1e-9
+    for name, hit in (
+        ("all_wrong", correct == 0),
+        ("all_right", correct == all_),
+        ("zero_std_accuracy", stats.accuracy_var[known] == 0),
+        ("zero_std_reward", flat),
+        ("shaped_only", (correct == 0) & ~flat),
+    ):
+        out[f"collapse/{name}"] = _mean(hit.double())
+    return out
+
+
+@dataclass
+class MemorizeLog:
+    """How often records were memorized, and whether they were solved when they came again."""
+
+    times: dict[str, int] = field(default_factory=dict)
+    pending: set[str] = field(default_factory=set)
+
+    def signals(self, ids: Sequence[str], stats: GroupStats | None, decision: ModeDecision) -> dict[str, float]:
+        """repeat_count: times this step's memorized records were memorized before (mean). flip_rate: share of the
+        records memorized at their last visit that have a right answer now."""
+        out = {}
+        if stats is not None:
+            own = ids[: len(stats)]  # without the records that join the step's groups to be memorized
+            again = [int(stats.num_correct[g]) > 0 for g, i in enumerate(own) if i in self.pending]
+            out["memorize/flip_rate"] = sum(again) / len(again) if again else math.nan
+        memorized = [i for i, mode in zip(ids, decision.mode.tolist()) if mode in (Mode.MEMORIZE, Mode.JOINT)]
+        out["memorize/repeat_count"] = (
+            sum(self.times.get(i, 0) for i in memorized) / len(memorized) if memorized else math.nan
+        )
+        for i in memorized:
+            self.times[i] = self.times.get(i, 0) + 1
+        self.pending = (self.pending - set(ids)) | set(memorized)
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"times": dict(self.times), "pending": sorted(self.pending)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.times, self.pending = dict(state["times"]), set(state["pending"])
+
+
+def _spread(name: str, values: Tensor, counts: Tensor, bounds: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """Mean of the rows that count, and how much they differ inside and between groups with two of them at least."""
+    groups = [g for a, b in bounds if len(g := values[a:b][counts[a:b]]) > 1]
+    means = torch.stack([g.mean() for g in groups]) if groups else torch.zeros(0, dtype=torch.float64)
+    within = torch.stack([g.std() for g in groups]) if groups else means
+    return {
+        f"reward/{name}_mean": _mean(values[counts]),
+        f"reward/{name}_std_within": _mean(within),
+        f"reward/{name}_std_between": float(means.std()) if len(means) > 1 else math.nan,
+    }
+
+
+def group_entropy(columns: dict[str, Tensor], offsets: Sequence[int]) -> Tensor:
+    """Mean of -logp over all tokens of each group, float64 [G]; 0 for groups without completions."""
+    out = []
+    for a, b in pairwise(offsets):
+        written = columns["length"][a:b] > 0
+        out.append(_mean_over_tokens(columns["entropy"][a:b][written], columns["length"][a:b][written]))
+    return torch.tensor(out, dtype=torch.float64).nan_to_num(0.0)
+
+
+def _mean_over_tokens(values: Tensor, lengths: Tensor) -> float:
+    return float((values * lengths).sum() / lengths.sum()) if len(values) else math.nan
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else math.nan

@@ -1,0 +1,1 @@
+"""Sections of the configuration. Light: read before any model loads."""

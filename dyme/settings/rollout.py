@@ -1,0 +1,45 @@
+"""Settings of the rollout (`rollout`). Light: read before any model loads."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dyme.settings.schema import Schema
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+EngineName = Literal["auto", "shared_prefix", "hf"]
+
+
+class RolloutConfig(Schema):
+    """How completions are sampled."""
+
+    engine: EngineName = "auto"
+    """shared_prefix: each prompt once per group, all completions in one batch; hf: transformers' generate; auto:
+    shared_prefix where the family packs trees."""
+    prompts_per_step: PositiveInt = 32
+    """Groups G per optimization step, over all ranks."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Completions K per prompt."""
+    max_new_tokens: PositiveInt = 256
+    """Completions are cut here."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature T; the policy's log-probabilities are taken at the same T."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; 1 is off."""
+    top_k: NonNegativeInt = 0
+    """Keep the k likeliest tokens; 0 is off."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Keep tokens at least min_p times as likely as the likeliest; 0 is off."""
+    repetition_penalty: PositiveFloat = 1.0
+    """Divides the logits of tokens in prompt and completion so far (multiplies negative ones); 1 is off. Training takes
+    the log-probabilities of the policy without it."""
+    batch_size: PositiveInt = 256
+    """Rows decoded at once on a rank (bounds memory)."""
+    offload: bool = False
+    """Keep the rollout copy of the weights in pinned host memory while the model trains; no effect on a CPU."""
+    truncated: Literal["wrong", "mask"] = "wrong"
+    """A completion cut at max_new_tokens counts as wrong and trains, or is left out of the loss."""

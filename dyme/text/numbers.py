@@ -1,0 +1,209 @@
+"""Numbers as people write them: "$1,234.50", "12 %", "3/4", "1 1/2", "1.2e3", "five million", "-7 cm"."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dyme.text.normalise import STOP_WORDS, plain, stem
+
+MAX_DIGITS = 40
+"""A longer run of digits is noise, not a number."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number in a text.
+
+    `value` is NaN where the digits make no number ("1.2.3"). `units` holds the readings of each word that may be its
+    unit ("$" before it, up to three words after it). `whole` is False where it is part of something else ("2π", "<5",
+    "10:30"). `start` and `end` delimit the number with its sign, currency and scale in `prepare(text)`.
+    """
+
+    value: float
+    units: tuple[frozenset[str], ...]
+    whole: bool
+    start: int
+    end: int
+
+
+_SMALL_TEXT = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+eighteen nineteen
+"""
+_SMALL = _SMALL_TEXT.split()
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_WORD_VALUES = {word: i for i, word in enumerate(_SMALL)} | {word: 10 * (i + 2) for i, word in enumerate(_TENS)}
+_SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+NUMBER_WORDS = frozenset(_WORD_VALUES) | frozenset(_SCALES)
+# case matters: "5m" is five metres
+_SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "mn": 1e6, "B": 1e9, "bn": 1e9}
+
+_CURRENCIES = {"$": "$ us$ usd dollar dollars", "€": "€ eur euro euros", "£": "£ gbp pound pounds"}
+_CURRENCIES |= {"¥": "¥ jpy yen", "₹": "₹ inr rs rupee rupees"}
+_UNIT_WORDS = _CURRENCIES | {
+    "%": "% percent pct percentage",
+    "°": "° degree degrees deg",
+    "°c": "°c celsius centigrade",
+    "°f": "°f fahrenheit",
+    "mm": "mm millimeter millimeters millimetre millimetres",
+    "cm": "cm centimeter centimeters centimetre centimetres",
+    "m": "m meter meters metre metres",
+    "km": "km kilometer kilometers kilometre kilometres",
+    "inch": "inch inches",
+    "ft": "ft foot feet",
+    "g": "g gram grams",
+    "kg": "kg kilogram kilograms",
+    "lb": "lb lbs pound pounds",
+    "s": "s sec secs second seconds",
+    "min": "min mins minute minutes",
+    "h": "h hr hrs hour hours",
+    "am": "am a.m",
+    "pm": "pm p.m",
+}
+
+_SIGN = r"(?:(?<![\w)\]%])(?P<sign>[-+])|\b(?P<minus>minus|negative) )?"
+_MONEY = r"(?:(?P<money>[$€£¥₹]) ?(?P<inner>[-+])?)?"
+_EDGE = r"(?<!\w)(?<!\d[.,])"
+_MIXED = _EDGE + r"(?P<integer>\d{1,15}) (?P<top1>\d{1,15}) ?/ ?(?P<bottom1>\d{1,15})(?!\d|[.,]\d)"
+_FRACTION = _EDGE + r"(?P<top2>\d{1,15}) ?/ ?(?P<bottom2>\d{1,15})(?!\d|[.,]\d)"
+_DIGITS = r"(?P<digits>(?<![\w.])\.\d(?:[\d.,]*\d)?|" + _EDGE + r"\d(?:[\d.,]*\d)?)"
+_POWER = r"(?:e(?P<exponent>[-+]?\d{1,4})(?!\w)| ?[x×*] ?10\^(?P<power>[-+]?\d{1,4})(?!\w))?"
+_WORD = rf"\b(?:(?P<tens>{'|'.join(_TENS)})(?:[- ](?P<ones>{'|'.join(_SMALL[1:10])}))?|(?P<small>{'|'.join(_SMALL)}))\b"
+_SCALE = rf"(?P<scale>(?: ?(?:{'|'.join(_SCALES)})\b){{0,2}})(?:(?-i:(?P<suffix>{'|'.join(_SUFFIXES)}))(?!\w))?"
+_NUMBER = re.compile(f"{_SIGN}{_MONEY}(?:{_MIXED}|{_FRACTION}|{_DIGITS}{_POWER}|{_WORD}){_SCALE}", re.IGNORECASE)
+
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
+_PARTS = r"hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|eighths?|tenths?|hundredths?|dozens?"
+_GOES_ON = re.compile(rf" ?[\^+*×÷/√π]|:\d|e[-+]?\d| ?(?:pi|x|y)\b|[ -](?:and a )?(?:{_PARTS})\b", re.IGNORECASE)
+_BEGUN_BEFORE = re.compile(r"(?:[<>≤≥√±^+*×÷/] ?|[\w)\]]-|\d:|\b(?:not|than) )$", re.IGNORECASE)
+_TAIL_WORD = re.compile(r"[ -]?([^\s,;:!?()\[\]]+)")
+_DETACHED_MINUS = re.compile(r"(^|=) ?- (?=[\d.$€£])")
+_GROUPED = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
+_DECIMAL_COMMA = re.compile(r"\d+,\d+")
+_PLAIN_DECIMAL = re.compile(r"\d*\.?\d+")
+
+
+def find_quantities(text: str) -> list[Quantity]:
+    """Every number of `text` in order; digits inside a name ("H2O") and ordinals ("2nd") are none."""
+    return _find(prepare(text))
+
+
+def _find(text: str) -> list[Quantity]:
+    found = []
+    for match in _NUMBER.finditer(text):
+        end = match.end()
+        if _ORDINAL.match(text, end):
+            continue
+        before = text[max(0, match.start() - 8) : match.start()]
+        whole = not _GOES_ON.match(text, end) and not _BEGUN_BEFORE.search(before)
+        units = _money_before(match["money"] or before) + _units_after(text[end : end + 64])
+        found.append(Quantity(_value(match), units, whole, match.start(), end))
+    return found
+
+
+@lru_cache(maxsize=16384)
+def parse_number(text: str) -> Quantity | None:
+    """`text` as one number with at most a currency and one unit word around it; None where it is anything else."""
+    text = prepare(text).rstrip(".")
+    found = _find(text)
+    if len(found) != 1 or not found[0].whole or math.isnan(found[0].value):
+        return None
+    head, tail = text[: found[0].start].strip(" ."), text[found[0].end :].strip()
+    named = not tail or (len(tail.split()) == 1 and bool(_units_after(tail)) and _TAIL_WORD.fullmatch(tail) is not None)
+    return found[0] if named and (not head or _money_before(head)) else None
+
+
+def same_quantity(given: Quantity, gold: Quantity, relative_tolerance: float) -> bool:
+    """Whether values agree up to a fraction of the gold one, and units where both sides name one."""
+    if abs(given.value - gold.value) > relative_tolerance * abs(gold.value):
+        return False
+    # "12 red apples" names the unit of "12 apples" in its second word, so any of them may match
+    return not given.units or not gold.units or any(ours & theirs for ours in given.units for theirs in gold.units)
+
+
+def unit_readings(word: str) -> frozenset[str]:
+    """What a unit word may mean, in canonical units ("pounds": "£" or "lb"); an unknown word means its stem."""
+    word = word.casefold()
+    return _READINGS.get(word) or frozenset((stem(word),))
+
+
+def is_unit(word: str) -> bool:
+    """Whether `word` is a unit by itself ("%", "cm"), as opposed to any noun that is counted ("apples")."""
+    return word.casefold() in _READINGS
+
+
+def _readings() -> dict[str, frozenset[str]]:
+    table: dict[str, frozenset[str]] = {}
+    for unit, spellings in _UNIT_WORDS.items():
+        for spelling in spellings.split():
+            table[spelling] = table.get(spelling, frozenset()) | {unit}
+    return table
+
+
+_READINGS = _readings()
+_NO_UNITS = STOP_WORDS | {"total", "altogether", "more", "less"}
+
+
+def prepare(text: str) -> str:
+    """`plain(text)` without emphasis, as numbers are looked for in it."""
+    text = plain(text).replace("**", "").replace("`", "")
+    text = re.sub(r"\bper cent\b", "percent", text, flags=re.IGNORECASE)
+    return _DETACHED_MINUS.sub(r"\1-", text)
+
+
+def _value(match: re.Match[str]) -> float:
+    part = match.groupdict()
+    if part["integer"]:
+        value = float(part["integer"]) + _ratio(part["top1"], part["bottom1"])
+    elif part["top2"]:
+        value = _ratio(part["top2"], part["bottom2"])
+    elif part["digits"]:
+        value = _decimal(part["digits"], part["exponent"] or part["power"] or "0")
+    else:
+        # the pattern lets a dotless "ı" pass for an "i", the table does not
+        spelled = (part[name].lower() for name in ("tens", "ones", "small") if part[name])
+        value = float(sum(_WORD_VALUES.get(word, math.nan) for word in spelled))
+    for scale in part["scale"].split():
+        value *= _SCALES.get(scale.lower(), math.nan)
+    value *= _SUFFIXES[part["suffix"]] if part["suffix"] else 1.0
+    negative = "-" in (part["sign"], part["inner"]) or part["minus"]
+    value = -value if negative else value
+    return value if math.isfinite(value) else math.nan
+
+
+def _ratio(top: str, bottom: str) -> float:
+    return int(top) / int(bottom) if int(bottom) else math.nan
+
+
+def _decimal(digits: str, exponent: str) -> float:
+    if len(digits) > MAX_DIGITS:
+        return math.nan
+    if _GROUPED.fullmatch(digits):
+        digits = digits.replace(",", "")
+    elif _DECIMAL_COMMA.fullmatch(digits):
+        digits = digits.replace(",", ".")
+    return float(f"{digits}e{exponent}") if _PLAIN_DECIMAL.fullmatch(digits) else math.nan
+
+
+def _money_before(text: str) -> tuple[frozenset[str], ...]:
+    last = text.rstrip(" .").rpartition(" ")[2].casefold()
+    readings = _READINGS.get(last, frozenset())
+    return (readings,) if readings & _CURRENCIES.keys() else ()
+
+
+def _units_after(tail: str) -> tuple[frozenset[str], ...]:
+    units: list[frozenset[str]] = []
+    position = 0
+    while len(units) < 3 and (match := _TAIL_WORD.match(tail, position)):
+        word = match[1].rstrip(".\"'”’")
+        known = word.casefold() in _READINGS
+        if not known and (word.casefold() in _NO_UNITS or not any(char.isalpha() for char in word)):
+            break
+        units.append(unit_readings(word))
+        if word != match[1]:
+            break
+        position = match.end()
+    return tuple(units)

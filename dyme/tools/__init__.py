@@ -1,0 +1,1 @@
+"""Commands about a model: what it supports, what it needs, merged adapters."""

@@ -1,0 +1,1 @@
+"""What this machine makes of a checkpoint: `python -m dyme.tools.check`."""
