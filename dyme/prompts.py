@@ -38,7 +38,7 @@ def reply_text(record: Record, config: PromptConfig, trace: str | None) -> str:
     return f"{thinking}\n{final}" if thinking else final
 
 
-def has_reference(record: Record, on_missing_trace: str, style: str) -> bool:
+def has_demonstration(record: Record, on_missing_trace: str, style: str) -> bool:
     """Whether the record can be memorized."""
     return on_missing_trace == "answer" or style == "direct" or bool(record.hint and record.hint.strip())
 
@@ -64,7 +64,7 @@ def threads() -> int:
 
 
 @dataclass(frozen=True)
-class _Page:
+class _Encoded:
     """What came of a record: its prompt, or the reason why there is none; `resized` says by how much a picture was."""
 
     prompt: Prompt | None
@@ -72,12 +72,12 @@ class _Page:
     resized: str = ""
 
 
-class PromptBook:
+class PromptCache:
     """Encoded prompts of the records in use. A record that fails is reported once and stays None: it costs its rows
     only.
 
-    `prefetch` encodes the records of the step to come in threads, each with a processor of its own; `turn` makes them
-    the ones in use. Whatever is said or counted is so in the calling thread, when a record is used: a step that never
+    `prefetch` encodes the records of the step to come in threads, each with a processor of its own; `advance` makes
+    them the ones in use. Messages and counts come from the calling thread, when a record is used: a step that never
     comes leaves no trace.
     """
 
@@ -93,43 +93,43 @@ class PromptBook:
         self.family, self.config, self.report, self.max_pixels = family, config, report, max_pixels
         self._background = background
         self._resized = False
-        self._pages: dict[str, Prompt | None] = {}
-        self._ahead: tuple[list[Record], Future[list[_Page]]] | None = None
+        self._encoded: dict[str, Prompt | None] = {}
+        self._ahead: tuple[list[Record], Future[list[_Encoded]]] | None = None
         self._one = ThreadPoolExecutor(1, "prompts ahead")
         self._many = ThreadPoolExecutor(threads(), "prompts")
         self.failed: dict[str, str] = {}
 
     def encode(self, record: Record) -> Prompt | None:
-        if record.id not in self._pages:
-            self._pages[record.id] = self._open(record, self._encode(record, self.family))
-        return self._pages[record.id]
+        if record.id not in self._encoded:
+            self._encoded[record.id] = self._open(record, self._encode(record, self.family))
+        return self._encoded[record.id]
 
     def encode_all(self, records: Sequence[Record]) -> list[Prompt | None]:
         """`encode` of each, several at a time."""
-        new = list({record.id: record for record in records if record.id not in self._pages}.values())
+        new = list({record.id: record for record in records if record.id not in self._encoded}.values())
         for record, page in zip(new, self._encode_apart(new, self._families), strict=True):
-            self._pages[record.id] = self._open(record, page)
-        return [self._pages[record.id] for record in records]
+            self._encoded[record.id] = self._open(record, page)
+        return [self._encoded[record.id] for record in records]
 
     def prefetch(self, records: Sequence[Record]) -> None:
         """Starts to encode the records of the next step. One step ahead at most: an earlier call must have been
-        followed by `turn`."""
+        followed by `advance`."""
         assert self._ahead is None, "turn the page first"
         self._ahead = list(records), self._one.submit(self._encode_ahead, list(records), self._families)
 
-    def turn(self) -> None:
+    def advance(self) -> None:
         """Forgets the encodings in use and takes those that were prefetched; waits for them."""
         records, pages = ([], []) if self._ahead is None else (self._ahead[0], self._ahead[1].result())
-        self._pages = {record.id: self._open(record, page) for record, page in zip(records, pages, strict=True)}
+        self._encoded = {record.id: self._open(record, page) for record, page in zip(records, pages, strict=True)}
         self._ahead = None
 
     def clear(self) -> None:
         """Forgets the encodings in use (a step's pictures would otherwise pile up); those of the step to come stay. At
         its end nothing runs in the background."""
-        self._pages.clear()
+        self._encoded.clear()
         wait([] if self._ahead is None else [self._ahead[1]])
 
-    def _open(self, record: Record, page: _Page) -> Prompt | None:
+    def _open(self, record: Record, page: _Encoded) -> Prompt | None:
         if page.resized and not self._resized:
             self._resized = True
             self.report(page.resized)
@@ -147,12 +147,12 @@ class PromptBook:
             families.put(self.family.apart())
         return families
 
-    def _encode_ahead(self, records: Sequence[Record], families: SimpleQueue[Family]) -> list[_Page]:
+    def _encode_ahead(self, records: Sequence[Record], families: SimpleQueue[Family]) -> list[_Encoded]:
         with self._background("prompts"):
             return self._encode_apart(records, families)
 
-    def _encode_apart(self, records: Sequence[Record], families: SimpleQueue[Family]) -> list[_Page]:
-        def encode(record: Record) -> _Page:
+    def _encode_apart(self, records: Sequence[Record], families: SimpleQueue[Family]) -> list[_Encoded]:
+        def encode(record: Record) -> _Encoded:
             family = families.get()
             page = self._encode(record, family)
             families.put(family)
@@ -160,7 +160,7 @@ class PromptBook:
 
         return list(self._many.map(encode, records))
 
-    def _encode(self, record: Record, family: Family) -> _Page:
+    def _encode(self, record: Record, family: Family) -> _Encoded:
         resized = ""
         try:
             images = [image.load() for image in record.images]
@@ -171,7 +171,7 @@ class PromptBook:
                         f"pictures are resized to model.max_pixels={self.max_pixels}, first that of record "
                         f"{record.id}: {before.width}x{before.height} to {after.width}x{after.height} (said once)"
                     )
-            return _Page(family.encode(prompt_text(record, self.config), fitted), resized=resized)
+            return _Encoded(family.encode(prompt_text(record, self.config), fitted), resized=resized)
         except Exception as error:  # an edge: whatever a decoder or processor trips over, it costs this record only
             known = isinstance(error, ImageError | PromptError)
-            return _Page(None, str(error) if known else f"{type(error).__name__}: {error}", resized)
+            return _Encoded(None, str(error) if known else f"{type(error).__name__}: {error}", resized)

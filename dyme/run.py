@@ -14,13 +14,13 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from dyme.batching.objective import LiveRows, resolve
+from dyme.batching.objective import TrainSequences, resolve
 from dyme.checkpoint import store
 from dyme.checkpoint.recipe import Recipe
 from dyme.config import ConfigError, RunConfig, changed_keys, dump_config
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
-from dyme.engine.train_engine import Engine, deepspeed_config, lr_factor
+from dyme.engine.train_engine import TrainEngine, deepspeed_config, lr_factor
 from dyme.engine.update import UpdateStats
 from dyme.evaluation.held_out import Evaluation
 from dyme.families import Prompt, build_family, load_family
@@ -31,15 +31,15 @@ from dyme.methods import memorizes_only
 from dyme.metrics.logger import open_metrics
 from dyme.metrics.profile import EVERY, Profile
 from dyme.metrics.progress import ProgressLine
-from dyme.metrics.step_metrics import MemorizeLog, mode_signals, rollout_signals
-from dyme.prompts import PromptBook, prompt_text, reply_text
+from dyme.metrics.step_metrics import MemorizeLog, mode_metrics, rollout_metrics
+from dyme.prompts import PromptCache, prompt_text, reply_text
 from dyme.rewards.calls import UserRewards
 from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
 from dyme.rollout import engine_of, sampling_of
 from dyme.run_summary import report_on, write_summary
-from dyme.sampler import StepRows, step_rows
-from dyme.schedule import Agenda, Stop
+from dyme.sampler import StepBatch, step_batch
+from dyme.schedule import Schedule, Stop
 from dyme.selectors import make_selector, mixed_selector
 from dyme.selectors.base import GroupStats, Mode, ModeDecision, ModeSelector, mode_line
 from dyme.settings.selector import SelectorConfig
@@ -62,7 +62,7 @@ class Run:
         self.cfg, self.folder = cfg, Path(cfg.run.dir)
         self.rank = dist.get_rank()
         self.started = time.monotonic()
-        self.agenda = Agenda(cfg)
+        self.schedule = Schedule(cfg)
         self.name = self.folder.name
         deepspeed_config(cfg)  # a mistake in it must show before data and model load
         self.user_rewards = UserRewards(load_rewards(cfg.reward.user))  # and so must one in them
@@ -78,7 +78,7 @@ class Run:
         self.family, model = _open_model(cfg, self.records)
         self._check_modalities()
         self.watchdog.stage("engine")
-        self.engine = Engine(cfg, self.family, model, self.spec)
+        self.engine = TrainEngine(cfg, self.family, model, self.spec)
         self.parameters = self.engine.parameters
         self.sampling = sampling_of(cfg.rollout)
         self._selector = make_selector(cfg.selector)
@@ -99,7 +99,7 @@ class Run:
         self.metrics.truncate(self.first_step or -1)  # without a checkpoint the first evaluation is made again too
         self.best = store.best(self.checkpoints, self.first_step)[1]
         self.progress = ProgressLine(self.name, cfg.train.max_steps, self.first_step, self.rank)
-        self.book = PromptBook(self.family, cfg.prompt, self._say, cfg.model.max_pixels, self.background)
+        self.prompt_cache = PromptCache(self.family, cfg.prompt, self._say, cfg.model.max_pixels, self.background)
         self.step = self.first_step
         self.profile = Profile(self.folder) if cfg.run.profile and self.rank == 0 else None
         if self.profile:
@@ -151,8 +151,8 @@ class Run:
             return 0
         self._selector.load_state_dict(state.selector)
         self.memorize_log.load_state_dict(state.memorize_log)
-        self._elapsed_before, self.agenda.skipped_in_a_row = state.elapsed_s, state.skipped_in_a_row
-        self.agenda.evaluated = state.evaluated
+        self._elapsed_before, self.schedule.skipped_in_a_row = state.elapsed_s, state.skipped_in_a_row
+        self.schedule.evaluated = state.evaluated
         self.failures.counts.update(state.reward_errors)
         self.supervisor.load_state_dict(state.supervision)
         return state.step
@@ -177,11 +177,11 @@ class Run:
         train = self.cfg.train
         return not memorizes_only(self.cfg.method, step, train.max_steps, train.switch_fraction)
 
-    def step_rows(self, step: int) -> StepRows:
+    def step_batch(self, step: int) -> StepBatch:
         """Records and rows of a step (0-based)."""
         cfg = self.cfg
         size = cfg.rollout.group_size if self.makes_rollouts(step) else 1
-        return step_rows(
+        return step_batch(
             step,
             len(self.records),
             cfg.rollout.prompts_per_step,
@@ -204,18 +204,18 @@ class Run:
         return self._selector if self.cfg.method == "dyme" else self._fixed
 
     def encode(self, record: int) -> Prompt | None:
-        return self.book.encode(self.records[record])
+        return self.prompt_cache.encode(self.records[record])
 
     def prefetch(self, step: int) -> None:
-        """Starts to encode the prompts that this rank needs in a step; `book.turn` takes them."""
+        """Starts to encode the prompts that this rank needs in a step; `prompt_cache.advance` takes them."""
         if step >= self.cfg.train.max_steps:
             return
         # made now: a micro-batch that needs an anchor would use the processor beside the book
         _ = self.family.anchors
-        rows = self.step_rows(step)
+        rows = self.step_batch(step)
         groups = dict.fromkeys(rows.group_of(row) for row in rows.rows(self.rank))
         records = [self.records[rows.records[group]] for group in groups]
-        self.book.prefetch(records)
+        self.prompt_cache.prefetch(records)
         owned = [record for group, record in zip(groups, records) if rows.owner(group) == self.rank]
         self.supervisor.prefetch(records, [record for record in owned if self._likely(record, step, rows.epoch)])
 
@@ -227,7 +227,7 @@ class Run:
 
     def must_stop(self) -> Stop | None:
         """The same answer on every rank; None to go on."""
-        return self.agenda.must_stop(self.elapsed(), self.engine.all_reduce)
+        return self.schedule.must_stop(self.elapsed(), self.engine.all_reduce)
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all starts of the run."""
@@ -250,34 +250,34 @@ class Run:
     @contextmanager
     def stepping(self, step: int) -> Iterator[None]:
         """Around everything that belongs to a step."""
-        self.step, rows = step, self.step_rows(step)
+        self.step, rows = step, self.step_batch(step)
         mine = dict.fromkeys(rows.records[rows.group_of(row)] for row in rows.rows(self.rank))
         self.watchdog.beat(step=step + 1, records=tuple(self.records[i].id for i in mine))
         with self.profile.span("step", "step", step) if self.profile else nullcontext():
             yield
 
-    def step_signals(
+    def step_metrics(
         self,
         step: int,
-        rows: StepRows,
+        rows: StepBatch,
         columns: dict[str, Tensor],
         decision: ModeDecision,
         stats: GroupStats | None,
     ) -> dict[str, float]:
         """Signals of a step before its update."""
         self._memorized = decision.share(Mode.MEMORIZE)
-        signals = {"epoch": rows.epoch, "lr": self.cfg.optim.lr * self.lr_factor(step), **mode_signals(decision)}
+        signals = {"epoch": rows.epoch, "lr": self.cfg.optim.lr * self.lr_factor(step), **mode_metrics(decision)}
         if stats is not None:
-            signals |= rollout_signals(columns, stats, rows.offsets)
+            signals |= rollout_metrics(columns, stats, rows.offsets)
             signals |= {f"reward/user/{r.title}_weight": r.weight.at(step) for r in self.cfg.reward.user}
         ids = [self.records[i].id for i in rows.records]
         if self.cfg.run.modes:
             self.metrics.log_modes(step + 1, mode_line(decision, rows.records, ids))
         return signals | self.memorize_log.signals(ids, stats, decision)
 
-    def update_signals(self, stats: UpdateStats, live: LiveRows) -> dict[str, float]:
+    def update_metrics(self, stats: UpdateStats, live: TrainSequences) -> dict[str, float]:
         """Signals of an update; counts skipped updates in a row."""
-        self.agenda.skipped_in_a_row = 0 if stats.applied else self.agenda.skipped_in_a_row + 1
+        self.schedule.skipped_in_a_row = 0 if stats.applied else self.schedule.skipped_in_a_row + 1
         if not stats.applied:
             self.progress.say("update skipped: a loss or gradient was not finite")
         memorized = sum(r.memorize for r in live.rows)
@@ -313,7 +313,7 @@ class Run:
         signals |= {
             "time_s": self.elapsed(),
             "tokens_per_s": worked / max(seconds, 1e-9),
-            "bad_rows": float(len(self.book.failed)),
+            "bad_rows": float(len(self.prompt_cache.failed)),
         }
         self._seconds.clear()
         self.metrics.log(step, signals)
@@ -322,13 +322,13 @@ class Run:
             self.profile.write()
 
     def log_eval(self, step: int, result: Evaluation) -> None:
-        self.agenda.evaluated = step
+        self.schedule.evaluated = step
         self.metrics.log_eval(step, {"time_s": self.elapsed(), **result.signals()})
         self.progress.say(
             f"step {step}: held-out accuracy {result.accuracy:.3f}, valid format {result.format_rate:.3f} "
             f"({result.n} records)"
         )
-        if step and result.accuracy > self.best and not self.agenda.skipped_in_a_row:
+        if step and result.accuracy > self.best and not self.schedule.skipped_in_a_row:
             self.best = result.accuracy
             self.save(step)
             if self.rank == 0:
@@ -342,13 +342,13 @@ class Run:
             world_size=self.engine.world_size,
             selector=self._selector.state_dict(),
             memorize_log=self.memorize_log.state_dict(),
-            skipped_in_a_row=self.agenda.skipped_in_a_row,
+            skipped_in_a_row=self.schedule.skipped_in_a_row,
             reward_errors=dict(self.failures.counts),
             supervision=self.supervisor.state_dict(self.engine.gather_json),
-            evaluated=self.agenda.evaluated,
+            evaluated=self.schedule.evaluated,
         )
         store.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
-        self.agenda.saved()
+        self.schedule.saved()
 
     def finish(self) -> None:
         """Export, summary, profile and report; the DONE marker last."""

@@ -28,7 +28,7 @@ def write_summary(run: Run) -> None:
         "records": len(run.records),
         "bad_records": {
             **{b.record_id or f"{b.file}:{b.line}": b.reason for b in run.records.bad},
-            **run.book.failed,
+            **run.prompt_cache.failed,
         },
         "reward_errors": dict(run.failures.counts),
         **({"supervision": dict(run.supervisor.totals)} if run.cfg.supervision.on else {}),

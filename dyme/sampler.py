@@ -10,7 +10,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class StepRows:
+class StepBatch:
     """The rows of one step (`step`, from 0). Group g is record `records[g]` with `group_size` rows g*K .. g*K + K - 1.
 
     `starts` has world_size + 1 entries: rank r holds rows starts[r] .. starts[r + 1] - 1. Blocks are contiguous and
@@ -67,7 +67,7 @@ def epoch_order(seed: int, epoch: int, num_records: int) -> tuple[int, ...]:
     return tuple(torch.randperm(num_records, generator=generator).tolist())
 
 
-def step_rows(
+def step_batch(
     step: int,
     num_records: int,
     prompts_per_step: int,
@@ -76,7 +76,7 @@ def step_rows(
     seed: int,
     *,
     shuffle: bool = True,
-) -> StepRows:
+) -> StepBatch:
     """Rows of step (0-based): every record once per epoch, in an order of the epoch's own or in that of the source."""
     first = step * prompts_per_step
 
@@ -87,4 +87,4 @@ def step_rows(
     records = tuple(record(place) for place in range(first, first + prompts_per_step))
     rows = prompts_per_step * group_size
     starts = tuple(r * rows // world_size for r in range(world_size + 1))
-    return StepRows(records, group_size, starts, (first + prompts_per_step) / num_records, step)
+    return StepBatch(records, group_size, starts, (first + prompts_per_step) / num_records, step)

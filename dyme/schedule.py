@@ -1,4 +1,4 @@
-"""Agenda: when a run evaluates, saves and stops. Every answer is the same on all ranks."""
+"""Schedule: when a run evaluates, saves and stops. Every answer is the same on all ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Stop(Enum):
 _VOTES = (None, Stop.TIME, Stop.PREEMPTED)  # the gravest of all ranks counts
 
 
-class Agenda:
+class Schedule:
     """`evaluated`: step of the last evaluation; `skipped_in_a_row`: updates skipped since the last one that was
     applied."""
 

@@ -20,7 +20,7 @@ from dyme.rewards.columns import pictures, reward_columns
 from dyme.rewards.compose import Checked, Scores, UserScores, check, compose
 from dyme.rollout import Rollout
 from dyme.run import Run
-from dyme.sampler import StepRows
+from dyme.sampler import StepBatch
 from dyme.supervision.checker import CheckRow, PendingCheck
 from dyme.supervision.supervisor import Fate
 
@@ -43,7 +43,7 @@ class Scoring:
     """The scores of this rank's rows in a step. A group, or what this rank holds of it, is scored when its last row
     `finished`."""
 
-    def __init__(self, run: Run, rows: StepRows) -> None:
+    def __init__(self, run: Run, rows: StepBatch) -> None:
         self.run, self.rows = run, rows
         self.rollouts: dict[int, Rollout] = {}
         self.thinking: dict[int, str] = {}

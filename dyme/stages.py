@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dyme.batching.objective import LiveRow, LiveRows, kl_share, live_rows, token_weights
+from dyme.batching.objective import TrainSequence, TrainSequences, kl_share, token_weights, train_sequences
 from dyme.batching.plan import make_plan
-from dyme.engine.update import Work
+from dyme.engine.update import TrainBatch
 from dyme.metrics.step_metrics import COLUMNS, any_failed, column_names, group_entropy, table_columns
-from dyme.prompts import has_reference, reply_text
+from dyme.prompts import has_demonstration, reply_text
 from dyme.rewards.length import add_length_reward
-from dyme.rollout import Rollout, RolloutRow, generate, row_key
+from dyme.rollout import Rollout, RolloutRequest, generate, row_key
 from dyme.run import Run
-from dyme.sampler import StepRows
+from dyme.sampler import StepBatch
 from dyme.scoring import Scoring
 from dyme.selectors.base import GroupStats, Mode, ModeDecision, group_stats, memorize_all, with_extra
 
@@ -31,7 +31,7 @@ class PromptTable:
     modalities: list[frozenset[str]]
 
 
-def prompts(run: Run, rows: StepRows, first: int = 0) -> PromptTable:
+def prompts(run: Run, rows: StepBatch, first: int = 0) -> PromptTable:
     """Encodes the prompts this rank owns, from group `first` on, and gathers what a plan has to know of them."""
     owners = [[group for group in rows.owned(rank) if group >= first] for rank in range(run.engine.world_size)]
     owned = owners[run.engine.rank]
@@ -46,7 +46,7 @@ def prompts(run: Run, rows: StepRows, first: int = 0) -> PromptTable:
     return PromptTable(table[:, 0] > 0, [int(n) for n in table[:, 0]], modalities)
 
 
-def rollout(run: Run, rows: StepRows, step: int, scoring: Scoring) -> dict[int, Rollout]:
+def rollout(run: Run, rows: StepBatch, step: int, scoring: Scoring) -> dict[int, Rollout]:
     """Completions of this rank's rows, without those whose prompt could not be encoded. `scoring` gets them as they
     finish."""
     requests = {}
@@ -55,7 +55,7 @@ def rollout(run: Run, rows: StepRows, step: int, scoring: Scoring) -> dict[int, 
         prompt = run.encode(record)
         if prompt is not None:
             key = row_key(run.cfg.run.seed, step, run.records[record].id, row % rows.group_size)
-            requests[row] = RolloutRow(prompt, key)
+            requests[row] = RolloutRequest(prompt, key)
     asked = list(requests)
     scoring.expect(asked)
     rollouts = generate(
@@ -68,7 +68,7 @@ def rollout(run: Run, rows: StepRows, step: int, scoring: Scoring) -> dict[int, 
     return dict(zip(asked, rollouts, strict=True))
 
 
-def score(run: Run, rows: StepRows, scoring: Scoring) -> Tensor:
+def score(run: Run, rows: StepBatch, scoring: Scoring) -> Tensor:
     """The columns of `signals.column_names` for this rank's rows; rows without a completion are unscored."""
     titles = run.user_rewards.titles
     table = torch.zeros(len(rows.rows(run.engine.rank)), len(column_names(titles)), dtype=torch.float64)
@@ -88,7 +88,7 @@ def score(run: Run, rows: StepRows, scoring: Scoring) -> Tensor:
     return table
 
 
-def gather(run: Run, rows: StepRows, table: Tensor) -> dict[str, Tensor]:
+def gather(run: Run, rows: StepBatch, table: Tensor) -> dict[str, Tensor]:
     """The scores of all ranks as named columns, [R] each, rows in the step's order. Errors are gathered where the
     columns, which are the same on all ranks, have any."""
     columns = table_columns(run.engine.gather_rows(table, rows.counts), run.user_rewards.titles)
@@ -101,11 +101,13 @@ def gather(run: Run, rows: StepRows, table: Tensor) -> dict[str, Tensor]:
 
 
 def select(
-    run: Run, rows: StepRows, columns: dict[str, Tensor], table: PromptTable, step: int
+    run: Run, rows: StepBatch, columns: dict[str, Tensor], table: PromptTable, step: int
 ) -> tuple[ModeDecision, GroupStats | None]:
     """The mode of every group, from gathered numbers alone. Without rollouts every reference is memorized."""
     cfg = run.cfg
-    references = [has_reference(run.records[i], cfg.memorize.on_missing_trace, cfg.prompt.style) for i in rows.records]
+    references = [
+        has_demonstration(run.records[i], cfg.memorize.on_missing_trace, cfg.prompt.style) for i in rows.records
+    ]
     reference = torch.tensor(references) & table.readable
     if not columns:
         return memorize_all(reference), None
@@ -119,8 +121,8 @@ def select(
 
 
 def join_extra(
-    run: Run, rows: StepRows, table: PromptTable, decision: ModeDecision
-) -> tuple[StepRows, PromptTable, ModeDecision]:
+    run: Run, rows: StepBatch, table: PromptTable, decision: ModeDecision
+) -> tuple[StepBatch, PromptTable, ModeDecision]:
     """The step with the records that the selector names besides its groups: groups without rollouts, which memorize.
     One more gather, in steps that have any."""
     count = len(decision.extra_records)
@@ -136,20 +138,20 @@ def join_extra(
 
 
 def live(
-    run: Run, rows: StepRows, columns: dict[str, Tensor], decision: ModeDecision, stats: GroupStats | None
-) -> LiveRows:
+    run: Run, rows: StepBatch, columns: dict[str, Tensor], decision: ModeDecision, stats: GroupStats | None
+) -> TrainSequences:
     """The rows that train under the decision."""
     keep_zero = run.spec.entropy_coef != 0 or run.spec.beta != 0
     if stats is None:
         nothing = torch.zeros(rows.num_rows, dtype=torch.float64)
-        return live_rows(decision, nothing, nothing > 0, rows.offsets, keep_zero=keep_zero)
+        return train_sequences(decision, nothing, nothing > 0, rows.offsets, keep_zero=keep_zero)
     trains = columns["scored"] > 0.5
     if run.cfg.rollout.truncated == "mask":
         trains &= columns["truncated"] < 0.5
-    return live_rows(decision, stats.advantages, trains, rows.offsets, keep_zero=keep_zero)
+    return train_sequences(decision, stats.advantages, trains, rows.offsets, keep_zero=keep_zero)
 
 
-def refine(run: Run, rows: StepRows, live: LiveRows) -> dict[int, str | None]:
+def refine(run: Run, rows: StepBatch, live: TrainSequences) -> dict[int, str | None]:
     """The reference traces of the groups that memorize and whose record this rank holds."""
     groups = [row.group for row in live.rows if row.memorize and rows.owner(row.group) == run.engine.rank]
     refined = run.supervisor.refine([run.records[rows.records[group]] for group in groups])
@@ -157,20 +159,20 @@ def refine(run: Run, rows: StepRows, live: LiveRows) -> dict[int, str | None]:
 
 
 def exchange(
-    run: Run, rows: StepRows, rollouts: dict[int, Rollout], references: dict[int, str | None], live: LiveRows
-) -> dict[LiveRow, list[int]]:
+    run: Run, rows: StepBatch, rollouts: dict[int, Rollout], references: dict[int, str | None], live: TrainSequences
+) -> dict[TrainSequence, list[int]]:
     """Token ids of the live rows, from the ranks that hold them to all ranks."""
     engine = run.engine
     starts = rows.starts
 
-    def holder(row: LiveRow) -> int:
+    def holder(row: TrainSequence) -> int:
         return (
             rows.owner(row.group)
             if row.memorize
             else next(r for r in range(engine.world_size) if row.row < starts[r + 1])
         )
 
-    def tokens(row: LiveRow) -> list[int] | tuple[int, ...]:
+    def tokens(row: TrainSequence) -> list[int] | tuple[int, ...]:
         if not row.memorize:
             return rollouts[row.row].tokens
         record = run.records[rows.records[row.group]]
@@ -181,7 +183,7 @@ def exchange(
     return {row: next(gathered[holder(row)]) for row in live.rows}
 
 
-def learn(run: Run, rows: StepRows, columns: dict[str, Tensor], decision: ModeDecision, scoring: Scoring) -> None:
+def learn(run: Run, rows: StepBatch, columns: dict[str, Tensor], decision: ModeDecision, scoring: Scoring) -> None:
     """Templates from the best right trace that this rank holds of each group which does not memorize."""
     best: dict[int, int] = {}
     for row, trace in scoring.thinking.items():
@@ -199,13 +201,13 @@ def learn(run: Run, rows: StepRows, columns: dict[str, Tensor], decision: ModeDe
 
 def plan(
     run: Run,
-    rows: StepRows,
+    rows: StepBatch,
     columns: dict[str, Tensor],
     decision: ModeDecision,
-    live: LiveRows,
-    tokens: dict[LiveRow, list[int]],
+    live: TrainSequences,
+    tokens: dict[TrainSequence, list[int]],
     table: PromptTable,
-) -> Work:
+) -> TrainBatch:
     """Who trains which live rows when, and with which weight."""
     cfg = run.cfg
     lengths = {row: len(tokens[row]) if row in tokens else int(columns["length"][row.row]) for row in live.counted}
@@ -229,7 +231,7 @@ def plan(
         share_prompt=run.family.packs_trees,
         joined=run.engine.joined,
     )
-    return Work(
+    return TrainBatch(
         placed,
         live.rows,
         weights,

@@ -7,7 +7,7 @@ import json
 
 from dyme import stages
 from dyme.engine.bad_steps import write_bad_step
-from dyme.engine.update import component_norms, run_update, with_reference
+from dyme.engine.update import component_norms, run_update, with_reference_logprobs
 from dyme.evaluation import held_out
 from dyme.fault_tolerance.preemption import MARKER
 from dyme.run import Run
@@ -21,7 +21,7 @@ def train(run: Run) -> None:
     cfg, step = run.cfg, run.first_step
     run.watchdog.start()
     with run.progress:
-        stop = _evaluate(run, step) if run.agenda.lacks_evaluation(step) else None
+        stop = _evaluate(run, step) if run.schedule.lacks_evaluation(step) else None
         while stop is None and step < cfg.train.max_steps:
             with run.stepping(step):
                 signals = train_step(run, step)
@@ -34,9 +34,9 @@ def train(run: Run) -> None:
                     f"optim.lr; {run.folder / 'bad_steps'} has the batches, the newest checkpoint is from before"
                 )
             last = stop is Stop.TIME or (stop is None and step == cfg.train.max_steps)
-            if last or (stop is None and run.agenda.must_evaluate(step)):
+            if last or (stop is None and run.schedule.must_evaluate(step)):
                 stop = _evaluate(run, step) or stop
-            if stop is not Stop.PREEMPTED and (run.agenda.must_save(step) or last):
+            if stop is not Stop.PREEMPTED and (run.schedule.must_save(step) or last):
                 run.save(step)
     if stop is Stop.PREEMPTED:
         _leave(run, step)
@@ -48,9 +48,9 @@ def train(run: Run) -> None:
 def train_step(run: Run, step: int) -> dict[str, float]:
     """One optimizer step; returns its signals."""
     explores = run.makes_rollouts(step)
-    rows = run.step_rows(step)
+    rows = run.step_batch(step)
     with run.clock("rollout"):
-        run.book.turn()
+        run.prompt_cache.advance()
         prompts = stages.prompts(run, rows)
         scoring = Scoring(run, rows)
         rollouts = stages.rollout(run, rows, step, scoring) if explores else {}
@@ -66,15 +66,15 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     with run.clock("plan"):
         tokens = stages.exchange(run, rows, rollouts, references, live)
         work = stages.plan(run, rows, columns, decision, live, tokens, prompts)
-    signals = run.step_signals(step, rows, columns, decision, groups)
+    signals = run.step_metrics(step, rows, columns, decision, groups)
     run.prefetch(step + 1)  # pictures, prompts, facts and references, while this step's update runs
     with run.clock("update"):
         if live.rows:  # a step in which nothing lives has no backward and no optimizer step
-            work = with_reference(run.engine, work)
+            work = with_reference_logprobs(run.engine, work)
             if run.measures_components(step):
                 signals |= component_norms(run.engine, work).signals()
             stats = run_update(run.engine, work, run.lr_factor(step), run.cfg.train.epochs_per_rollout)
-            signals |= run.update_signals(stats, live)
+            signals |= run.update_metrics(stats, live)
             if not stats.applied and run.rank == 0:
                 ids = [run.records[record].id for record in rows.records]
                 write_bad_step(run.folder, step + 1, stats.bad_ranks, ids, work)
@@ -84,7 +84,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     if run.supervisor.learns and explores:
         stages.learn(run, rows, columns, decision, scoring)
     run.supervisor.update(step, run.engine.gather_json)
-    run.book.clear()
+    run.prompt_cache.clear()
     return signals
 
 
@@ -95,9 +95,9 @@ def _evaluate(run: Run, step: int) -> Stop | None:
 
     def goes_on() -> bool:
         run.watchdog.beat(phase="evaluate")
-        return not run.agenda.preemption.asked
+        return not run.schedule.preemption.asked
 
-    result = held_out.evaluate(run.cfg, run.engine, run.eval_records, run.book, step, run.metrics, goes_on)
+    result = held_out.evaluate(run.cfg, run.engine, run.eval_records, run.prompt_cache, step, run.metrics, goes_on)
     if result is None:
         return Stop.PREEMPTED
     run.log_eval(step, result)
@@ -106,12 +106,12 @@ def _evaluate(run: Run, step: int) -> Stop | None:
 
 def _leave(run: Run, step: int) -> None:
     """The way out before the end, for whoever asked: what is needed to go on, and the marker PREEMPTED."""
-    if step and not run.agenda.skipped_in_a_row:
+    if step and not run.schedule.skipped_in_a_row:
         run.save(step)
     run.metrics.close()
     run.supervisor.close()
     if run.rank == 0:
-        asked = run.agenda.preemption.asked or "a signal to another rank"
+        asked = run.schedule.preemption.asked or "a signal to another rank"
         (run.folder / MARKER).write_text(json.dumps({"step": step, "asked_by": asked}), encoding="utf-8")
         run.progress.say(f"left at step {step} for {asked}: start again to go on")
     run.engine.barrier()

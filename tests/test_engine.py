@@ -16,7 +16,14 @@ from dyme.batching.packing import pack
 from dyme.config import ConfigError, OptimConfig, load_config
 from dyme.engine.policy_module import Policy, head_tensors
 from dyme.engine.rollout_copy import RolloutCopy
-from dyme.engine.train_engine import Engine, _unflatten, deepspeed_config, freeze_parts, lr_factor, parameter_groups
+from dyme.engine.train_engine import (
+    TrainEngine,
+    _unflatten,
+    deepspeed_config,
+    freeze_parts,
+    lr_factor,
+    parameter_groups,
+)
 from dyme.families import ModelError
 from dyme_kernels import LossSpec, PolicyLossOutput
 
@@ -132,7 +139,7 @@ def test_flex_attention_is_refused_where_it_cannot_train(monkeypatch, tmp_path):
     family, model, _ = scenario.build()
     cfg = load_config(write_config(tmp_path, model__packed_attention="flex_attention"))
     with pytest.raises(ConfigError, match=r"model.packed_attention=flex_attention: .*set it to auto"):
-        Engine(cfg, family, model, LossSpec())
+        TrainEngine(cfg, family, model, LossSpec())
 
 
 def test_ragged_lists_survive_flattening():
@@ -145,7 +152,7 @@ def test_frozen_weights_are_copied_again_after_a_checkpoint_only():
     family, model, _ = scenario.build()
     freeze_parts(family.parts(model), ("vision",))
     rollout = RolloutCopy(family, model, torch.device("cpu"), offload=False)
-    engine = object.__new__(Engine)
+    engine = object.__new__(TrainEngine)
     engine.rollout_copy, engine.stage = rollout, 2
     assert engine.refresh() is engine.copy is rollout.model
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dyme.engine.gradient_modulation import Modulation, Modulator, modulate
+from dyme.engine.gradient_modulation import GradientModulation, GradientModulator, modulate
 from dyme.settings.errors import ConfigError
 
 PARTS = ["vision", "connector", "language", "language", "head"]
@@ -16,17 +16,21 @@ PARTS = ["vision", "connector", "language", "language", "head"]
 def test_factors():
     """Vision: sqrt((12 + 4) / 4) = 2, language: sqrt((3 + 2 + 4) / 9) = 1, so rho = 2 and k = 1 - tanh(2 alpha)."""
     squares, sizes = [12.0, 4.0, 3.0, 2.0, 4.0], [3, 1, 4, 2, 3]
-    assert modulate(PARTS, squares, sizes, 0.5) == Modulation(vision=pytest.approx(1 - math.tanh(1.0)), language=1.0)
+    assert modulate(PARTS, squares, sizes, 0.5) == GradientModulation(
+        vision=pytest.approx(1 - math.tanh(1.0)), language=1.0
+    )
     # the other way round: vision sqrt(4 / 4) = 1, language sqrt(9 * 9 / 9) = 3
     got = modulate(PARTS, [3.0, 1.0, 27.0, 18.0, 36.0], sizes, 0.1)
-    assert got == Modulation(vision=1.0, language=pytest.approx(1 - math.tanh(0.3)))
+    assert got == GradientModulation(vision=1.0, language=pytest.approx(1 - math.tanh(0.3)))
     assert got.of("head") == got.language and got.of("connector") == 1.0
 
 
 def test_nobody_is_slowed_down():
-    assert modulate(PARTS, [1.0, 1.0, 1.0, 1.0, 1.0], [1, 1, 1, 1, 1], 0.5) == Modulation()
-    assert modulate(PARTS, [0.0, 0.0, 1.0, 1.0, 1.0], [1, 1, 1, 1, 1], 0.5) == Modulation()  # a step without pictures
-    assert modulate(PARTS, [1.0, 1.0, 0.0, 0.0, 0.0], [1, 1, 1, 1, 1], 0.5) == Modulation()
+    assert modulate(PARTS, [1.0, 1.0, 1.0, 1.0, 1.0], [1, 1, 1, 1, 1], 0.5) == GradientModulation()
+    assert (
+        modulate(PARTS, [0.0, 0.0, 1.0, 1.0, 1.0], [1, 1, 1, 1, 1], 0.5) == GradientModulation()
+    )  # a step without pictures
+    assert modulate(PARTS, [1.0, 1.0, 0.0, 0.0, 0.0], [1, 1, 1, 1, 1], 0.5) == GradientModulation()
 
 
 def test_what_it_cannot_serve():
@@ -34,7 +38,7 @@ def test_what_it_cannot_serve():
         return [{"name": f"{part}.matrices", "params": [torch.nn.Parameter(torch.ones(2, 2))]} for part in parts]
 
     with pytest.raises(ConfigError, match=r"optim\.modulation compares vision with language"):
-        Modulator(groups("language", "head"), 0.1, {"stage": 3})
+        GradientModulator(groups("language", "head"), 0.1, {"stage": 3})
     with pytest.raises(ConfigError, match="ZeRO-1 or 2 offloads"):
-        Modulator(groups("vision", "head"), 0.1, {"stage": 2, "offload_optimizer": {"device": "cpu"}})
-    Modulator(groups("language", "head"), 0.0, {"stage": 2, "offload_optimizer": {"device": "cpu"}})
+        GradientModulator(groups("vision", "head"), 0.1, {"stage": 2, "offload_optimizer": {"device": "cpu"}})
+    GradientModulator(groups("language", "head"), 0.0, {"stage": 2, "offload_optimizer": {"device": "cpu"}})

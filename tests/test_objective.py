@@ -8,7 +8,15 @@ import pytest
 import torch
 import yaml
 
-from dyme.batching.objective import LiveRow, LiveRows, kl_share, live_rows, loss_inputs, resolve, token_weights
+from dyme.batching.objective import (
+    TrainSequence,
+    TrainSequences,
+    kl_share,
+    loss_inputs,
+    resolve,
+    token_weights,
+    train_sequences,
+)
 from dyme.config import ConfigError, RunConfig, load_config
 from dyme.selectors.base import Mode, ModeDecision
 from dyme_kernels import LossSpec, policy_loss
@@ -30,15 +38,17 @@ def decision(modes=MODES, rl=RL, sft=SFT) -> ModeDecision:
     return ModeDecision(mode, torch.tensor(rl, dtype=torch.float64), torch.tensor(sft, dtype=torch.float64), mode)
 
 
-def live(**keep) -> LiveRows:
-    return live_rows(decision(), torch.tensor(ADVANTAGES, dtype=torch.float64), torch.tensor(TRAINS), OFFSETS, **keep)
+def live(**keep) -> TrainSequences:
+    return train_sequences(
+        decision(), torch.tensor(ADVANTAGES, dtype=torch.float64), torch.tensor(TRAINS), OFFSETS, **keep
+    )
 
 
-def lengths_of(rows: LiveRows) -> dict[LiveRow, int]:
+def lengths_of(rows: TrainSequences) -> dict[TrainSequence, int]:
     return {row: LENGTHS[row.group, row.row] for row in rows.counted}
 
 
-def weights(rows: LiveRows, normalization: str) -> dict[tuple[int, int], float]:
+def weights(rows: TrainSequences, normalization: str) -> dict[tuple[int, int], float]:
     values = token_weights(
         rows, lengths_of(rows), normalization, groups=4, rows=12, max_new_tokens=20, memorize_weight=0.3
     )
@@ -62,15 +72,15 @@ def test_live_rows():
 
 
 def test_rows_of_no_share_are_not_run_but_counted():
-    rows = live_rows(
+    rows = train_sequences(
         decision([J], [0.0], [1.0]), torch.tensor([1.0, -1.0]).double(), torch.tensor([True, True]), [0, 2]
     )
     assert [r.row for r in rows.rows] == [-1] and [r.row for r in rows.counted] == [0, 1, -1]
 
 
 def test_a_step_in_which_nothing_lives():
-    rows = live_rows(decision([S, S], [1, 1], [1, 1]), torch.zeros(4).double(), torch.ones(4).bool(), [0, 2, 4])
-    assert rows == LiveRows((), ())
+    rows = train_sequences(decision([S, S], [1, 1], [1, 1]), torch.zeros(4).double(), torch.ones(4).bool(), [0, 2, 4])
+    assert rows == TrainSequences((), ())
     for normalization in NORMALIZATIONS:
         assert weights(rows, normalization) == {}
 
@@ -91,7 +101,7 @@ def test_token_weights(normalization):
 
 
 def test_a_memorized_group_weighs_as_an_explored_one_or_1_over_k():
-    rows = live_rows(
+    rows = train_sequences(
         decision([E, M], [1, 1], [1, 1]), torch.tensor([1.0, -1.0, 1.0, -1.0]).double(), torch.ones(4).bool(), [0, 2, 4]
     )
     lengths = dict.fromkeys(rows.counted, 5)
@@ -112,7 +122,7 @@ def test_rows_give_the_gradient_of_all_counted_rows(normalization, surrogate):
     logits = {row: torch.randn(n, 11, generator=generator).double() for row, n in lengths_of(live()).items()}
     targets = {row: torch.randint(0, 11, (n,), generator=generator) for row, n in lengths_of(live()).items()}
 
-    def gradient(rows: LiveRows) -> dict[LiveRow, torch.Tensor]:
+    def gradient(rows: TrainSequences) -> dict[TrainSequence, torch.Tensor]:
         leaves = {row: logits[row].clone().requires_grad_() for row in rows.rows}
         lengths = [LENGTHS[row.group, row.row] for row in rows.rows]
         inputs = loss_inputs(rows.rows, list(weights(rows, normalization).values()), lengths)
@@ -135,7 +145,7 @@ def test_rows_give_the_gradient_of_all_counted_rows(normalization, surrogate):
 
 
 def test_loss_inputs_spread_over_tokens():
-    rows = [LiveRow(0, 4, -0.5, 1.0), LiveRow(2, -1, 1.0, 1.0)]
+    rows = [TrainSequence(0, 4, -0.5, 1.0), TrainSequence(2, -1, 1.0, 1.0)]
     inputs = loss_inputs(rows, [0.25, 0.125], [2, 3])
     assert inputs.advantages.tolist() == [-0.5, -0.5, 1.0, 1.0, 1.0]
     assert inputs.weights.tolist() == [0.25, 0.25, 0.125, 0.125, 0.125]
@@ -143,7 +153,7 @@ def test_loss_inputs_spread_over_tokens():
 
 
 def test_a_later_epoch_knows_old_logprobs_and_rows():
-    inputs = loss_inputs([LiveRow(0, 4, -0.5, 1.0), LiveRow(2, -1, 1.0, 1.0)], [0.25, 0.125], [2, 3])
+    inputs = loss_inputs([TrainSequence(0, 4, -0.5, 1.0), TrainSequence(2, -1, 1.0, 1.0)], [0.25, 0.125], [2, 3])
     old = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0])
     later = inputs.off_policy(old, [2, 3]).to(torch.device("cpu"))
     assert torch.equal(later.old_logprobs, old) and later.segments.tolist() == [0, 0, 1, 1, 1]

@@ -21,7 +21,7 @@ from dyme.report.timeline import draw
 from dyme.run import Run
 
 
-class Engine:
+class TrainEngine:
     """Something with the methods that are watched."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ def check_trace(trace: dict) -> list[dict]:
 
 def test_spans_of_a_step(tmp_path):
     waited = []
-    profile, engine = Profile(tmp_path, lambda: waited.append(1)), Engine()
+    profile, engine = Profile(tmp_path, lambda: waited.append(1)), TrainEngine()
     profile.watch(engine, lambda: 7)
     profile.write()
     assert not list(tmp_path.iterdir())

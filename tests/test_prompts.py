@@ -16,9 +16,9 @@ from dyme import prompts
 from dyme.config import PromptConfig
 from dyme.data import LazyImage, Record
 from dyme.families import Prompt, PromptError
-from dyme.prompts import PromptBook, fit_pixels, has_reference, prompt_text, reply_text
+from dyme.prompts import PromptCache, fit_pixels, has_demonstration, prompt_text, reply_text
 from dyme.run import Run
-from dyme.sampler import step_rows
+from dyme.sampler import step_batch
 
 RECORD = Record(id="r1", question="How tall?", answers=("3", "three"), hint=" it is 3. \n")
 THINK = PromptConfig(template="{question} End with '{flag}'.", answer_flag="Answer:")
@@ -69,7 +69,7 @@ def test_a_missing_trace_leaves_the_answer_alone(trace):
     ],
 )
 def test_has_reference(hint, on_missing, style, expected):
-    assert has_reference(replace(RECORD, hint=hint), on_missing, style) is expected
+    assert has_demonstration(replace(RECORD, hint=hint), on_missing, style) is expected
 
 
 class Family:
@@ -93,8 +93,8 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def book(said) -> PromptBook:
-    return PromptBook(Family(), PromptConfig(template="{question}"), said.append)  # type: ignore[arg-type]
+def book(said) -> PromptCache:
+    return PromptCache(Family(), PromptConfig(template="{question}"), said.append)  # type: ignore[arg-type]
 
 
 def test_a_record_is_encoded_once_until_cleared(book, said):
@@ -169,10 +169,10 @@ def records(*questions: str) -> list[Record]:
 
 
 @pytest.fixture(params=[1, 3])
-def slow(said, request, monkeypatch) -> PromptBook:
+def slow(said, request, monkeypatch) -> PromptCache:
     """With one thread that encodes ahead, and with three."""
     monkeypatch.setattr(prompts, "threads", lambda: request.param)
-    return PromptBook(SlowFamily(), PromptConfig(template="{question}"), said.append)  # type: ignore[arg-type]
+    return PromptCache(SlowFamily(), PromptConfig(template="{question}"), said.append)  # type: ignore[arg-type]
 
 
 def test_prefetched_prompts_are_the_same_and_come_from_a_thread(slow):
@@ -182,12 +182,12 @@ def test_prefetched_prompts_are_the_same_and_come_from_a_thread(slow):
     assert [len(p) for p in used] == [3, 5]
     slow.clear()
     assert len(slow.family.seen) == 4, "nothing runs in the background after clear"
-    slow.turn()
+    slow.advance()
     assert [len(slow.encode(record)) for record in ahead] == [4, 7]
     threads = dict(slow.family.seen)
     assert len(slow.family.seen) == 4 and threads["one"] == threads["three"] == threading.current_thread().name
     assert all(threads[name].startswith("prompts") for name in ("four", "fifteen"))
-    slow.turn()
+    slow.advance()
     assert slow.encode(ahead[0]) and len(slow.family.seen) == 5, "a turned page is forgotten"
 
 
@@ -219,11 +219,11 @@ def test_failures_ahead_are_told_when_their_step_comes(slow, said):
     slow.prefetch(records("good", "bad one", "bad two"))
     slow.clear()
     assert not said and not slow.failed
-    slow.turn()
+    slow.advance()
     assert list(slow.failed) == ["id bad one", "id bad two"] and len(said) == 2 and "id bad one" in said[0]
     assert [slow.encode(record) for record in records("bad two", "bad one")] == [None, None]
     slow.prefetch(records("bad one"))
-    slow.turn()
+    slow.advance()
     assert len(said) == 2 and len(slow.failed) == 2
 
 
@@ -235,7 +235,7 @@ def test_others_do_not_see_what_is_prefetched(slow):
     slow.clear()
     assert len(slow.encode(held_out)) == 15
     slow.clear()
-    slow.turn()
+    slow.advance()
     assert len(slow.encode(train)) == 5
 
 
@@ -253,7 +253,7 @@ def test_a_rank_prefetches_the_groups_of_its_rows():
             book=SimpleNamespace(prefetch=asked.append),
             supervisor=SimpleNamespace(prefetch=lambda records, likely: supervised.append((records, likely))),
             _likely=lambda record, step, epoch: True,
-            step_rows=lambda step: step_rows(step, 9, 3, 4, 2, 0, shuffle=False),
+            step_batch=lambda step: step_batch(step, 9, 3, 4, 2, 0, shuffle=False),
         )
         for step in (4, 5):
             Run.prefetch(run, step)  # type: ignore[arg-type]
@@ -261,7 +261,7 @@ def test_a_rank_prefetches_the_groups_of_its_rows():
     assert [records for records, _ in supervised] == asked
     assert sorted(supervised[0][1] + supervised[1][1]) == sorted({*first, *second})
     assert len(first) == len(second) == 2 and first[1] == second[0]
-    assert {*first, *second} == {f"record {i}" for i in step_rows(4, 9, 3, 4, 2, 0, shuffle=False).records}
+    assert {*first, *second} == {f"record {i}" for i in step_batch(4, 9, 3, 4, 2, 0, shuffle=False).records}
 
 
 # --- model.max_pixels ----------
@@ -291,7 +291,7 @@ def test_resizing_is_said_once():
 
     large = LazyImage(draw=lambda: Image.new("RGB", (40, 30)))
     small = LazyImage(draw=lambda: Image.new("RGB", (4, 3)))
-    book = PromptBook(Sizes(), PromptConfig(template="{question}"), said.append, max_pixels=300)  # type: ignore[arg-type]
+    book = PromptCache(Sizes(), PromptConfig(template="{question}"), said.append, max_pixels=300)  # type: ignore[arg-type]
     for name in ("a", "b"):
         book.encode(replace(RECORD, id=name, images=(small, large)))
     assert seen == [[(4, 3), (20, 15)]] * 2

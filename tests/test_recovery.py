@@ -18,13 +18,13 @@ from conftest import environment, run_on_ranks
 from test_checkpoint import flip
 from test_train import lines, same, same_weights, write_config
 
-from dyme.batching.objective import LiveRow
+from dyme.batching.objective import TrainSequence
 from dyme.batching.plan import Plan, PlannedGroup
 from dyme.checkpoint import store
 from dyme.checkpoint.manifest import files_in, measure, write_manifest
 from dyme.engine.bad_steps import KEPT, write_bad_step
-from dyme.engine.update import Work
-from dyme.sampler import step_rows
+from dyme.engine.update import TrainBatch
+from dyme.sampler import step_batch
 
 PROGRAM = Path(__file__).parent / "programs" / "stopped.py"
 STEPS = 5
@@ -189,7 +189,7 @@ def test_no_record_twice_and_none_left_out_when_the_ranks_change():
     """Which records a step takes is a function of the step alone."""
     seen: list[int] = []
     for step, world in enumerate([2, 2, 2, 1, 1, 4, 4, 3]):
-        rows = step_rows(step, 24, 3, 4, world, 7)
+        rows = step_batch(step, 24, 3, 4, world, 7)
         held = [rows.group_of(row) for rank in range(world) for row in rows.rows(rank)]
         assert Counter(held) == dict.fromkeys(range(3), 4)
         seen += rows.records
@@ -197,9 +197,9 @@ def test_no_record_twice_and_none_left_out_when_the_ranks_change():
 
 
 def test_what_a_bad_step_trained_is_written_and_bounded(tmp_path):
-    rows = (LiveRow(0, 1, math.nan, 1.0), LiveRow(1, -1, 1.0, 1.0))
+    rows = (TrainSequence(0, 1, math.nan, 1.0), TrainSequence(1, -1, 1.0, 1.0))
     micro_batches = (((PlannedGroup(0, (0,), 5),),), ((PlannedGroup(1, (1,), 4),),))
-    work = Work(Plan(micro_batches, (frozenset(),)), rows, [0.5, 0.25], [[7, 8], [9]], lambda group: None)
+    work = TrainBatch(Plan(micro_batches, (frozenset(),)), rows, [0.5, 0.25], [[7, 8], [9]], lambda group: None)
     for step in range(1, KEPT + 3):
         path = write_bad_step(tmp_path, step, [1], ["a", "b"], work)
         assert (path is not None) == (step <= KEPT)

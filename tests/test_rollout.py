@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dyme.families import Family, build_family
-from dyme.rollout import Rollout, RolloutRow, Sampling, generate, gumbel, row_key
+from dyme.rollout import Rollout, RolloutRequest, Sampling, generate, gumbel, row_key
 from dyme.rollout.hf import KeyedSampler
 
 TEXTS = ["What is the value of bar one?", "the red bar is 4. Answer: 4"]
@@ -40,13 +40,13 @@ def engine(request) -> str:
     return request.param
 
 
-def rows_of(family: Family, completions: int = 3) -> list[RolloutRow]:
+def rows_of(family: Family, completions: int = 3) -> list[RolloutRequest]:
     """Prompts of different lengths, with and without pictures, a few completions each."""
     questions = ["What?", "What is the value of bar one?", "Is the red bar, of all the bars, the longest bar of all?"]
     pictures = [[]] + ([[Image.new("RGB", (40, 30), c)] for c in ("red", "blue")] if family.modalities else [])
     prompts = [family.encode(q, picture) for q in questions for picture in pictures]
     keys = [row_key(0, 5, f"r{i}", k) for i in range(len(prompts)) for k in range(completions)]
-    return [RolloutRow(prompts[i // completions], key) for i, key in enumerate(keys)]
+    return [RolloutRequest(prompts[i // completions], key) for i, key in enumerate(keys)]
 
 
 # --- the same tokens however the rows are batched ----------

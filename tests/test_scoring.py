@@ -24,7 +24,7 @@ from dyme.rewards.compose import Checked, score
 from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
 from dyme.rollout import Rollout
-from dyme.sampler import StepRows
+from dyme.sampler import StepBatch
 from dyme.scoring import Scoring
 from dyme.selectors import make_selector
 from dyme.selectors.base import Mode, group_stats
@@ -38,7 +38,7 @@ RECORDS = [
     Record("r2", "How many?", ("9",), hint="The green bar shows 9."),
 ]
 SAID = ["red bar 4. Answer: 4", "red Answer: 5", "Answer: 4", "blue 7 Answer: 7", "nothing", "Answer: 1", "Answer: 9"]
-ROWS = StepRows((0, 1, 2), 3, (0, 7, 9), 0.1, step=5)  # the last group goes over to rank 1 after its first row
+ROWS = StepBatch((0, 1, 2), 3, (0, 7, 9), 0.1, step=5)  # the last group goes over to rank 1 after its first row
 
 
 class Family:

@@ -12,12 +12,14 @@ from dyme.settings.selector import SelectorConfig
 NAN = float("nan")
 
 
-def stats(*groups, scored=None, has_reference=None, rewards=None) -> GroupStats:
+def stats(*groups, scored=None, has_demonstration=None, rewards=None) -> GroupStats:
     """Stats of groups given as lists of s; NaN is an unscored row."""
     flat = torch.tensor([s for g in groups for s in g], dtype=torch.float64)
     offsets = torch.tensor([0, *torch.tensor([len(g) for g in groups]).cumsum(0).tolist()])
     scored = ~flat.isnan() if scored is None else scored
-    reference = torch.ones(len(groups), dtype=torch.bool) if has_reference is None else torch.tensor(has_reference)
+    reference = (
+        torch.ones(len(groups), dtype=torch.bool) if has_demonstration is None else torch.tensor(has_demonstration)
+    )
     reward = flat if rewards is None else torch.tensor([r for g in rewards for r in g], dtype=torch.float64)
     return group_stats(reward, flat, torch.ones_like(flat), scored, reference, offsets, "std")
 
@@ -82,9 +84,9 @@ def test_always():
 
 
 def test_nothing_to_memorize_is_skipped():
-    decision = make_selector(SelectorConfig()).select(stats([0, 0], [0, 0], has_reference=[True, False]), 0.0)
+    decision = make_selector(SelectorConfig()).select(stats([0, 0], [0, 0], has_demonstration=[True, False]), 0.0)
     assert decision.mode.tolist() == [M, S]
-    assert decision.reason.tolist() == [Reason.COLLAPSE, Reason.NO_REFERENCE]
+    assert decision.reason.tolist() == [Reason.COLLAPSE, Reason.NO_DEMONSTRATION]
     assert memorize_all(torch.tensor([True, False])).mode.tolist() == [M, S]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_selection import E, M, S, stats
 
-from dyme.batching.objective import live_rows
+from dyme.batching.objective import train_sequences
 from dyme.methods import memorizes_only
 from dyme.selectors import make_selector, mixed_selector
 from dyme.selectors.base import Mode, ModeDecision, mode_line, with_extra
@@ -36,10 +36,10 @@ def test_annealed(progress, weight):
 
 
 def test_a_joint_group_without_one_part_does_the_other():
-    s = stats([0, 1], [NAN, 1], [0, 1], has_reference=[True, True, False])
+    s = stats([0, 1], [NAN, 1], [0, 1], has_demonstration=[True, True, False])
     assert select(s, 0.5, name="annealed").mode.tolist() == [J, S, E]
     assert select(s, 1.0, name="annealed").mode.tolist() == [E, S, E]  # the SFT weight is exactly 0
-    s = stats([0, 1], has_reference=[True])
+    s = stats([0, 1], has_demonstration=[True])
     assert select(s, 0.0, name="scheduled", peak=1.0).mode.tolist() == [M]  # mu = 1 leaves nothing to explore
     assert select(s, 0.0, name="scheduled", warmup=0.5, decay=0.5).mode.tolist() == [E]  # mu = 0
 
@@ -47,9 +47,9 @@ def test_a_joint_group_without_one_part_does_the_other():
 def test_rows_of_joint_groups():
     """Both rollouts and the reference live, each with its weight; a reference of weight 0 is not even counted."""
     s = stats([0, 1])
-    live = live_rows(select(s, 0.5, name="annealed"), s.advantages, torch.ones(2, dtype=torch.bool), [0, 2])
+    live = train_sequences(select(s, 0.5, name="annealed"), s.advantages, torch.ones(2, dtype=torch.bool), [0, 2])
     assert [(r.row, r.share) for r in live.rows] == [(0, 1.0), (1, 1.0), (-1, pytest.approx(0.5))]
-    live = live_rows(select(s, 1.0, name="annealed"), s.advantages, torch.ones(2, dtype=torch.bool), [0, 2])
+    live = train_sequences(select(s, 1.0, name="annealed"), s.advantages, torch.ones(2, dtype=torch.bool), [0, 2])
     assert [r.row for r in live.counted] == [0, 1]
 
 
@@ -92,7 +92,7 @@ def test_difficulty_weighted(progress, weights):
 def test_entropy_weighted():
     """exp(ln 2) = 2 and exp(-ln 2) = 1/2; a group without completions is skipped."""
     entropy = torch.tensor([0.0, math.log(2), math.log(5), 0.0], dtype=torch.float64)
-    s = replace(stats([0, 0], [1, 0], [1, 1], [NAN, NAN], has_reference=[True, True, False, True]), entropy=entropy)
+    s = replace(stats([0, 0], [1, 0], [1, 1], [NAN, NAN], has_demonstration=[True, True, False, True]), entropy=entropy)
     decision = select(s, 0.3, name="entropy_weighted")
     assert decision.mode.tolist() == [J, J, E, S]
     assert decision.rl_weight.tolist() == pytest.approx([0.1, 0.2, 0.5, 0.1])
@@ -109,7 +109,7 @@ def test_buffered():
     selector = make_selector(SelectorConfig(name="buffered", buffer_size=2))
     assert visit(selector, (7, 3, 5), [0, 0], [1, 0], [1, 1]) == ([S, E, S], ())
     # unscored, or without a reference: nothing to wait for
-    assert visit(selector, (8, 9), [NAN, 0], [0, 0], has_reference=[True, False]) == ([S, S], ())
+    assert visit(selector, (8, 9), [NAN, 0], [0, 0], has_demonstration=[True, False]) == ([S, S], ())
     assert visit(selector, (4, 7, 6), [0, 0], [0, 0], [0, 0]) == ([S, S, S], ())  # 7 waits once
     assert selector.state_dict() == {"waiting": [7, 4, 6]}
     other = make_selector(SelectorConfig(name="buffered", buffer_size=2))
@@ -133,7 +133,7 @@ def test_records_that_wait_join_the_decision():
     s = stats([0, 1])
     decision = with_extra(replace(select(s, 0.0), extra_records=(4, 5)), torch.tensor([True, False]))
     assert decision.mode.tolist() == [E, M, S]
-    live = live_rows(decision, s.advantages, torch.ones(2, dtype=torch.bool), [0, 2, 2, 2])
+    live = train_sequences(decision, s.advantages, torch.ones(2, dtype=torch.bool), [0, 2, 2, 2])
     assert [(r.group, r.row, r.share) for r in live.rows] == [(0, 0, 1.0), (0, 1, 1.0), (1, -1, 1.0)]
 
 
@@ -145,7 +145,7 @@ def test_replay(tmp_path):
     line = mode_line(recorded, (5, 3, 8, 9), ("a", "b", "c", "d"))
     path.write_text(json.dumps({"step": 3, **line}) + "\n")
     selector = make_selector(SelectorConfig(name="replay", path=str(path)))
-    s = replace(stats([1, 1], [0, 0], [0, 1], has_reference=[True, True, False]), records=(8, 5, 3), step=2)
+    s = replace(stats([1, 1], [0, 0], [0, 1], has_demonstration=[True, True, False]), records=(8, 5, 3), step=2)
     decision = selector.select(s, 0.5)
     assert decision.mode.tolist() == [J, E, S]
     assert decision.rl_weight.tolist() == [0.1] * 3 and decision.sft_weight.tolist() == [0.7] * 3
@@ -163,7 +163,7 @@ def test_replay(tmp_path):
 
 
 def test_mixed():
-    s = stats([1, 0], [0, 0], [1, 1], [1, 0], has_reference=[True, True, False, True])
+    s = stats([1, 0], [0, 0], [1, 1], [1, 0], has_demonstration=[True, True, False, True])
     assert mixed_selector().select(s, 0.0).mode.tolist() == [M, E, S, E]
 
 

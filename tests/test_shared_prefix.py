@@ -21,7 +21,7 @@ from PIL import Image
 from dyme.batching.packing import pack
 from dyme.config import load_config
 from dyme.families import IMAGE, Family, ModelError, Prompt, build_family
-from dyme.rollout import Rollout, RolloutRow, Sampling, generate, row_key, sampling_of, shared_prefix
+from dyme.rollout import Rollout, RolloutRequest, Sampling, generate, row_key, sampling_of, shared_prefix
 from dyme.rollout.attention import attend, attention, decoding, merge, plain
 from dyme.rollout.cache import GroupCache, Shape, column_bucket, group_places, reply_bucket, row_bucket
 from dyme.rollout.graphs import StepGraphs
@@ -54,8 +54,8 @@ def prompts_of(family: Family) -> list[Prompt]:
     return [family.encode("Which of the bars?"), family.encode("Which?", [picture(1)]), family.encode("And?", both)]
 
 
-def rows_of(prompts: list[Prompt], completions: int = 3) -> list[RolloutRow]:
-    return [RolloutRow(p, row_key(0, 1, str(i), k)) for i, p in enumerate(prompts) for k in range(completions)]
+def rows_of(prompts: list[Prompt], completions: int = 3) -> list[RolloutRequest]:
+    return [RolloutRequest(p, row_key(0, 1, str(i), k)) for i, p in enumerate(prompts) for k in range(completions)]
 
 
 @contextlib.contextmanager
@@ -174,7 +174,7 @@ def test_samples_follow_the_policy(vlm):
     """First tokens of many rows of one prompt, in batches that rows enter late: chi-square on the twelve likeliest."""
     family, model = vlm
     prompt, count, k = prompts_of(family)[1], 6000, 12
-    rows = [RolloutRow(prompt, row_key(3, 0, "r", i)) for i in range(count)]
+    rows = [RolloutRequest(prompt, row_key(3, 0, "r", i)) for i in range(count)]
     out = generate(family, model, rows, Sampling(1, temperature=1.5, top_k=k, batch_size=512, engine="shared_prefix"))
     with torch.no_grad():
         logits = model(input_ids=prompt.input_ids[None], **prompt.pixels).logits[0, -1]

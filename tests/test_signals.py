@@ -13,8 +13,8 @@ from dyme.metrics.step_metrics import (
     any_failed,
     column_names,
     group_entropy,
-    mode_signals,
-    rollout_signals,
+    mode_metrics,
+    rollout_metrics,
     table_columns,
 )
 from dyme.selectors.base import GroupStats, Mode, ModeDecision, group_stats, memorize_all
@@ -42,7 +42,7 @@ def measure(rows: list[list[float]], offsets: list[int]) -> tuple[dict[str, floa
     stats = group_stats(
         columns["reward"], columns["correct"], columns["format"], scored, groups, torch.tensor(offsets), "std"
     )
-    return rollout_signals(columns, stats, offsets), stats
+    return rollout_metrics(columns, stats, offsets), stats
 
 
 def test_columns():
@@ -89,7 +89,7 @@ def test_signals_of_user_rewards():
         *COLUMNS, "user/short", "user/a", "user_failed/short", "user_failed/a",
     )  # fmt: skip
     _, stats = measure(ROWS, OFFSETS)
-    got = rollout_signals(columns, stats, OFFSETS)
+    got = rollout_metrics(columns, stats, OFFSETS)
     expected = {
         "reward/user/short_mean": (1 + 2 + 5 + 3) / 4,  # scored rows to which it applies; the 9 is of an unscored one
         "reward/user/short_std_within": torch.tensor([1.0, 2.0]).std().item(),  # the only group with two of them
@@ -144,7 +144,7 @@ def test_nothing_scored_is_nan_not_an_error():
 def test_mode_shares_add_up():
     ones = torch.ones(4, dtype=torch.float64)
     modes = torch.tensor([Mode.EXPLORE, Mode.MEMORIZE, Mode.MEMORIZE, Mode.SKIP])
-    shares = mode_signals(ModeDecision(modes, ones, ones, modes))
+    shares = mode_metrics(ModeDecision(modes, ones, ones, modes))
     assert shares == {
         "mode/skip_ratio": 0.25,
         "mode/explore_ratio": 0.25,

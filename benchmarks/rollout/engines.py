@@ -18,9 +18,9 @@ from benchmarks.gpu.progress import Skip
 from benchmarks.rollout import CACHES
 from benchmarks.rollout.workload import placeholders
 from dyme.families import Family, Prompt
-from dyme.rollout import RolloutRow, Sampling, row_key
+from dyme.rollout import RolloutRequest, Sampling, row_key
 
-Engine = Callable[[int], int]
+TrainEngine = Callable[[int], int]
 
 
 def obstacle(name: str) -> str | None:
@@ -33,10 +33,10 @@ def obstacle(name: str) -> str | None:
     return None if importlib.util.find_spec(module) else f"there is no {module}"
 
 
-def ours(name: str, family: Family, model: nn.Module, prompts: Sequence[Prompt], group_size: int) -> Engine:
+def ours(name: str, family: Family, model: nn.Module, prompts: Sequence[Prompt], group_size: int) -> TrainEngine:
     """One of our engines, all rows in one batch."""
     generate = importlib.import_module(f"dyme.rollout.{name}").generate
-    rows = [RolloutRow(p, row_key(0, 0, str(g), k)) for g, p in enumerate(prompts) for k in range(group_size)]
+    rows = [RolloutRequest(p, row_key(0, 0, str(g), k)) for g, p in enumerate(prompts) for k in range(group_size)]
 
     def run(new_tokens: int) -> int:
         made = generate(family, model, rows, Sampling(new_tokens, batch_size=len(rows)))
@@ -47,7 +47,7 @@ def ours(name: str, family: Family, model: nn.Module, prompts: Sequence[Prompt],
 
 def transformers(
     cache: str | None, family: Family, model: Any, prompts: Sequence[Prompt], group_size: int, device: torch.device
-) -> Engine:
+) -> TrainEngine:
     """`model.generate` as its documentation shows it: the rows of all groups as one left-padded batch, sampling at
     temperature 1 from the whole distribution."""
     from transformers import GenerationConfig
@@ -94,7 +94,7 @@ def _plain(model: Any) -> Iterator[None]:
 
 def vllm(
     folder: Path, family: Family, texts: Sequence[str], images: Sequence[Image.Image], group_size: int, length: int
-) -> Engine:
+) -> TrainEngine:
     """vLLM with its own processing of the pictures; length: most tokens of a prompt and its reply. Its cache of prompts
     is emptied before every call, and the others process no pictures inside theirs: its prefill is the whole of it."""
     import vllm as library

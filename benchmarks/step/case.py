@@ -94,12 +94,12 @@ def scripted(ids: Sequence[str]) -> list[float]:
 @dataclass
 class Counts:
     """What one step ran. rows, tokens: through forward and backward, prompts included, without padding; padded_tokens:
-    with it. live_rows: rows with a gradient. prompts: token ids of each prompt; reply_tokens: of all rollouts."""
+    with it. train_sequences: rows with a gradient. prompts: token ids of each prompt; reply_tokens: of all rollouts."""
 
     rows: int = 0
     tokens: int = 0
     padded_tokens: int = 0
-    live_rows: int = 0
+    train_sequences: int = 0
     reply_tokens: int = 0
     prompts: tuple[tuple[int, ...], ...] = ()
 
@@ -107,7 +107,7 @@ class Counts:
         """live_fraction: of the step's rollouts' number."""
         named = {name: value for name, value in self.__dict__.items() if name != "prompts"}
         data = {"data": digest(self.prompts), "prompt_tokens": [len(ids) for ids in self.prompts]}
-        return {**named, **data, "live_fraction": self.live_rows / rollouts}
+        return {**named, **data, "live_fraction": self.train_sequences / rollouts}
 
 
 def digest(value: Any) -> str:

@@ -16,7 +16,7 @@ from benchmarks.rollout.meter import Cost, measured, seconds
 from benchmarks.rollout.workload import checkpoint, fix_length
 from benchmarks.step.case import RIGHT, WARM_UP, Case, Counts, scripted, write_records
 from dyme import stages
-from dyme.batching.objective import LiveRow, LiveRows
+from dyme.batching.objective import TrainSequence, TrainSequences
 from dyme.config import RunConfig
 from dyme.engine.train_engine import init_distributed
 from dyme.families.attention import PADDING
@@ -150,9 +150,9 @@ def _scripted(ours: Ours) -> Iterator[None]:
         ours.counts.reply_tokens += sum(len(rollout.tokens) for rollout in rollouts.values())
         return table
 
-    def counted_live(*args: Any, **kwargs: Any) -> LiveRows:
+    def counted_live(*args: Any, **kwargs: Any) -> TrainSequences:
         found = live(*args, **kwargs)
-        ours.counts.live_rows += sum(row.share > 0 and row.advantage != 0 for row in found.rows)
+        ours.counts.train_sequences += sum(row.share > 0 and row.advantage != 0 for row in found.rows)
         return found
 
     with mock.patch.multiple(stages, score=scripted_score, live=counted_live):
@@ -165,22 +165,22 @@ def _published(run: Run) -> Iterator[None]:
     where the group memorizes. Rows that do not train have advantage and weight 0. Each row brings its own prompt."""
     live, weigh = stages.live, stages.token_weights
 
-    def with_dead(run: Run, rows: Any, *args: Any, **kwargs: Any) -> LiveRows:
+    def with_dead(run: Run, rows: Any, *args: Any, **kwargs: Any) -> TrainSequences:
         found = live(run, rows, *args, **kwargs)
         kept = {row.row for row in found.rows}
         memorize = {row.group for row in found.rows if row.memorize}
         dead = [
-            LiveRow(group, row, 0.0, 0.0)
+            TrainSequence(group, row, 0.0, 0.0)
             for group, (first, end) in enumerate(zip(rows.offsets, rows.offsets[1:]))
             for row in range(first + (group in memorize), end)
             if row not in kept
         ]
         everything = sorted([*found.rows, *dead], key=lambda row: (row.group, row.memorize, row.row))
-        return LiveRows(tuple(everything), found.counted)
+        return TrainSequences(tuple(everything), found.counted)
 
-    def with_zeros(live: LiveRows, *args: Any, **kwargs: Any) -> list[float]:
+    def with_zeros(live: TrainSequences, *args: Any, **kwargs: Any) -> list[float]:
         alive = tuple(row for row in live.rows if row.share > 0)
-        weights = dict(zip(alive, weigh(LiveRows(alive, live.counted), *args, **kwargs), strict=True))
+        weights = dict(zip(alive, weigh(TrainSequences(alive, live.counted), *args, **kwargs), strict=True))
         return [weights.get(row, 0.0) for row in live.rows]
 
     with (

@@ -47,7 +47,7 @@ def measure(case: Case, folder: Path, device: torch.device, provider: str = "trl
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             step, cost = state.global_step - 1, self.meter.stop()
-            counts.live_rows = _with_advantage(case, step)
+            counts.train_sequences = _with_advantage(case, step)
             rows.append(
                 row(case, step, cost, _by_phase(phases, cost.wall_s if device.type == "cuda" else cost.cpu_s), counts)
             )

@@ -47,7 +47,7 @@ class SuiteRun(Run):
     best_step = 0
 
     def log_eval(self, step: int, result: Evaluation) -> None:
-        self.agenda.evaluated = step
+        self.schedule.evaluated = step
         self.metrics.log_eval(step, {"time_s": self.elapsed(), **result.signals()})
         if step and result.accuracy > self.best:
             self.best, self.best_step = result.accuracy, step

@@ -16,7 +16,7 @@ from dyme.evaluation.driver import answer_batch, columns
 from dyme.evaluation.files import COLUMNS
 from dyme.families import Family
 from dyme.metrics.logger import MODES
-from dyme.prompts import PromptBook
+from dyme.prompts import PromptCache
 
 CURVE = 40
 SIGNALS = ("accuracy", "format_rate", "collapse/all_wrong", "rollout/length_mean", "policy/entropy")
@@ -28,7 +28,7 @@ def measure_split(
     """Greedy replies to the records, a column for each way to ask: `score` in [0, 1] item by item (0 where the verifier
     failed), means of the rest, and readings: `agreed` and `read` are numbers of them in each item. `items` says which
     records these are."""
-    books = [PromptBook(family, column.prompt, print, cfg.model.max_pixels) for column in columns(cfg)]
+    books = [PromptCache(family, column.prompt, print, cfg.model.max_pixels) for column in columns(cfg)]
     lines: list[dict[str, Any]] = []
     for at in range(0, len(records), cfg.rollout.batch_size):
         lines += answer_batch(cfg, family, model, books, records[at : at + cfg.rollout.batch_size])[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 from dyme.rollout import Rollout
 from dyme.run import Run
-from dyme.sampler import StepRows
+from dyme.sampler import StepBatch
 from dyme.scoring import Scoring
 
 
@@ -22,7 +22,7 @@ def noisy(rate: float) -> type[Scoring]:
     """A `Scoring` whose accuracy a is 1 - a in a share `rate` of the rows. Format and thinking stay as they are."""
 
     class NoisyScoring(Scoring):
-        def __init__(self, run: Run, rows: StepRows) -> None:
+        def __init__(self, run: Run, rows: StepBatch) -> None:
             super().__init__(run, rows)
             self.seed = run.cfg.run.seed
 

@@ -19,7 +19,7 @@ from dyme_kernels import LossSpec, preset
 
 
 @dataclass(frozen=True)
-class LiveRow:
+class TrainSequence:
     """A row that trains: a rollout (`row` is its index in the step) or a group's reference (`row` is -1).
 
     `advantage` is A of docs/method.md (1 for references); `share` is the row's factor within its group (rl_weight or
@@ -37,12 +37,12 @@ class LiveRow:
 
 
 @dataclass(frozen=True)
-class LiveRows:
+class TrainSequences:
     """`rows` need a forward pass. `counted` also holds explored rows whose advantage is exactly 0: they weigh in every
     mean, but their gradient is zero, so nobody runs them."""
 
-    rows: tuple[LiveRow, ...]
-    counted: tuple[LiveRow, ...]
+    rows: tuple[TrainSequence, ...]
+    counted: tuple[TrainSequence, ...]
 
 
 def resolve(cfg: RunConfig) -> tuple[LossSpec, str]:
@@ -70,9 +70,9 @@ def kl_share(cfg: RunConfig, step: int) -> float:
     return beta.at(step) / beta.peak if beta.changes and beta.peak else 1.0
 
 
-def live_rows(
+def train_sequences(
     decision: ModeDecision, advantages: Tensor, trains: Tensor, offsets: Sequence[int], *, keep_zero: bool = False
-) -> LiveRows:
+) -> TrainSequences:
     """Rows that train under a decision, in group order, the reference after the rollouts.
 
     advantages: float64 [R]; trains: bool [R], False for unscored rows and truncated ones under `rollout.truncated:
@@ -83,19 +83,19 @@ def live_rows(
         if mode in (Mode.EXPLORE, Mode.JOINT):
             weight = float(decision.rl_weight[group])
             counted += [
-                LiveRow(group, row, float(advantages[row]), weight)
+                TrainSequence(group, row, float(advantages[row]), weight)
                 for row in range(offsets[group], offsets[group + 1])
                 if trains[row]
             ]
         if mode in (Mode.MEMORIZE, Mode.JOINT):
-            counted.append(LiveRow(group, -1, 1.0, float(decision.sft_weight[group])))
+            counted.append(TrainSequence(group, -1, 1.0, float(decision.sft_weight[group])))
     rows = tuple(r for r in counted if r.share > 0 and (keep_zero or r.memorize or r.advantage != 0.0))
-    return LiveRows(rows, tuple(counted))
+    return TrainSequences(rows, tuple(counted))
 
 
 def token_weights(
-    live: LiveRows,
-    lengths: dict[LiveRow, int],
+    live: TrainSequences,
+    lengths: dict[TrainSequence, int],
     normalization: str,
     *,
     groups: int,
@@ -119,7 +119,7 @@ def token_weights(
         per_group[row.group, row.memorize] = per_group.get((row.group, row.memorize), 0) + 1
     total = sum(tokens.values())
 
-    def weight(row: LiveRow) -> float:
+    def weight(row: TrainSequence) -> float:
         if normalization == "group":
             return 1.0 / (groups * per_group[row.group, row.memorize] * lengths[row])
         if normalization == "row":
@@ -162,7 +162,7 @@ class LossInputs:
         return replace(self, old_logprobs=old_logprobs, segments=rows)
 
 
-def loss_inputs(rows: Sequence[LiveRow], weights: Sequence[float], lengths: Sequence[int]) -> LossInputs:
+def loss_inputs(rows: Sequence[TrainSequence], weights: Sequence[float], lengths: Sequence[int]) -> LossInputs:
     """Spreads row quantities over the tokens of the rows of one micro-batch, in packing order."""
     counts = torch.tensor(lengths, dtype=torch.int64)
 

@@ -23,7 +23,7 @@ import torch
 from dyme.checkpoint.manifest import damage, files_in, listed, measure, share_of, write_manifest
 from dyme.checkpoint.recipe import Recipe, write_recipe
 from dyme.checkpoint.universal import ConversionError, group_settings, load_universal
-from dyme.engine.train_engine import Engine
+from dyme.engine.train_engine import TrainEngine
 
 STATE, BEST, PARTIAL, DAMAGED = "state.json", "best.json", ".partial-", "damaged-"
 TRAINED, STAGE, GROUPS = "trained", "zero_stage", "parameter_groups"  # in state.json beside TrainState
@@ -54,7 +54,7 @@ def checkpoint_dir(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def save(engine: Engine, folder: Path, state: TrainState, keep_last: int) -> Path:
+def save(engine: TrainEngine, folder: Path, state: TrainState, keep_last: int) -> Path:
     """Writes a checkpoint and prunes old ones. A process killed in here leaves the previous checkpoint as it was."""
     target = checkpoint_dir(folder, state.step)
     if engine.gather_json(target.exists())[0]:  # the step was saved before, e.g. as the best one: the same state
@@ -113,7 +113,7 @@ def prune(folder: Path, keep_last: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_newest(engine: Engine, folder: Path, say: Callable[[str], None]) -> TrainState | None:
+def load_newest(engine: TrainEngine, folder: Path, say: Callable[[str], None]) -> TrainState | None:
     """Loads the newest checkpoint whose files are as they were written; None where there is no checkpoint at all.
 
     Damaged ones are named by `say` and set aside. Raises CheckpointError where all are damaged, rather than start from
@@ -151,7 +151,7 @@ def load_newest(engine: Engine, folder: Path, say: Callable[[str], None]) -> Tra
     return state
 
 
-def newest_whole(engine: Engine, folder: Path, say: Callable[[str], None]) -> int | None:
+def newest_whole(engine: TrainEngine, folder: Path, say: Callable[[str], None]) -> int | None:
     """Step of the newest checkpoint that passes its manifest, None where there are no checkpoints. Those above it are
     renamed to damaged-*. All ranks call it, each reads its share of the files, and all get the same answer."""
     found = engine.gather_json(steps(folder))[0]  # rank 0's: a file system may show others an older state
@@ -186,7 +186,7 @@ def newest_whole(engine: Engine, folder: Path, say: Callable[[str], None]) -> in
 
 
 def _load_other_world(
-    engine: Engine, path: Path, state: TrainState, groups: list[dict[str, Any]], say: Callable[[str], None]
+    engine: TrainEngine, path: Path, state: TrainState, groups: list[dict[str, Any]], say: Callable[[str], None]
 ) -> None:
     say(f"{path.name} was written by {state.world_size} ranks: converting it for {engine.world_size}")
     begin = time.monotonic()
@@ -202,7 +202,7 @@ def _load_other_world(
     say(f"{path.name}: converted and loaded in {time.monotonic() - begin:.1f} s")
 
 
-def export(engine: Engine, folder: Path, recipe: Recipe) -> None:
+def export(engine: TrainEngine, folder: Path, recipe: Recipe) -> None:
     """Writes the current weights as a Hugging Face folder with processor, tokenizer, chat template and dyme.json. They
     are those of the rollout copy, into which adapters are merged."""
     model = engine.refresh()

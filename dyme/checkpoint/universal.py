@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dyme.engine.train_engine import Engine
+from dyme.engine.train_engine import TrainEngine
 
 WORKERS = 4  # processes of the conversion: each holds a rank's part of the optimizer in memory
 POLL_S = 0.5
@@ -28,7 +28,7 @@ class ConversionError(Exception):
     """DeepSpeed could not convert a checkpoint; the message has its last words."""
 
 
-def load_universal(engine: Engine, path: Path, scratch: Path, groups: Sequence[dict[str, Any]]) -> None:
+def load_universal(engine: TrainEngine, path: Path, scratch: Path, groups: Sequence[dict[str, Any]]) -> None:
     """Loads a DeepSpeed checkpoint folder of any number of ranks. `scratch`, a folder that does not exist yet,
     holds the converted one, as large as `path`, and is removed again; `groups`: the parameter groups' settings as
     `group_settings` gave them at the save."""
@@ -62,7 +62,7 @@ def restore_groups(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, 
             state["step"] = state["step"].clone()
 
 
-def _convert(engine: Engine, path: Path, scratch: Path) -> None:
+def _convert(engine: TrainEngine, path: Path, scratch: Path) -> None:
     process = None
     if engine.rank == 0:
         scratch.mkdir()

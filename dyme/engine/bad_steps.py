@@ -6,13 +6,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dyme.engine.update import Work
+from dyme.engine.update import TrainBatch
 from dyme.metrics.logger import plain
 
 KEPT = 20  # files of a run: the first ones say most
 
 
-def write_bad_step(folder: Path, step: int, ranks: Sequence[int], records: Sequence[str], work: Work) -> Path | None:
+def write_bad_step(
+    folder: Path, step: int, ranks: Sequence[int], records: Sequence[str], work: TrainBatch
+) -> Path | None:
     """bad_steps/step-N.json in the run folder: the ranks that saw the value, and every live row with the rank that
     trained it. `records`: the id of each group's record. None where the run has `KEPT` such files already."""
     path = folder / "bad_steps" / f"step-{step:08d}.json"

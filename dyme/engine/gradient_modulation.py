@@ -1,4 +1,4 @@
-"""Modulation: the part that learns faster, vision or language, is slowed down (OGM, arXiv 2203.15332).
+"""GradientModulation: the part that learns faster, vision or language, is slowed down (OGM, arXiv 2203.15332).
 
 Published for classifiers with two encoders: score_u is the sum over the batch of the probability that modality u alone
 gives the right class, from its half of the last layer; rho_u = score_u / score_other; the gradient of encoder u is
@@ -34,7 +34,7 @@ VISION = ("vision", "connector")
 
 
 @dataclass(frozen=True)
-class Modulation:
+class GradientModulation:
     """k of both, 1 where nothing is slowed down."""
 
     vision: float = 1.0
@@ -44,10 +44,10 @@ class Modulation:
         return self.vision if part in VISION else self.language
 
 
-UNCHANGED = Modulation()
+UNCHANGED = GradientModulation()
 
 
-def modulate(parts: Sequence[str], squares: Sequence[float], sizes: Sequence[int], alpha: float) -> Modulation:
+def modulate(parts: Sequence[str], squares: Sequence[float], sizes: Sequence[int], alpha: float) -> GradientModulation:
     """Of groups of parameters: the part each belongs to, the sum of its squared gradients and its number of values."""
 
     def score(vision: bool) -> float:
@@ -58,11 +58,11 @@ def modulate(parts: Sequence[str], squares: Sequence[float], sizes: Sequence[int
     if not (vision > 0 and language > 0) or vision == language:
         return UNCHANGED
     if vision > language:
-        return Modulation(vision=1 - math.tanh(alpha * vision / language))
-    return Modulation(language=1 - math.tanh(alpha * language / vision))
+        return GradientModulation(vision=1 - math.tanh(alpha * vision / language))
+    return GradientModulation(language=1 - math.tanh(alpha * language / vision))
 
 
-class Modulator:
+class GradientModulator:
     """What `optim.modulation` (alpha, 0 is off) makes of the gradients of an engine."""
 
     def __init__(self, groups: Sequence[dict[str, Any]], alpha: float, zero: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ class Modulator:
                 "optim.modulation cannot read gradients that ZeRO-1 or 2 offloads: take stage 3, or set it to 0"
             )
 
-    def measure(self, optimizer: Any, all_reduce: Callable[[Sequence[float]], list[float]]) -> Modulation:
+    def measure(self, optimizer: Any, all_reduce: Callable[[Sequence[float]], list[float]]) -> GradientModulation:
         """k of this step, the same on all ranks; one collective where it is on."""
         if not self.alpha:
             return UNCHANGED

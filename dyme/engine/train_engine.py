@@ -1,4 +1,4 @@
-"""Engine: everything that touches DeepSpeed. Init, precision, collectives, the gradient boundary, the rollout copy.
+"""Everything that touches DeepSpeed: init, precision, collectives, the gradient boundary, the rollout copy.
 
 Two rules hold everywhere: control flow never depends on rank-local data, and every trainable parameter is in the
 graph of the first micro-batch of a step (ZeRO-3 keeps the last step's gradient of parameters that are not).
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from dyme.batching.objective import LossInputs
 from dyme.batching.packing import PackedBatch
 from dyme.config import ConfigError, OptimConfig, RunConfig
-from dyme.engine.gradient_modulation import UNCHANGED, Modulation, Modulator
+from dyme.engine.gradient_modulation import UNCHANGED, GradientModulation, GradientModulator
 from dyme.engine.gradients import by_group
 from dyme.engine.lora import add_lora
 from dyme.engine.policy_module import Policy
@@ -46,10 +46,10 @@ class UpdateResult:
     applied: bool
     grad_norm: float
     bad_ranks: tuple[int, ...] = ()
-    modulation: Modulation = UNCHANGED
+    modulation: GradientModulation = UNCHANGED
 
 
-class Engine:
+class TrainEngine:
     """One model under DeepSpeed on this rank."""
 
     def __init__(self, cfg: RunConfig, family: Family, model: nn.Module, spec: LossSpec) -> None:
@@ -73,8 +73,8 @@ class Engine:
         self.rollout_copy = RolloutCopy(family, model, self.device, offload=offload)
         set_attention(self.copy, whole, whole)
         set_attention(model, packed, whole)
-        self.has_reference = spec.beta > 0
-        frozen = copy.deepcopy(model) if self.has_reference and not cfg.model.lora else None
+        self.has_reference_policy = spec.beta > 0
+        frozen = copy.deepcopy(model) if self.has_reference_policy and not cfg.model.lora else None
         if cfg.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         groups = parameter_groups(family.parts(model), cfg.optim)
@@ -85,7 +85,7 @@ class Engine:
         self.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.peaks = [group["lr"] for group in groups]
         ds = deepspeed_config(cfg)
-        self.modulator = Modulator(groups, cfg.optim.modulation, ds["zero_optimization"])
+        self.modulator = GradientModulator(groups, cfg.optim.modulation, ds["zero_optimization"])
         self.module = Policy(family, model, spec, cfg.train.logits_budget_mb).train()
         self.ds, *_ = deepspeed.initialize(model=self.module, optimizer=_optimizer(groups, cfg.optim, ds), config=ds)
         self.stage = ds["zero_optimization"]["stage"]
@@ -126,7 +126,7 @@ class Engine:
         them. All ranks call it together.
 
         With LoRA that is the model without its adapters, so this engine runs it; else it is a frozen copy."""
-        assert self.has_reference, "only with beta > 0"
+        assert self.has_reference_policy, "only with beta > 0"
         self.rollout_copy.park()
         with torch.no_grad(), self.module.as_reference() if self.reference is None else nullcontext():
             run = self.ds if self.reference is None else self.reference
@@ -221,7 +221,7 @@ class Engine:
 
 
 def gather_rows(local: Tensor, counts: Sequence[int], device: torch.device) -> Tensor:
-    """See `Engine.gather_rows`."""
+    """See `TrainEngine.gather_rows`."""
     padded = torch.zeros(max(counts), local.shape[1], dtype=torch.float64, device=device)
     padded[: len(local)] = local.to(device)
     parts = [torch.empty_like(padded) for _ in counts]
@@ -230,7 +230,7 @@ def gather_rows(local: Tensor, counts: Sequence[int], device: torch.device) -> T
 
 
 def gather_tokens(local: Sequence[Sequence[int]], device: torch.device) -> list[list[list[int]]]:
-    """See `Engine.gather_tokens`. Each list travels as its length followed by its ids."""
+    """See `TrainEngine.gather_tokens`. Each list travels as its length followed by its ids."""
     flat = torch.tensor([x for tokens in local for x in (len(tokens), *tokens)], dtype=torch.int64, device=device)
     size = torch.tensor([len(flat)], dtype=torch.int64, device=device)
     sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]

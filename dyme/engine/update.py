@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dyme.batching.objective import LiveRow, LossInputs, loss_inputs
+from dyme.batching.objective import LossInputs, TrainSequence, loss_inputs
 from dyme.batching.packing import PackedBatch, pack
 from dyme.batching.plan import Plan
-from dyme.engine.gradient_modulation import UNCHANGED, Modulation
-from dyme.engine.train_engine import Engine
+from dyme.engine.gradient_modulation import UNCHANGED, GradientModulation
+from dyme.engine.train_engine import TrainEngine
 from dyme.families import Prompt
 from dyme_kernels import PolicyLossOutput
 
@@ -23,16 +23,16 @@ SUMS = ("loss", "tokens", "memorized", "explored", "nll", "lost", *EXPLORED)
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainBatch:
     """What a step trains, the same on all ranks but for `encode` and `ref_logprobs`.
 
     rows, weights, tokens: [R] live rows, their token weight and their token ids. `encode(group)` rebuilds a group's
     prompt on this rank, None where its picture fails here: then its rows weigh nothing. `ref_logprobs`: of each
-    micro-batch of this rank, [N] float32 on the device, see `with_reference`.
+    micro-batch of this rank, [N] float32 on the device, see `with_reference_logprobs`.
     """
 
     plan: Plan
-    rows: tuple[LiveRow, ...]
+    rows: tuple[TrainSequence, ...]
     weights: Sequence[float]
     tokens: Sequence[Sequence[int]]
     encode: Callable[[int], Prompt | None]
@@ -62,7 +62,7 @@ class UpdateStats:
     entropy: float
     kl: float
     bad_ranks: tuple[int, ...] = ()
-    modulation: Modulation = UNCHANGED  # of the last epoch
+    modulation: GradientModulation = UNCHANGED  # of the last epoch
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,16 @@ class ComponentNorms:
         return {"grad/explore_norm": self.explore, "grad/memorize_norm": self.memorize, "grad/cosine": self.cosine}
 
 
-def with_reference(engine: Engine, work: Work) -> Work:
+def with_reference_logprobs(engine: TrainEngine, work: TrainBatch) -> TrainBatch:
     """The same work with the log-probabilities of the reference policy, for all epochs; as it is where there is
     none."""
-    if not engine.has_reference:
+    if not engine.has_reference_policy:
         return work
     micro = [engine.reference_logprobs(m.batch, m.inputs) for m in _micro_batches(engine, work, work.weights)]
     return replace(work, ref_logprobs=micro)
 
 
-def run_update(engine: Engine, work: Work, lr_factor: float, epochs: int = 1) -> UpdateStats:
+def run_update(engine: TrainEngine, work: TrainBatch, lr_factor: float, epochs: int = 1) -> UpdateStats:
     """Trains a plan `epochs` times with an optimizer step each. Ratios of later epochs are against the
     log-probabilities of the first. A step that is dropped (a non-finite value on any rank) ends the epochs."""
     sums, norms, applied = torch.zeros(len(SUMS), dtype=torch.float64), list[float](), True
@@ -115,7 +115,7 @@ def run_update(engine: Engine, work: Work, lr_factor: float, epochs: int = 1) ->
     )
 
 
-def component_norms(engine: Engine, work: Work) -> ComponentNorms:
+def component_norms(engine: TrainEngine, work: TrainBatch) -> ComponentNorms:
     """Two more passes over the plan, one with the weights of explored rows only and one with those of memorized
     rows."""
     gradients = []
@@ -144,7 +144,7 @@ class _MicroBatch:
     lost: int
 
 
-def _micro_batches(engine: Engine, work: Work, weights: Sequence[float]) -> Iterator[_MicroBatch]:
+def _micro_batches(engine: TrainEngine, work: TrainBatch, weights: Sequence[float]) -> Iterator[_MicroBatch]:
     for items, modules in zip(work.plan.micro_batches[engine.rank], work.plan.modules, strict=True):
         readable = [(item, prompt) for item in items if (prompt := work.encode(item.group)) is not None]
         index = [row for item, _ in readable for row in item.rows]
@@ -159,7 +159,7 @@ def _micro_batches(engine: Engine, work: Work, weights: Sequence[float]) -> Iter
 
 
 def _accumulate(
-    engine: Engine, work: Work, weights: Sequence[float], old: Sequence[Tensor] | None = None
+    engine: TrainEngine, work: TrainBatch, weights: Sequence[float], old: Sequence[Tensor] | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """Forward and backward of every micro-batch of this rank. Returns the `SUMS`, float64, and the log-probabilities of
     each micro-batch, [N] on the host."""

@@ -30,9 +30,9 @@ from dyme.evaluation.items import Reply, bad_line, item_line, judge
 from dyme.evaluation.summary import summarize
 from dyme.families import Family, ModelError, load_family
 from dyme.families.attention import resolve_attention, set_attention
-from dyme.prompts import PromptBook
+from dyme.prompts import PromptCache
 from dyme.rewards.compose import Style
-from dyme.rollout import RolloutRow, Sampling, generate, row_key, sampling_of
+from dyme.rollout import RolloutRequest, Sampling, generate, row_key, sampling_of
 
 SAY_EVERY = 10.0  # seconds between two lines of progress
 
@@ -112,21 +112,21 @@ def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[
 
 
 def answer_batch(
-    cfg: RunConfig, family: Family, model: nn.Module, books: Sequence[PromptBook], records: Sequence[Record]
+    cfg: RunConfig, family: Family, model: nn.Module, caches: Sequence[PromptCache], records: Sequence[Record]
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Lines of a few records in their order, and the verifier's failures. `books` encode for each of `columns(cfg)`."""
+    """Lines of a few records in order, and the verifier's failures. `caches` encode for each of `columns(cfg)`."""
     samples = cfg.evaluate.samples
-    for book in books:
-        book.encode_all(records)
-    good = [r for r in records if all(book.encode(r) is not None for book in books)]
+    for cache in caches:
+        cache.encode_all(records)
+    good = [r for r in records if all(cache.encode(r) is not None for cache in caches)]
     replies: dict[str, dict[str, list[Reply]]] = {r.id: {} for r in good}
     failures: Counter[str] = Counter()
-    for column, book in zip(columns(cfg), books, strict=True):
+    for column, cache in zip(columns(cfg), caches, strict=True):
         asked = [r for r in good for _ in range(samples)]
         rows = [
-            RolloutRow(prompt, row_key(cfg.run.seed, 0, record.id, i % samples))
+            RolloutRequest(prompt, row_key(cfg.run.seed, 0, record.id, i % samples))
             for i, record in enumerate(asked)
-            if (prompt := book.encode(record)) is not None
+            if (prompt := cache.encode(record)) is not None
         ]
         rollouts = generate(family, model, rows, _sampling(cfg, column))
         judged, errors = judge(
@@ -145,11 +145,11 @@ def answer_batch(
     lines = [
         item_line(record, replies[record.id])
         if record.id in replies
-        else bad_line(record, next(book.failed[record.id] for book in books if record.id in book.failed))
+        else bad_line(record, next(cache.failed[record.id] for cache in caches if record.id in cache.failed))
         for record in records
     ]
-    for book in books:
-        book.clear()  # pictures are held for one batch at a time
+    for cache in caches:
+        cache.clear()  # pictures are held for one batch at a time
     return lines, failures
 
 
@@ -158,14 +158,14 @@ def _answer(
 ) -> None:
     """Answers this rank's records batch by batch and appends each batch to the rank's partial file."""
     rank = dist.get_rank()
-    books = [PromptBook(family, column.prompt, _say, cfg.model.max_pixels) for column in columns(cfg)]
+    caches = [PromptCache(family, column.prompt, _say, cfg.model.max_pixels) for column in columns(cfg)]
     size = max(1, cfg.rollout.batch_size // cfg.evaluate.samples)
     said, tokens, begin = time.monotonic(), 0, time.monotonic()
     known: set[str] = set()
     for at in range(0, len(mine), size):
         batch = mine[at : at + size]
         start = time.monotonic()
-        lines, failures = answer_batch(cfg, family, model, books, [records[i] for i in batch])
+        lines, failures = answer_batch(cfg, family, model, caches, [records[i] for i in batch])
         each = (time.monotonic() - start) / len(batch)
         files.append_items(out, rank, [DoneItem(i, line, each) for i, line in zip(batch, lines, strict=True)])
         for kind in sorted(failures.keys() - known):

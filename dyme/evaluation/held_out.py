@@ -11,12 +11,12 @@ import torch
 
 from dyme.config import RunConfig
 from dyme.data import Record
-from dyme.engine.train_engine import Engine
+from dyme.engine.train_engine import TrainEngine
 from dyme.metrics.logger import MetricsLogger, Sample, SilentLogger
-from dyme.prompts import PromptBook
+from dyme.prompts import PromptCache
 from dyme.rewards.answer import read_completion
 from dyme.rewards.compose import score
-from dyme.rollout import Rollout, RolloutRow, generate, sampling_of
+from dyme.rollout import Rollout, RolloutRequest, generate, sampling_of
 from dyme.supervision.lexical import lexical_checker
 
 
@@ -37,9 +37,9 @@ class Evaluation:
 
 def evaluate(
     cfg: RunConfig,
-    engine: Engine,
+    engine: TrainEngine,
     records: Sequence[Record],
-    book: PromptBook,
+    cache: PromptCache,
     step: int,
     metrics: MetricsLogger | SilentLogger,
     goes_on: Callable[[], bool] = lambda: True,
@@ -48,7 +48,7 @@ def evaluate(
     batch `goes_on` is asked; where it says no on any rank, the result is None on all."""
     records = records[: cfg.run.eval_records]
     mine = range(engine.rank, len(records), engine.world_size)
-    answers, whole = _answers(cfg, engine, records, mine, book, goes_on)
+    answers, whole = _answers(cfg, engine, records, mine, cache, goes_on)
     texts = [engine.family.decode(r.tokens) for r in answers.values()]
     scores = score(
         texts,
@@ -83,10 +83,10 @@ def evaluate(
 
 def _answers(
     cfg: RunConfig,
-    engine: Engine,
+    engine: TrainEngine,
     records: Sequence[Record],
     mine: range,
-    book: PromptBook,
+    cache: PromptCache,
     goes_on: Callable[[], bool],
 ) -> tuple[dict[int, Rollout], bool]:
     """Greedy completions of this rank's readable records, and whether these are all; pictures are held for one batch at
@@ -99,10 +99,10 @@ def _answers(
         if not goes_on():
             return answers, False
         part = mine[at : at + batch]
-        prompts = {i: p for i, p in zip(part, book.encode_all([records[i] for i in part])) if p is not None}
-        rows = [RolloutRow(prompt) for prompt in prompts.values()]
+        prompts = {i: p for i, p in zip(part, cache.encode_all([records[i] for i in part])) if p is not None}
+        rows = [RolloutRequest(prompt) for prompt in prompts.values()]
         answers.update(zip(prompts, generate(engine.family, model, rows, sampling), strict=True))
-        book.clear()
+        cache.clear()
     return answers, True
 
 
@@ -126,7 +126,7 @@ def _spread(count: int, samples: int) -> set[int]:
 
 def _write_samples(
     cfg: RunConfig,
-    engine: Engine,
+    engine: TrainEngine,
     records: Sequence[Record],
     replies: dict[int, str],
     table: torch.Tensor,

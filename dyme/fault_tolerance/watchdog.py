@@ -23,7 +23,7 @@ from typing import Any
 HUNG = 75
 """Exit code of a rank that the watchdog ends ("try again", EX_TEMPFAIL)."""
 WATCHED = ("gather_rows", "gather_tokens", "all_reduce", "barrier", "refresh", "begin_refresh", "step")
-"""Methods of `Engine` in which ranks wait for each other; forward and backward of its DeepSpeed engine are too."""
+"""Methods of `TrainEngine` in which ranks wait for each other; forward and backward of its DeepSpeed engine are too."""
 _SHOWN = 20  # records named of each rank
 _TICK_S = 1.0
 _FILES_A_SECOND = 64  # of all ranks together, on a file system they share
@@ -113,7 +113,7 @@ class Watchdog:
         self._moved = time.monotonic()
 
     def watch(self, engine: Any) -> None:
-        """From here on the collectives of an `Engine` are noted."""
+        """From here on the collectives of an `TrainEngine` are noted."""
         for owner, name in (*((engine, name) for name in WATCHED), (engine.ds, "forward"), (engine.ds, "backward")):
             setattr(owner, name, self._noted(getattr(owner, name), name))
 

@@ -75,7 +75,7 @@ class Profile:
         self._open.append(Span(track, track, step, start, time.perf_counter() - start))
 
     def watch(self, engine: Any, step: Callable[[], int]) -> None:
-        """From here on every forward, backward and optimizer step of an `Engine` is a span. `step`: the current one."""
+        """From here on every forward, backward and optimizer step of the engine is a span. `step`: the current one."""
         for owner, method, name in ((engine.ds, "forward", 0), (engine.ds, "backward", 1), (engine, "step", 2)):
             setattr(owner, method, self._timed(getattr(owner, method), PARTS[name], step))
 

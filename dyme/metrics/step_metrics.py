@@ -36,11 +36,11 @@ def any_failed(columns: dict[str, Tensor]) -> bool:
     )
 
 
-def mode_signals(decision: ModeDecision) -> dict[str, float]:
+def mode_metrics(decision: ModeDecision) -> dict[str, float]:
     return {f"mode/{mode.name.lower()}_ratio": decision.share(mode) for mode in Mode}
 
 
-def rollout_signals(columns: dict[str, Tensor], stats: GroupStats, offsets: Sequence[int]) -> dict[str, float]:
+def rollout_metrics(columns: dict[str, Tensor], stats: GroupStats, offsets: Sequence[int]) -> dict[str, float]:
     """Rewards, accuracy, lengths and collapse rates of a step. Group rates are over groups with at least two scored
     rows."""
     scored = columns["scored"] > 0.5

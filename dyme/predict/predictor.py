@@ -17,8 +17,8 @@ from dyme.families.attention import resolve_attention, set_attention
 from dyme.predict.answer import Answer, parse_reply
 from dyme.predict.errors import PredictError
 from dyme.predict.settings import Settings
-from dyme.prompts import PromptBook
-from dyme.rollout import RolloutRow, Sampling, generate, row_key
+from dyme.prompts import PromptCache
+from dyme.rollout import RolloutRequest, Sampling, generate, row_key
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class Predictor:
         The sampling noise goes by seed and record id, so a row's answer does not depend on the rows around it.
         """
         settings = self.settings
-        book = PromptBook(self.family, settings.prompt, lambda _: None, settings.max_pixels)
+        cache = PromptCache(self.family, settings.prompt, lambda _: None, settings.max_pixels)
         rows = {
-            i: RolloutRow(prompt, row_key(settings.seed, 0, record.id, 0))
+            i: RolloutRequest(prompt, row_key(settings.seed, 0, record.id, 0))
             for i, record in enumerate(records)
-            if (prompt := book.encode(record)) is not None
+            if (prompt := cache.encode(record)) is not None
         }
         sampling = Sampling(settings.max_new_tokens, settings.temperature, batch_size=max(1, len(rows)))
         replies = dict(zip(rows, generate(self.family, self.model, list(rows.values()), sampling), strict=True))
         return [
             parse_reply(self.family.decode(replies[i].tokens), settings.prompt, truncated=replies[i].truncated)
             if i in replies
-            else book.failed[record.id]
+            else cache.failed[record.id]
             for i, record in enumerate(records)
         ]
 

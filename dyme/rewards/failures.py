@@ -21,8 +21,8 @@ class Failures:
             self._noted[kind] = before + count, example
 
     def share(self, gather: Callable[[Any], list[Any]], say: Callable[[str], None]) -> None:
-        """Collective, through `Engine.gather_json`. Counts the noted failures of all ranks; the first of each kind is
-        said."""
+        """Collective, through `TrainEngine.gather_json`. Counts the noted failures of all ranks and says the first of
+        each kind."""
         for part in gather(self._noted):
             for kind, (count, example) in part.items():
                 if kind not in self.counts:

@@ -9,9 +9,9 @@ from torch import nn
 from dyme.families.base import Family, ModelError
 from dyme.rollout import hf, shared_prefix
 from dyme.rollout.noise import gumbel, row_key
-from dyme.rollout.types import Finished, Rollout, RolloutRow, Sampling, ignore, sampling_of
+from dyme.rollout.types import Finished, Rollout, RolloutRequest, Sampling, ignore, sampling_of
 
-__all__ = ["Rollout", "RolloutRow", "Sampling", "engine_of", "generate", "gumbel", "row_key", "sampling_of"]
+__all__ = ["Rollout", "RolloutRequest", "Sampling", "engine_of", "generate", "gumbel", "row_key", "sampling_of"]
 
 
 ENGINES = {"hf": hf.generate, "shared_prefix": shared_prefix.generate}
@@ -20,7 +20,7 @@ ENGINES = {"hf": hf.generate, "shared_prefix": shared_prefix.generate}
 def generate(
     family: Family,
     model: nn.Module,
-    rows: Sequence[RolloutRow],
+    rows: Sequence[RolloutRequest],
     sampling: Sampling,
     finished: Finished = ignore,
 ) -> list[Rollout]:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from dyme.families.base import Family
 from dyme.rollout.noise import gumbel
 from dyme.rollout.sampling import restrict, seen_tokens
-from dyme.rollout.types import Finished, Rollout, RolloutRow, Sampling, ignore
+from dyme.rollout.types import Finished, Rollout, RolloutRequest, Sampling, ignore
 
 
 class KeyedSampler(LogitsProcessor):
@@ -42,7 +42,7 @@ class KeyedSampler(LogitsProcessor):
 
 @torch.no_grad()
 def generate(
-    family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampling: Sampling, finished: Finished = ignore
+    family: Family, model: nn.Module, rows: Sequence[RolloutRequest], sampling: Sampling, finished: Finished = ignore
 ) -> list[Rollout]:
     """Completions of `rows`, in their order; those of a batch finish together. `model` is a plain (not partitioned)
     copy of the weights in eval mode."""
@@ -60,7 +60,9 @@ def generate(
     return [out[i] for i in range(len(rows))]
 
 
-def _generate_batch(family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampling: Sampling) -> list[Rollout]:
+def _generate_batch(
+    family: Family, model: nn.Module, rows: Sequence[RolloutRequest], sampling: Sampling
+) -> list[Rollout]:
     device = next(model.parameters()).device
     prompts = [row.prompt for row in rows]
     length = max(map(len, prompts))

@@ -24,7 +24,7 @@ from dyme.rollout.attention import decoding
 from dyme.rollout.cache import GroupCache, Shape, column_bucket, group_places, reply_bucket, row_bucket
 from dyme.rollout.graphs import StepGraphs
 from dyme.rollout.sampling import draw, seen_tokens
-from dyme.rollout.types import Finished, Rollout, RolloutRow, Sampling, ignore
+from dyme.rollout.types import Finished, Rollout, RolloutRequest, Sampling, ignore
 
 PREFILL_TOKENS = 8192  # padded tokens of the prompts that are prefilled together
 CHECK_EVERY = 8  # steps between two looks at which rows are finished: each look waits for the device
@@ -59,7 +59,7 @@ class Held:
 
 @torch.no_grad()
 def generate(
-    family: Family, model: nn.Module, rows: Sequence[RolloutRow], sampling: Sampling, finished: Finished = ignore
+    family: Family, model: nn.Module, rows: Sequence[RolloutRequest], sampling: Sampling, finished: Finished = ignore
 ) -> list[Rollout]:
     """Completions of `rows`, in their order. `model` is a plain (not partitioned) copy of the weights in eval mode."""
     if not rows:
@@ -81,7 +81,7 @@ def _masked_attention(model: Any) -> Iterator[None]:
         config._attn_implementation = own
 
 
-def group_rows(rows: Sequence[RolloutRow]) -> list[Group]:
+def group_rows(rows: Sequence[RolloutRequest]) -> list[Group]:
     """Rows of the same or an equal prompt together; longest prompts first, else in the order of the rows."""
     digests: dict[int, bytes] = {}
     groups: dict[bytes, Group] = {}
@@ -146,7 +146,12 @@ class DecodeBatch:
     which it takes the first ones: their addresses never change, which captured graphs rely on."""
 
     def __init__(
-        self, family: Family, model: Any, rows: Sequence[RolloutRow], sampling: Sampling, finished: Finished = ignore
+        self,
+        family: Family,
+        model: Any,
+        rows: Sequence[RolloutRequest],
+        sampling: Sampling,
+        finished: Finished = ignore,
     ) -> None:
         self.family, self.model, self.sampling, self.tell = family, model, sampling, finished
         self.keys = [row.key for row in rows]

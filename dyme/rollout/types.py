@@ -46,7 +46,7 @@ def sampling_of(rollout: RolloutConfig, max_new_tokens: int | None = None, *, gr
 
 
 @dataclass(frozen=True)
-class RolloutRow:
+class RolloutRequest:
     """One completion to sample: its prompt, and the key of its noise (see `row_key`)."""
 
     prompt: Prompt

@@ -30,11 +30,11 @@ class Mode(IntEnum):
 class Reason(IntEnum):
     """Why a group got its mode (logged)."""
 
-    SIGNAL = 0  # the group ranks its rollouts
+    RANKED = 0  # the group ranks its rollouts
     COLLAPSE = 1  # nobody (or almost nobody) is right
     MASTERED = 2  # everybody (or almost everybody) is right
     UNSCORED = 3  # fewer than two scored rows
-    NO_REFERENCE = 4  # would memorize, but has nothing to memorize
+    NO_DEMONSTRATION = 4  # would memorize, but has nothing to memorize
     RULE = 5  # a fixed rule, whatever the rewards
 
 
@@ -55,7 +55,7 @@ class GroupStats:
     num_scored: Tensor  # int64
     num_correct: Tensor  # int64, scored rows with s > 0.5
     num_valid_format: Tensor  # int64
-    has_reference: Tensor  # bool
+    has_demonstration: Tensor  # bool
     advantages: Tensor  # [R]
     records: tuple[int, ...] = ()  # number of each group's record in the data
     step: int = 0  # finished steps
@@ -100,13 +100,13 @@ def group_stats(
     correct: Tensor,
     valid_format: Tensor,
     scored: Tensor,
-    has_reference: Tensor,
+    has_demonstration: Tensor,
     offsets: Tensor,
     scale: str,
 ) -> GroupStats:
     """Statistics and advantages of gathered rows.
 
-    rewards, correct (s), valid_format: float64 [R]; scored: bool [R]; has_reference: bool [G]; offsets: int64
+    rewards, correct (s), valid_format: float64 [R]; scored: bool [R]; has_demonstration: bool [G]; offsets: int64
     [G+1], rows of group g are offsets[g]:offsets[g+1]. `scale` is `std` or `none` (objective.scale).
     """
     out = group_advantages(rewards, offsets, accuracy=correct, scored=scored, scale=scale, backend="torch")
@@ -125,7 +125,7 @@ def group_stats(
         num_scored=out.num_scored,
         num_correct=count(correct > 0.5),
         num_valid_format=count(valid_format > 0.5),
-        has_reference=has_reference,
+        has_demonstration=has_demonstration,
         advantages=out.advantages,
     )
 
@@ -146,11 +146,11 @@ def decide(
     rl, sft = (ones.clone() if w is None else w for w in (rl_weight, sft_weight))
     unscored = stats.num_scored < 2
     mode[unscored], reason[unscored] = int(Mode.SKIP), int(Reason.UNSCORED)
-    lacking = (mode == Mode.MEMORIZE) & ~stats.has_reference
-    mode[lacking], reason[lacking] = int(Mode.SKIP), int(Reason.NO_REFERENCE)
+    lacking = (mode == Mode.MEMORIZE) & ~stats.has_demonstration
+    mode[lacking], reason[lacking] = int(Mode.SKIP), int(Reason.NO_DEMONSTRATION)
     # a row that weighs nothing must not be planned, nor counted in a mean over tokens
     explores = ((mode == Mode.EXPLORE) | (mode == Mode.JOINT)) & (rl > 0)
-    memorizes = ((mode == Mode.MEMORIZE) | (mode == Mode.JOINT)) & (sft > 0) & stats.has_reference
+    memorizes = ((mode == Mode.MEMORIZE) | (mode == Mode.JOINT)) & (sft > 0) & stats.has_demonstration
     mode = explores * int(Mode.EXPLORE) + memorizes * int(Mode.MEMORIZE)
     return ModeDecision(mode=mode, rl_weight=rl, sft_weight=sft, reason=reason, token_shaping=token_shaping)
 
@@ -181,10 +181,10 @@ def mode_line(decision: ModeDecision, records: Sequence[int], ids: Sequence[str]
     }
 
 
-def memorize_all(has_reference: Tensor) -> ModeDecision:
+def memorize_all(has_demonstration: Tensor) -> ModeDecision:
     """The decision of a step without rollouts (method sft): every group with a reference memorizes it.
-    has_reference: bool [G]."""
-    mode = torch.where(has_reference, int(Mode.MEMORIZE), int(Mode.SKIP))
-    reason = torch.where(has_reference, int(Reason.RULE), int(Reason.NO_REFERENCE))
+    has_demonstration: bool [G]."""
+    mode = torch.where(has_demonstration, int(Mode.MEMORIZE), int(Mode.SKIP))
+    reason = torch.where(has_demonstration, int(Reason.RULE), int(Reason.NO_DEMONSTRATION))
     ones = torch.ones(len(mode), dtype=torch.float64)
     return ModeDecision(mode=mode, rl_weight=ones, sft_weight=ones.clone(), reason=reason)

@@ -28,7 +28,7 @@ class Buffered:
     def select(self, stats: GroupStats, progress: float) -> ModeDecision:
         due = self.waiting[: self.size] if len(self.waiting) >= self.size else []
         left = self.waiting[len(due) :]
-        failed = (stats.num_correct == 0) & (stats.num_scored > 1) & stats.has_reference
+        failed = (stats.num_correct == 0) & (stats.num_scored > 1) & stats.has_demonstration
         found = [record for record, hit in zip(stats.records, failed.tolist(), strict=True) if hit]
         self.waiting = list(dict.fromkeys(left + found))
         return replace(memorize_nothing(stats, progress), extra_records=tuple(due))

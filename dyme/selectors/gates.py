@@ -10,7 +10,7 @@ from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, decide
 
 def _three_way(explore: Tensor, memorize: Tensor, stats: GroupStats) -> ModeDecision:
     mode = torch.where(explore, int(Mode.EXPLORE), torch.where(memorize, int(Mode.MEMORIZE), int(Mode.SKIP)))
-    reason = torch.where(explore, int(Reason.SIGNAL), torch.where(memorize, int(Reason.COLLAPSE), int(Reason.MASTERED)))
+    reason = torch.where(explore, int(Reason.RANKED), torch.where(memorize, int(Reason.COLLAPSE), int(Reason.MASTERED)))
     return decide(mode, reason, stats)
 
 
@@ -18,7 +18,7 @@ def memorize_nothing(stats: GroupStats, progress: float) -> ModeDecision:
     """Explore where 0 < n < scored rows, skip the rest with the reason of `any_correct`."""
     none, all_ = stats.num_correct == 0, stats.num_correct == stats.num_scored
     mode = torch.where(~none & ~all_, int(Mode.EXPLORE), int(Mode.SKIP))
-    reason = torch.where(none, int(Reason.COLLAPSE), torch.where(all_, int(Reason.MASTERED), int(Reason.SIGNAL)))
+    reason = torch.where(none, int(Reason.COLLAPSE), torch.where(all_, int(Reason.MASTERED), int(Reason.RANKED)))
     return decide(mode, reason, stats)
 
 

@@ -180,7 +180,9 @@ def test_step_rehearsal(tmp_path):
         assert [row["reply_tokens"] for row in rows] == [groups * k * n] * 3
         live = mixed * k + groups - mixed
         assert [row["rows"] for row in rows] == [live, groups * k, groups * k]
-        assert rows[0]["live_rows"] == rows[2]["live_rows"] == live and rows[1]["live_rows"] == mixed * k
+        assert (
+            rows[0]["train_sequences"] == rows[2]["train_sequences"] == live and rows[1]["train_sequences"] == mixed * k
+        )
         assert rows[0]["live_fraction"] == live / (groups * k)
         prompt = sum(rows[0]["prompt_tokens"])
         references = rows[0]["tokens"] - prompt - mixed * k * n  # ours runs each prompt once

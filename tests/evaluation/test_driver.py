@@ -22,7 +22,7 @@ from dyme.evaluation import folder as files
 from dyme.evaluation.driver import answer_batch, columns, evaluate_model
 from dyme.evaluation.folder import DoneItem
 from dyme.families import build_family
-from dyme.prompts import PromptBook
+from dyme.prompts import PromptCache
 
 COUNT, BAD = 7, 3
 
@@ -57,7 +57,7 @@ def place(tmp_path_factory, tiny_spec) -> SimpleNamespace:
 
 def answers(place: SimpleNamespace, cfg: RunConfig, size: int) -> list[dict]:
     records = load_records(cfg.data.eval, 0.5)
-    books = [PromptBook(place.family, column.prompt, lambda message: None) for column in columns(cfg)]
+    books = [PromptCache(place.family, column.prompt, lambda message: None) for column in columns(cfg)]
     lines = []
     for at in range(0, len(records), size):
         part, _ = answer_batch(cfg, place.family, place.model, books, records[at : at + size])

@@ -23,7 +23,7 @@ from dyme.families import FAMILIES, load_family
 from dyme.rollout.cache import column_bucket
 from dyme.settings.lora import LoraConfig
 from dyme.tools import footprint as mem
-from dyme.tools.check import main
+from dyme.tools.check.__main__ import main
 from dyme.tools.check.report import adapted_linears, check, decoder_sizes
 
 VISION = [name for name, (family, _) in sorted(makers().items()) if FAMILIES[family].modalities]
@@ -98,7 +98,7 @@ def test_pictures(checkpoint, capsys, tmp_path, yaml_of, name):
 
 MEASURE = """
 import resource, sys
-from dyme.tools.check import main
+from dyme.tools.check.__main__ import main
 peaks = [0]
 for folder in sys.argv[1:]:
     assert main([folder]) == 0

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dyme.batching.packing import pack
 from dyme.families import IMAGE, ModelError, Prompt, PromptError, load_family
-from dyme.rollout import RolloutRow, Sampling, generate, row_key
+from dyme.rollout import RolloutRequest, Sampling, generate, row_key
 
 NONE: frozenset[str] = frozenset()
 QUESTION = "What is the value of bar one?"
@@ -220,7 +220,7 @@ def test_rollouts_are_the_policys_own_samples(opened):
     prompts = [prompt for prompt, _ in groups(family)]
     banned = torch.tensor(family.forbidden_ids)
     for _ in range(2):  # models that keep positions between calls show it in the second one
-        rollouts = generate(family, model, [RolloutRow(p) for p in prompts], Sampling(6, temperature=0.0))
+        rollouts = generate(family, model, [RolloutRequest(p) for p in prompts], Sampling(6, temperature=0.0))
     for prompt, rollout in zip(prompts, rollouts):
         tokens = list(rollout.tokens)
         ids = torch.cat([prompt.input_ids, torch.tensor(tokens)])[None]
@@ -251,7 +251,7 @@ def test_image_tokens_are_never_sampled(opened):
     head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]))
     head.bias.data[list(tokens)] = 1e4
     prompts = [prompt for prompt, _ in groups(family)]
-    rows = [RolloutRow(p, row_key(0, 0, str(i), 0)) for i, p in enumerate(prompts)]
+    rows = [RolloutRequest(p, row_key(0, 0, str(i), 0)) for i, p in enumerate(prompts)]
     for rollout in generate(family, loud, rows, Sampling(5)):
         assert not set(rollout.tokens) & (tokens - set(family.stop_ids))
 
@@ -265,7 +265,7 @@ def test_the_end_of_turn_stops(opened):
     head = family.head(eager)
     head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]))
     head.bias.data[family.end_of_turn] = 1e4
-    (rollout,) = generate(family, eager, [RolloutRow(family.encode(QUESTION))], Sampling(5))
+    (rollout,) = generate(family, eager, [RolloutRequest(family.encode(QUESTION))], Sampling(5))
     assert rollout.tokens == (family.end_of_turn,) and not rollout.truncated
 
 

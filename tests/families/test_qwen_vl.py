@@ -16,7 +16,7 @@ from PIL import Image
 from dyme.batching.packing import pack
 from dyme.families import FAMILIES, Family, Prompt, load_family
 from dyme.families.attention import set_attention
-from dyme.rollout import Rollout, RolloutRow, Sampling, generate
+from dyme.rollout import Rollout, RolloutRequest, Sampling, generate
 
 NAMES = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
 NONE: frozenset[str] = frozenset()
@@ -273,7 +273,7 @@ def test_no_positions_of_the_last_call(loaded):
     sampling = Sampling(5, temperature=0.0)
 
     def rollouts(model, call) -> list[Rollout]:
-        return generate(family, model, [RolloutRow(p) for p in call], sampling)
+        return generate(family, model, [RolloutRequest(p) for p in call], sampling)
 
     fresh = [rollouts(copy.deepcopy(model), call) for call in calls]
     used = copy.deepcopy(model)
@@ -290,8 +290,8 @@ def test_left_padding_does_not_move_positions(loaded):
     family, model = loaded
     held = prompts(family)[1:]
     sampling = Sampling(5, temperature=0.0)
-    together = generate(family, model, [RolloutRow(p) for p in held], sampling)
-    alone = [generate(family, model, [RolloutRow(p)], sampling)[0] for p in held]
+    together = generate(family, model, [RolloutRequest(p) for p in held], sampling)
+    alone = [generate(family, model, [RolloutRequest(p)], sampling)[0] for p in held]
     assert together == alone
 
 

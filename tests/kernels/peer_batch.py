@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dyme.batching.objective import LiveRow, LiveRows, token_weights
+from dyme.batching.objective import TrainSequence, TrainSequences, token_weights
 
 BATCH, LENGTH, VOCABULARY, MAX_NEW_TOKENS = 5, 6, 37, 9
 
@@ -31,10 +31,10 @@ class Batch:
 
     def weights(self, normalization: str) -> Tensor:
         """[B T] of the normalization that the trainer calls by this name; 0 for tokens that do not count."""
-        rows = [LiveRow(i, i, 1.0, 1.0) for i, length in enumerate(self.mask.sum(1).tolist()) if length]
+        rows = [TrainSequence(i, i, 1.0, 1.0) for i, length in enumerate(self.mask.sum(1).tolist()) if length]
         lengths = {row: int(self.mask[row.row].sum()) for row in rows}
         values = token_weights(
-            LiveRows(tuple(rows), tuple(rows)),
+            TrainSequences(tuple(rows), tuple(rows)),
             lengths,
             normalization,
             groups=1,

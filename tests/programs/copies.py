@@ -61,8 +61,8 @@ def main() -> None:
     import scenario
 
     from dyme.batching.plan import make_plan
-    from dyme.engine.train_engine import Engine, close_distributed, init_distributed
-    from dyme.engine.update import Work, run_update
+    from dyme.engine.train_engine import TrainEngine, close_distributed, init_distributed
+    from dyme.engine.update import TrainBatch, run_update
     from dyme_kernels import LossSpec
 
     out = Path(sys.argv[1])
@@ -80,7 +80,7 @@ def main() -> None:
         settings = {"path": "unused", "dtype": dtype, "freeze": ["vision"]}
         settings |= {"lora": {"r": 4, "alpha": 64, "targets": ["q_proj", "up_proj"]}} if lora else {}
         cfg = scenario.config(deepspeed=str(out / f"ds{stage}.json"), model=settings, rollout={"offload": offload})
-        engine = Engine(cfg, family, copy.deepcopy(built).to(DTYPES[dtype]), LossSpec())
+        engine = TrainEngine(cfg, family, copy.deepcopy(built).to(DTYPES[dtype]), LossSpec())
         if offload:
             engine.rollout_copy.pin()  # the engine does so on a GPU
         model, copied = engine.module.model, engine.refresh()
@@ -97,7 +97,9 @@ def main() -> None:
                 step.token_budget,
                 first_modules=engine.trainable_modalities,
             )
-            run_update(engine, Work(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__), 1.0)
+            run_update(
+                engine, TrainBatch(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__), 1.0
+            )
             parked.append(addresses.isdisjoint(p.data_ptr() for p in copied.parameters()))
             gathers.clear()
             engine.begin_refresh()

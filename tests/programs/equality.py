@@ -64,8 +64,8 @@ def main() -> None:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
     from dyme.batching.plan import make_plan
-    from dyme.engine.train_engine import Engine, close_distributed, init_distributed
-    from dyme.engine.update import Work, run_update, with_reference
+    from dyme.engine.train_engine import TrainEngine, close_distributed, init_distributed
+    from dyme.engine.update import TrainBatch, run_update, with_reference_logprobs
 
     out = Path(sys.argv[1])
     rank = init_distributed(0)
@@ -81,7 +81,7 @@ def main() -> None:
     cfg = scenario.config(deepspeed=str(ds), model={"path": "unused", **settings})
     loss = scenario.LOSSES[os.environ.get("LOSS", "plain")]
     steps = scenario.joint(steps) if loss.joint else steps
-    engine = Engine(cfg, family, model, loss.spec)
+    engine = TrainEngine(cfg, family, model, loss.spec)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     gradients, norms, micro, clipped = [], [], [], 0.0
     gathers, gathered = record_gathers(model, family.head(model).weight), []
@@ -106,11 +106,11 @@ def main() -> None:
         )
         micro.append(plan.num_micro_batches)
         before = len(gathers)
-        work = Work(
+        work = TrainBatch(
             plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__, step.token_shaping,
             kl_share=step.kl_share,
         )  # fmt: skip
-        stats = run_update(engine, with_reference(engine, work), 1.0, loss.epochs)
+        stats = run_update(engine, with_reference_logprobs(engine, work), 1.0, loss.epochs)
         gathered.append(len(gathers) - before)
         if not math.isnan(stats.clipped_low):
             clipped += stats.clipped_low + stats.clipped_high

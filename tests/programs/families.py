@@ -29,7 +29,7 @@ def steps_of(family) -> list:
     from PIL import Image
     from scenario import Step
 
-    from dyme.batching.objective import LiveRow
+    from dyme.batching.objective import TrainSequence
     from dyme.families import IMAGE
 
     rng = np.random.default_rng(3)
@@ -43,7 +43,7 @@ def steps_of(family) -> list:
         return family.encode("red " * words + "?", images if IMAGE in family.modalities else [])
 
     def step(prompts: list, live: list[tuple[int, int, float]], micro_batches: int) -> Step:
-        rows = [LiveRow(g, r, a, 1.0) for g, r, a in live]
+        rows = [TrainSequence(g, r, a, 1.0) for g, r, a in live]
         tokens = [rng.integers(60, 300, rng.integers(1, 8)).tolist() for _ in rows]
         weights = (rng.random(len(rows)) * 0.2 + 0.01).tolist()
         total = sum(len(prompts[g]) for g in {g for g, _, _ in live}) + sum(map(len, tokens))
@@ -65,8 +65,8 @@ def train(folder: str, out: Path, checkpointing: bool) -> dict:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
     from dyme.batching.plan import make_plan
-    from dyme.engine.train_engine import Engine
-    from dyme.engine.update import Work, run_update
+    from dyme.engine.train_engine import TrainEngine
+    from dyme.engine.update import TrainBatch, run_update
     from dyme.families import load_family
     from dyme_kernels import LossSpec
 
@@ -74,7 +74,7 @@ def train(folder: str, out: Path, checkpointing: bool) -> dict:
     cfg = scenario.config(
         deepspeed=str(out / "ds.json"), model={"path": folder, "gradient_checkpointing": checkpointing}
     )
-    engine = Engine(cfg, family, model, LossSpec())
+    engine = TrainEngine(cfg, family, model, LossSpec())
     named = dict(model.named_parameters())
     gradients, lonely = [], 0
     plain_step = engine.step
@@ -98,7 +98,7 @@ def train(folder: str, out: Path, checkpointing: bool) -> dict:
         )
         for items, modules in zip(plan.micro_batches[engine.rank], plan.modules):
             lonely += bool(modules) and not any(step.prompts[item.group].pixels for item in items)
-        run_update(engine, Work(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__), 1.0)
+        run_update(engine, TrainBatch(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__), 1.0)
     weights = {name: safe_get_full_fp32_param(p).clone() for name, p in named.items()}
     copied = {name: p.clone() for name, p in engine.refresh().named_parameters()}
     return {"gradients": gradients, "weights": weights, "copy": copied, "lonely": engine.all_reduce([lonely])[0]}

@@ -26,8 +26,8 @@ def main() -> None:
     import scenario
 
     from dyme.batching.plan import make_plan
-    from dyme.engine.train_engine import Engine, close_distributed, init_distributed
-    from dyme.engine.update import Work, run_update, with_reference
+    from dyme.engine.train_engine import TrainEngine, close_distributed, init_distributed
+    from dyme.engine.update import TrainBatch, run_update, with_reference_logprobs
     from dyme_kernels import LossSpec
 
     out, dtype = Path(sys.argv[1]), sys.argv[2]
@@ -42,7 +42,7 @@ def main() -> None:
     family, model, steps = scenario.build()
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
     cfg = scenario.config(deepspeed=str(ds), model={"path": "unused", "dtype": dtype, "freeze": ["vision"]})
-    engine = Engine(cfg, family, model, LossSpec(beta=0.1))
+    engine = TrainEngine(cfg, family, model, LossSpec(beta=0.1))
     step = steps[0]
     plan = make_plan(
         [r.group for r in step.rows],
@@ -53,8 +53,8 @@ def main() -> None:
         step.token_budget,
         first_modules=engine.trainable_modalities,
     )
-    work = Work(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__)
-    run_update(engine, with_reference(engine, work), 1.0)
+    work = TrainBatch(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__)
+    run_update(engine, with_reference_logprobs(engine, work), 1.0)
     optimizer = engine.ds.optimizer
     three = zero["stage"] == 3
     states = [v for s in optimizer.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]

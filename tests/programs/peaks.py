@@ -34,20 +34,20 @@ def phase(name: str) -> Iterator[None]:
 def main() -> None:
     from PIL import Image
 
-    from dyme.batching.objective import LiveRow, resolve
+    from dyme.batching.objective import TrainSequence, resolve
     from dyme.batching.plan import make_plan
     from dyme.config import load_config
-    from dyme.engine.train_engine import Engine, init_distributed
-    from dyme.engine.update import Work, run_update
+    from dyme.engine.train_engine import TrainEngine, init_distributed
+    from dyme.engine.update import TrainBatch, run_update
     from dyme.families import load_family
-    from dyme.rollout import RolloutRow, Sampling, generate, row_key
+    from dyme.rollout import RolloutRequest, Sampling, generate, row_key
     from dyme.tools.check.report import QUESTION
 
     cfg, out = load_config(sys.argv[1]), Path(sys.argv[3])
     width, height = map(int, sys.argv[2].split("x"))
     init_distributed(0)
     family, model = load_family(cfg.model.path, dtype=cfg.model.dtype)
-    engine = Engine(cfg, family, model, resolve(cfg)[0])
+    engine = TrainEngine(cfg, family, model, resolve(cfg)[0])
     question = cfg.prompt.template.replace("{flag}", cfg.prompt.answer_flag).replace("{question}", QUESTION)
     prompt = family.encode(question, [Image.new("RGB", (width, height), "white")])
     reply, size, key = cfg.rollout.max_new_tokens, cfg.rollout.group_size, family.pixel_keys[0]
@@ -55,7 +55,7 @@ def main() -> None:
     def roll(count: int, rows_each: int, temperature: float) -> None:
         # other pixels, so that no two prompts are the same group
         prompts = [replace(prompt, pixels={**prompt.pixels, key: prompt.pixels[key] + n}) for n in range(count)]
-        rows = [RolloutRow(p, row_key(0, 0, str(n), k)) for n, p in enumerate(prompts) for k in range(rows_each)]
+        rows = [RolloutRequest(p, row_key(0, 0, str(n), k)) for n, p in enumerate(prompts) for k in range(rows_each)]
         generate(family, engine.refresh(), rows, Sampling(reply, temperature, batch_size=cfg.rollout.batch_size))
 
     def update() -> None:
@@ -66,7 +66,7 @@ def main() -> None:
             left -= len(prompt)
             for _ in range(size):
                 if left > 0:
-                    rows.append(LiveRow(len(prompts), len(rows), 1.0, 1.0))
+                    rows.append(TrainSequence(len(prompts), len(rows), 1.0, 1.0))
                     tokens.append(torch.randint(60, 300, (min(reply, left),)).tolist())
                     left -= len(tokens[-1])
             prompts.append(prompt)
@@ -82,7 +82,7 @@ def main() -> None:
             joined=engine.joined,
         )
         assert plan.num_micro_batches == 1
-        run_update(engine, Work(plan, tuple(rows), [1e-3] * len(rows), tokens, prompts.__getitem__), 1.0)
+        run_update(engine, TrainBatch(plan, tuple(rows), [1e-3] * len(rows), tokens, prompts.__getitem__), 1.0)
 
     update()  # makes the optimizer's states
     with phase("rollout"):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tiny import TINY
 
-from dyme.batching.objective import LiveRow, kl_share, live_rows, token_weights
+from dyme.batching.objective import TrainSequence, kl_share, token_weights, train_sequences
 from dyme.config import RunConfig
 from dyme.families import Prompt, build_family
 from dyme.selectors import make_selector
@@ -25,7 +25,7 @@ SPEC = SimpleNamespace(**TINY)
 @dataclass(frozen=True)
 class Step:
     prompts: list[Prompt]
-    rows: list[LiveRow]
+    rows: list[TrainSequence]
     tokens: list[list[int]]
     weights: list[float]
     token_budget: int
@@ -53,7 +53,7 @@ def build(lora_head: bool = False) -> tuple:
 
     def step(prompts: list[Prompt], live: list[tuple[int, int, float]], budget: int) -> Step:
         """live: (group, row or -1, advantage)."""
-        rows = [LiveRow(g, r, a, 1.0) for g, r, a in live]
+        rows = [TrainSequence(g, r, a, 1.0) for g, r, a in live]
         lengths = torch.randint(1, 9, (len(rows),), generator=rng).tolist()
         tokens = [torch.randint(60, 300, (n,), generator=rng).tolist() for n in lengths]
         weights = (torch.rand(len(rows), generator=rng) * 0.2 + 0.01).tolist()
@@ -107,7 +107,7 @@ def joint(steps: list[Step]) -> list[Step]:
             rewards, (rewards > 0.5).double(), every.double(), every, every[:groups], torch.tensor(offsets), "std"
         )
         decision = with_extra(selector.select(stats, number / len(steps)), every[:extra])
-        live = live_rows(decision, stats.advantages, every, offsets + [2 * groups] * extra)
+        live = train_sequences(decision, stats.advantages, every, offsets + [2 * groups] * extra)
         lengths = dict(zip(live.counted, torch.randint(1, 9, (len(live.counted),), generator=rng).tolist()))
         tokens = [torch.randint(60, 300, (lengths[row],), generator=rng).tolist() for row in live.rows]
         weights = token_weights(
@@ -169,7 +169,7 @@ SCALING = {False: 64 / 4, True: 8 / 4}
 
 
 def row_loss(
-    loss: Loss, step: Step, row: LiveRow, logp: torch.Tensor, old: torch.Tensor, ref: torch.Tensor
+    loss: Loss, step: Step, row: TrainSequence, logp: torch.Tensor, old: torch.Tensor, ref: torch.Tensor
 ) -> torch.Tensor:
     """Token losses of one row, as docs/method.md writes them."""
     if row.memorize:

@@ -58,7 +58,7 @@ def ask_to_leave(run, after: int, phase: str) -> None:
 
     def beat_then_ask(**where) -> None:
         beat(**where)
-        if where.get("phase") == phase and run.step + 1 == after and not run.agenda.preemption.asked:
+        if where.get("phase") == phase and run.step + 1 == after and not run.schedule.preemption.asked:
             ask(run)
 
     run.watchdog.beat = beat_then_ask
@@ -66,7 +66,7 @@ def ask_to_leave(run, after: int, phase: str) -> None:
 
 def ask(run) -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
-    while not run.agenda.preemption.asked:  # a thread notes it
+    while not run.schedule.preemption.asked:  # a thread notes it
         time.sleep(0.01)
 
 
