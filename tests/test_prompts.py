@@ -250,7 +250,7 @@ def test_a_rank_prefetches_the_groups_of_its_rows():
             family=SimpleNamespace(anchors={}),
             rank=rank,
             records=[f"record {i}" for i in range(9)],
-            book=SimpleNamespace(prefetch=asked.append),
+            prompt_cache=SimpleNamespace(prefetch=asked.append),
             supervisor=SimpleNamespace(prefetch=lambda records, likely: supervised.append((records, likely))),
             _likely=lambda record, step, epoch: True,
             step_batch=lambda step: step_batch(step, 9, 3, 4, 2, 0, shuffle=False),

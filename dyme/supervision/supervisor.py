@@ -144,8 +144,10 @@ class Supervisor:
             self._drafts.append(start_candidates(others, self.cfg, self.judge, self.prompts, step))
 
     def update(self, step: int, gather: Callable[[Any], list[Any]]) -> None:
-        """Collective, through `TrainEngine.gather_json`. Every `templates.every` steps rank 0 decides over the candidates
-        of the last time, whose verdicts have arrived by then. All ranks take its pool and share their new candidates."""
+        """Share templates; a collective through `TrainEngine.gather_json`.
+
+        Every `templates.every` steps rank 0 decides over the candidates of the last time, whose verdicts have arrived
+        by then. All ranks take its pool and share their new candidates."""
         if not self.learns or (step + 1) % self.cfg.templates.every:
             return
         changed = self._decided() if self.rank == 0 else None
