@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from dyme.checkpoint import store
 from dyme.checkpoint.manifest import damage, listed
-from dyme.metrics.logger import read_jsonl
+from dyme.text.json_lines import read_jsonl
 
 RANKS, STEPS, SAVE_EVERY = 2, 24, 3
 GONE_S = 90.0  # that all processes may take to end after a kill

@@ -9,30 +9,27 @@ key and the allowed values.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from dyme.data import SourceConfig
 from dyme.methods import Method
-from dyme.rewards.compose import RewardConfig
-from dyme.rewards.schedule import WeightSchedule
 from dyme.settings.errors import ConfigError, explain
 from dyme.settings.evaluation import EvaluateConfig
 from dyme.settings.judge import JudgeConfig
 from dyme.settings.lora import LoraConfig
+from dyme.settings.numbers import Fraction, PositiveInt
+from dyme.settings.objective import MemorizeConfig, ObjectiveConfig
+from dyme.settings.optim import OptimConfig, Part
+from dyme.settings.prompt import PromptConfig
+from dyme.settings.rewards import RewardConfig
 from dyme.settings.rollout import RolloutConfig
+from dyme.settings.run import RunSettings, TrainConfig
 from dyme.settings.schema import Schema
 from dyme.settings.selector import SelectorConfig
 from dyme.settings.supervision import SupervisionConfig
-
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Part = Literal["vision", "connector", "language", "head"]
 
 
 class FromScratchConfig(Schema):
@@ -128,154 +125,6 @@ class DataConfig(Schema):
     """Every epoch in an order of its own; false keeps the order of the source (a curriculum)."""
     max_bad_fraction: Fraction = 0.01
     """Bad rows are skipped and counted up to this fraction; beyond it the run stops."""
-
-
-class PromptConfig(Schema):
-    """How a record becomes a user turn, and what a reply looks like."""
-
-    style: Literal["think", "direct"] = "think"
-    """think: trace, then the flag and the answer. direct: the answer alone."""
-    template: str = "{question}\nThink step by step, then end with a line '{flag} <answer>'."
-    """User turn; {question} and {flag} are filled in."""
-    choices_template: str = "\nOptions: {choices}"
-    """Appended to the question of a multiple-choice record; {choices} is "(A) ... (B) ..."."""
-    answer_flag: str = "Answer:"
-    """Text that announces the final answer; it must occur exactly once in a reply."""
-
-    @model_validator(mode="after")
-    def _has_question(self) -> PromptConfig:
-        if "{question}" not in self.template:
-            raise ValueError("prompt.template must contain {question}")
-        if "{choices}" not in self.choices_template:
-            raise ValueError("prompt.choices_template must contain {choices}")
-        if not self.answer_flag.strip():
-            raise ValueError("prompt.answer_flag must not be blank")
-        return self
-
-
-class MemorizeConfig(Schema):
-    """The reference rows."""
-
-    on_missing_trace: Literal["answer", "skip"] = "answer"
-    """A record without a hint memorizes its answer alone, or is skipped."""
-    temperature: Literal["one", "sampling"] = "one"
-    """Memorized rows are plain likelihood, or divided by the sampling temperature as in the published code."""
-
-
-class ObjectiveConfig(Schema):
-    """The loss: a surrogate per token and a normalization of its sum."""
-
-    preset: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "gspo"] | None = None
-    """TRL's name for a surrogate and a normalization; replaces both settings."""
-    surrogate: Literal["clip", "cispo", "gspo", "sapo"] = "clip"
-    """Per-token policy loss."""
-    normalization: Literal["group", "row", "token", "component", "constant"] = "group"
-    """How token losses are averaged; see docs/method.md."""
-    scale: Literal["std", "none"] = "std"
-    """Divide advantages by the group's standard deviation of rewards, or not (Dr. GRPO)."""
-    epsilon_low: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Lower clip range."""
-    epsilon_high: NonNegativeFloat = 0.2
-    """Upper clip range."""
-    beta: WeightSchedule = WeightSchedule(start=0.0)
-    """Weight of the k3 estimate of the KL divergence from the initial model (the reference policy); 0: no reference."""
-    entropy_coef: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """Weight of the entropy bonus on explored tokens."""
-    memorize_weight: NonNegativeFloat = 1.0
-    """lambda of the `component` normalization."""
-
-    @model_validator(mode="after")
-    def _no_reward_for_distance(self) -> ObjectiveConfig:
-        if min(self.beta.start, self.beta.end or 0.0) < 0:
-            raise ValueError("objective.beta must not be negative: a KL weight below 0 would reward distance")
-        return self
-
-
-class OptimConfig(Schema):
-    """AdamW and its learning-rate schedule."""
-
-    lr: PositiveFloat = 1e-5
-    """Peak learning rate."""
-    part_lr: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Peak learning rate of single parts, e.g. {vision: 1e-6}."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """AdamW betas."""
-    eps: PositiveFloat = 1e-8
-    """AdamW epsilon."""
-    weight_decay: NonNegativeFloat = 0.0
-    """On matrices only; biases, norms and other vectors are never decayed."""
-    warmup_steps: NonNegativeInt = 0
-    """Linear warm-up."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Decay from the peak to lr * min_lr_ratio at train.max_steps."""
-    min_lr_ratio: Fraction = 0.0
-    """Floor of the decay."""
-    grad_clip: NonNegativeFloat = 1.0
-    """Global gradient norm clip; 0 is off."""
-    modulation: NonNegativeFloat = 0.0
-    """alpha of OGM: in each step slows vision or language down, whichever learns faster; 0 is off."""
-
-    @model_validator(mode="after")
-    def _parts_exist(self) -> OptimConfig:
-        if unknown := sorted(set(self.part_lr) - set(get_args(Part))):
-            raise ValueError(f"optim.part_lr: no part '{unknown[0]}'; allowed: {', '.join(get_args(Part))}")
-        return self
-
-
-class TrainConfig(Schema):
-    """The length of a run and the size of its micro-batches."""
-
-    max_steps: PositiveInt = 1000
-    """Steps: one rollout and `epochs_per_rollout` optimizer updates each."""
-    epochs_per_rollout: PositiveInt = 1
-    """Optimizer updates per rollout, each over all its live rows. The first one's log-probs are the old ones."""
-    token_budget: PositiveInt = 8192
-    """Tokens per micro-batch and rank, padded ones unless packed_attention joins groups; a group over it is split."""
-    logits_budget_mb: PositiveInt = 256
-    """Memory of the logits buffer in the loss head (MiB)."""
-    switch_fraction: Fraction = 0.5
-    """method two_stage: share of the steps spent on SFT before GRPO."""
-    component_norms_every: NonNegativeInt = 0
-    """Every n steps log the gradient norms of explored and memorized rows and their cosine; 0 is off."""
-
-
-class RunSettings(Schema):
-    """The run folder, evaluation, checkpoints and logging."""
-
-    dir: str = ""
-    """Run folder; default runs/<name of the YAML>."""
-    seed: int = 0
-    """Seed of weights, data order and sampling noise."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest usable checkpoint; never: refuse a folder that holds a run."""
-    save_every: NonNegativeInt = 0
-    """Steps between checkpoints; 0 saves at the end only."""
-    keep_last: PositiveInt = 2
-    """Checkpoints kept, besides the best."""
-    eval_every: NonNegativeInt = 0
-    """Steps between evaluations; 0 evaluates at the start and the end only."""
-    eval_records: PositiveInt = 256
-    """Held-out records per evaluation (the first n)."""
-    samples: NonNegativeInt = 12
-    """Held-out records whose completions go to samples.jsonl and into the report."""
-    max_minutes: PositiveFloat | None = None
-    """Stop (with evaluation, checkpoint and export) after this much training time."""
-    max_skipped_updates: PositiveInt = 20
-    """Consecutive updates with a non-finite loss or gradient before the run stops."""
-    hang_timeout_s: PositiveFloat = 1800.0
-    """A rank without progress for this long ends the job; more than the longest phase of a step takes."""
-    tensorboard: bool = True
-    """Write TensorBoard events."""
-    wandb: str | None = None
-    """Project name for Weights & Biases; off by default."""
-    export: bool = True
-    """Write the final weights as a Hugging Face folder."""
-    modes: bool = False
-    """Write modes.jsonl, the mode of every group, for `selector.name: replay`."""
-    report: bool = True
-    """Write report.png and report.html at the end."""
-    profile: bool = False
-    """Write profile.json (a Chrome trace) and profile.png, the phases of every step; costs some speed on a GPU."""
 
 
 class RunConfig(Schema):

@@ -14,9 +14,9 @@ from queue import SimpleQueue
 
 from PIL import Image
 
-from dyme.config import PromptConfig
 from dyme.data import ImageError, Record
 from dyme.families import Family, Prompt, PromptError
+from dyme.settings.prompt import PromptConfig
 
 
 def prompt_text(record: Record, config: PromptConfig) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dyme.batching.objective import TrainSequences, resolve
 from dyme.checkpoint import store
 from dyme.checkpoint.recipe import Recipe
-from dyme.config import ConfigError, RunConfig, changed_keys, dump_config
+from dyme.config import RunConfig, changed_keys, dump_config
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
 from dyme.engine.train_engine import TrainEngine, deepspeed_config, lr_factor
@@ -42,6 +42,7 @@ from dyme.sampler import StepBatch, step_batch
 from dyme.schedule import Schedule, Stop
 from dyme.selectors import make_selector, mixed_selector
 from dyme.selectors.base import GroupStats, Mode, ModeDecision, ModeSelector, mode_line
+from dyme.settings.errors import ConfigError
 from dyme.settings.selector import SelectorConfig
 from dyme.supervision.supervisor import Supervisor
 

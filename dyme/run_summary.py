@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dyme.checkpoint import store
 from dyme.evaluation.held_out import majority_rates
-from dyme.metrics.logger import read_jsonl, summarize
+from dyme.metrics.logger import summarize
+from dyme.text.json_lines import read_jsonl
 
 if TYPE_CHECKING:
     from dyme.run import Run

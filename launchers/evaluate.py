@@ -20,9 +20,10 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the YAML")
     args = parser.parse_intermixed_args()
 
-    from dyme.config import ConfigError, load_config
+    from dyme.config import load_config
     from dyme.data import DataError
     from dyme.data.paths import expand
+    from dyme.settings.errors import ConfigError
 
     try:
         cfg = load_config(args.config, args.overrides)

@@ -25,7 +25,8 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the YAML")
     args = parser.parse_intermixed_args()
 
-    from dyme.config import ConfigError, dump_config, load_config
+    from dyme.config import dump_config, load_config
+    from dyme.settings.errors import ConfigError
 
     overrides = args.overrides + ([f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else [])
     first = rank() == 0

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dyme.config import ConfigError, RunConfig, changed_keys, dump_config, load_config
+from dyme.config import RunConfig, changed_keys, dump_config, load_config
 from dyme.data import SourceConfig
-from dyme.settings.errors import valid_keys
+from dyme.settings.errors import ConfigError, valid_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 YAMLS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -13,7 +13,7 @@ from test_train import write_config
 
 from dyme.batching.objective import LossInputs
 from dyme.batching.packing import pack
-from dyme.config import ConfigError, OptimConfig, load_config
+from dyme.config import load_config
 from dyme.engine.policy_module import Policy, head_tensors
 from dyme.engine.rollout_copy import RolloutCopy
 from dyme.engine.train_engine import (
@@ -25,6 +25,8 @@ from dyme.engine.train_engine import (
     parameter_groups,
 )
 from dyme.families import ModelError
+from dyme.settings.errors import ConfigError
+from dyme.settings.optim import OptimConfig
 from dyme_kernels import LossSpec, PolicyLossOutput
 
 sys.path.insert(0, str(Path(__file__).parent / "programs"))

@@ -18,11 +18,13 @@ from test_train import lines, same, same_weights, write_config
 from torch import nn
 
 from dyme.batching.packing import pack
-from dyme.config import ConfigError, ModelConfig, OptimConfig
+from dyme.config import ModelConfig
 from dyme.engine.lora import adapters_off, add_lora, lora_layers, matching_linears, merged
 from dyme.engine.train_engine import freeze_parts, parameter_groups
 from dyme.families import IMAGE
+from dyme.settings.errors import ConfigError
 from dyme.settings.lora import LoraConfig
+from dyme.settings.optim import OptimConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "programs"))
 import scenario

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dyme.metrics.logger import MetricsLogger, Sample, SilentLogger, open_metrics, plain, read_jsonl, summarize
+from dyme.metrics.logger import MetricsLogger, Sample, SilentLogger, open_metrics, summarize
+from dyme.text.json_lines import plain, read_jsonl
 
 
 def quiet_logger(run_dir: Path) -> MetricsLogger:

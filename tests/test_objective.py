@@ -17,8 +17,9 @@ from dyme.batching.objective import (
     token_weights,
     train_sequences,
 )
-from dyme.config import ConfigError, RunConfig, load_config
+from dyme.config import RunConfig, load_config
 from dyme.selectors.base import Mode, ModeDecision
+from dyme.settings.errors import ConfigError
 from dyme_kernels import LossSpec, policy_loss
 
 S, E, M, J = Mode.SKIP, Mode.EXPLORE, Mode.MEMORIZE, Mode.JOINT

@@ -14,12 +14,12 @@ from conftest import ROOT, environment
 from PIL import Image
 
 from dyme.checkpoint.recipe import Recipe, RecipeError, read_recipe, write_recipe
-from dyme.config import PromptConfig
 from dyme.families import build_family
 from dyme.predict.__main__ import _print_answer, main
 from dyme.predict.answer import parse_reply
 from dyme.predict.predictor import Predictor
 from dyme.predict.settings import Settings
+from dyme.settings.prompt import PromptConfig
 
 REPLY = "two bars.\nAnswer: 4"
 PROMPT = PromptConfig(template="{question} end with {flag}", choices_template=" of {choices}")

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from dyme import prompts
-from dyme.config import PromptConfig
 from dyme.data import LazyImage, Record
 from dyme.families import Prompt, PromptError
 from dyme.prompts import PromptCache, fit_pixels, has_demonstration, prompt_text, reply_text
 from dyme.run import Run
 from dyme.sampler import step_batch
+from dyme.settings.prompt import PromptConfig
 
 RECORD = Record(id="r1", question="How tall?", answers=("3", "three"), hint=" it is 3. \n")
 THINK = PromptConfig(template="{question} End with '{flag}'.", answer_flag="Answer:")

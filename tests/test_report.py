@@ -13,12 +13,13 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image, ImageDraw
 
-from dyme.metrics.logger import MetricsLogger, Sample, plain, summarize
+from dyme.metrics.logger import MetricsLogger, Sample, summarize
 from dyme.report import ReportError, load_runs, write_report
 from dyme.report import figure as figure_module
 from dyme.report.__main__ import main
 from dyme.report.cards import Pair, choose, pair_samples
 from dyme.report.runs import distinct_names
+from dyme.text.json_lines import plain
 
 COLORS = ("red", "green", "blue", "orange", "purple", "cyan", "magenta", "gray")
 KINDS = ("count", "maximum", "sum", "value")

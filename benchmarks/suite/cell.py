@@ -36,8 +36,8 @@ from dyme.families import load_family  # noqa: E402
 from dyme.families.attention import resolve_attention, set_attention  # noqa: E402
 from dyme.fault_tolerance.launch import quiet, run_and_exit  # noqa: E402
 from dyme.fault_tolerance.preemption import die_with_parent  # noqa: E402
-from dyme.metrics.logger import plain, read_jsonl  # noqa: E402
 from dyme.run import Run  # noqa: E402
+from dyme.text.json_lines import plain, read_jsonl  # noqa: E402
 
 
 class SuiteRun(Run):

@@ -25,8 +25,8 @@ from benchmarks.supervision.picture import save
 from dyme.checkpoint.store import versions
 from dyme.config import load_config
 from dyme.data import load_records
-from dyme.metrics.logger import read_jsonl
 from dyme.supervision.readings import contradicted_share
+from dyme.text.json_lines import read_jsonl
 from tests.supervision.judge.server import Call, JudgeServer
 
 PARTS = ("calls", "latency", "quality")

@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from dyme.config import PositiveInt, PromptConfig
 from dyme.settings.errors import explain
+from dyme.settings.numbers import PositiveInt
+from dyme.settings.prompt import PromptConfig
 from dyme.settings.schema import Schema
 
 FILE = "dyme.json"

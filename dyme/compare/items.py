@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dyme.evaluation.files import COLUMNS, ITEMS, SUMMARY
-from dyme.metrics.logger import read_jsonl
+from dyme.text.json_lines import read_jsonl
 
 
 class CompareError(Exception):

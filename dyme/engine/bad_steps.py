@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dyme.engine.update import TrainBatch
-from dyme.metrics.logger import plain
+from dyme.text.json_lines import plain
 
 KEPT = 20  # files of a run: the first ones say most
 

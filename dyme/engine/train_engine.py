@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from dyme.batching.objective import LossInputs
 from dyme.batching.packing import PackedBatch
-from dyme.config import ConfigError, OptimConfig, RunConfig
+from dyme.config import RunConfig
 from dyme.engine.gradient_modulation import UNCHANGED, GradientModulation, GradientModulator
 from dyme.engine.gradients import by_group
 from dyme.engine.lora import add_lora
@@ -35,6 +35,8 @@ from dyme.engine.rollout_copy import RolloutCopy
 from dyme.families.attention import NARROWEST, head_width, joins_groups, resolve_attention, set_attention
 from dyme.families.base import Family
 from dyme.fault_tolerance.watchdog import collective_limit_s
+from dyme.settings.errors import ConfigError
+from dyme.settings.optim import OptimConfig
 from dyme_kernels import LossSpec, PolicyLossOutput
 
 

@@ -20,7 +20,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from dyme.checkpoint.store import versions
-from dyme.config import ConfigError, PromptConfig, RunConfig
+from dyme.config import RunConfig
 from dyme.data import Record, load_records
 from dyme.engine.train_engine import gather_tokens
 from dyme.evaluation import folder as files
@@ -33,6 +33,8 @@ from dyme.families.attention import resolve_attention, set_attention
 from dyme.prompts import PromptCache
 from dyme.rewards.compose import Style
 from dyme.rollout import RolloutRequest, Sampling, generate, row_key, sampling_of
+from dyme.settings.errors import ConfigError
+from dyme.settings.prompt import PromptConfig
 
 SAY_EVERY = 10.0  # seconds between two lines of progress
 

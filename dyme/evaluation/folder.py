@@ -20,7 +20,7 @@ import yaml
 from dyme.config import RunConfig, changed_keys
 from dyme.data import Record
 from dyme.evaluation.files import ITEMS, SETTINGS, SUMMARY
-from dyme.metrics.logger import plain, read_jsonl
+from dyme.text.json_lines import plain, read_jsonl
 
 _PARTIAL = "items-*.partial.jsonl"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")

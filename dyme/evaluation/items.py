@@ -9,10 +9,11 @@ from typing import Any
 
 from dyme.data import Record
 from dyme.evaluation.files import COLUMNS
-from dyme.metrics.logger import plain
 from dyme.rewards.answer import read_completion, split_completion
-from dyme.rewards.compose import RewardConfig, Style, score
+from dyme.rewards.compose import Style, score
+from dyme.settings.rewards import RewardConfig
 from dyme.supervision.readings import faithfulness
+from dyme.text.json_lines import plain
 
 _OF_THINKING = ("thinking", "guessed", "thinking_chars", "thinking_tokens", "faithfulness", "readings")
 _OF_DIRECT = ("flagged",)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from dyme.text.json_lines import append_jsonl, plain, truncate_jsonl
 
 MODES = ("explore", "memorize", "skip", "joint")
 
@@ -37,49 +38,6 @@ class Sample:
     format: int
     image: str | None = None
     guessed: bool = False
-
-
-def plain(value: Any) -> Any:
-    """`value` as strict JSON: floats keep 6 significant digits, NaN and infinities become None, tensors their item."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, [] when it does not exist; a half-written last line is left out.
-
-    Raises ValueError, naming file and line, when any other line is not a JSON object.
-    """
-    if not path.exists():
-        return []
-    rows = []
-    # Only "\n" ends a line here: model text may hold the other characters that str.splitlines() breaks at.
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} line {number} is not JSON ({error.msg}): delete that line") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} line {number} is not a JSON object: delete that line")
-        rows.append(row)
-    return rows
-
-
-def truncate_jsonl(path: Path, step: int) -> None:
-    """Keep the lines of `path` with "step" <= `step`; a half-written last line goes too. No file is no work."""
-    if not path.exists():
-        return
-    kept = [row for row in read_jsonl(path) if row["step"] <= step]
-    shorter = path.with_name(path.name + ".cut")
-    shorter.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    shorter.replace(path)
 
 
 def summarize(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -144,7 +102,7 @@ class MetricsLogger:
 
     def log_samples(self, samples: Iterable[Sample]) -> None:
         """Append generated answers to samples.jsonl; every evaluation should bring the same ids."""
-        _append(self.run_dir / "samples.jsonl", [asdict(sample) for sample in samples])
+        append_jsonl(self.run_dir / "samples.jsonl", [asdict(sample) for sample in samples])
 
     def save_image(self, record_id: str, load: Callable[[], Image.Image]) -> str:
         """The file name under which a record's picture lies in samples/; `load` is called the first time only."""
@@ -176,7 +134,7 @@ class MetricsLogger:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         line = plain(line)
-        _append(self.run_dir / "metrics.jsonl", [line])
+        append_jsonl(self.run_dir / "metrics.jsonl", [line])
         scalars = {
             key: value
             for key, value in line.items()
@@ -226,11 +184,6 @@ def open_metrics(
 ) -> MetricsLogger | SilentLogger:
     """The logger of this rank: rank 0 writes into `run_dir`, the others are silent."""
     return MetricsLogger(run_dir, tensorboard=tensorboard, wandb=wandb) if rank == 0 else SilentLogger()
-
-
-def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows))
 
 
 def _start_wandb(run_dir: Path, settings: Mapping[str, Any]) -> Any:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dyme.checkpoint.recipe import RecipeError
-from dyme.config import ConfigError
 from dyme.predict.answer import Answer
 from dyme.predict.errors import PredictError
 from dyme.predict.outfile import begin, origin
 from dyme.predict.questions import Question, folder_questions, read_questions, single_question
 from dyme.predict.settings import Settings, model_folder, own_dtype, resolve_settings
+from dyme.settings.errors import ConfigError
 
 if TYPE_CHECKING:
     from dyme.predict.predictor import Predictor

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dyme.config import PromptConfig
 from dyme.rewards.answer import format_score, read_completion
+from dyme.settings.prompt import PromptConfig
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from dyme.checkpoint.recipe import FILE, Recipe, read_recipe
-from dyme.config import PromptConfig, load_config
+from dyme.config import load_config
 from dyme.predict.errors import PredictError
 from dyme.settings.errors import explain
+from dyme.settings.prompt import PromptConfig
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dyme.config import ConfigError, RunConfig, load_config
+from dyme.config import RunConfig, load_config
 from dyme.data import DataError
 from dyme.fault_tolerance.launch import quiet, run_and_exit
 from dyme.fault_tolerance.preemption import die_with_parent
 from dyme.preflight import meet
 from dyme.preflight.checks import Bandwidth, Finding, Meeting, check
 from dyme.preflight.facts import GIB, TOKENS, Facts, disk_needed, gather_facts
+from dyme.settings.errors import ConfigError
 
 JOIN_S = 120
 REPORT_S = 300  # reading large data from a cold file system takes its time

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from dyme.rewards.compose import UserScores
-from dyme.rewards.user import IMAGE, IMAGES, PICTURES, LoadedReward, Per, told
+from dyme.rewards.user import IMAGE, IMAGES, PICTURES, LoadedReward, told
+from dyme.settings.rewards import Per
 
 AT_ONCE = 4
 """Calls of a function that run at the same time; the next one waits for one of them."""

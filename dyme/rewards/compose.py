@@ -11,61 +11,15 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from dyme.data.record import Record
 from dyme.rewards.answer import clean_answer, format_score, read_completion
-from dyme.rewards.schedule import WeightSchedule
-from dyme.rewards.user import UserReward
 from dyme.rewards.verifiers import Verifier, get_verifier
-from dyme.settings.schema import Schema
+from dyme.settings.rewards import RewardConfig
 from dyme.supervision.lexical import Checker
 
 Style = Literal["think", "direct"]
 Array = NDArray[np.float64]
-
-
-class RewardWeights(Schema):
-    """Weights of the reward parts: non-negative, not all zero unless there are user rewards."""
-
-    format: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Weight of the answer format."""
-    thinking: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Weight of the thinking checker; counts 0 for records that have neither hint nor facts."""
-    accuracy: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Weight of the verifier's accuracy."""
-
-
-class RewardConfig(Schema):
-    """How completions are scored."""
-
-    weights: RewardWeights = RewardWeights()
-    """Weights of format, thinking and accuracy."""
-    verifier: Literal["auto", "exact", "numeric", "choice", "relaxed", "vqa", "yes_no", "math", "multi"] = "auto"
-    """What compares the answer with the gold answers; auto goes by the record, see docs/rewards.md for each."""
-    relative_tolerance: float = Field(default=1e-6, ge=0, lt=1)
-    """Error allowed to a number, as a fraction of the gold value; the default forgives rounding of floats only."""
-    require_format: bool = False
-    """Reward 0 for a completion in an invalid format."""
-    min_thinking_chars: int = Field(default=0, ge=0)
-    """Characters that must precede the answer flag for the format to be valid."""
-    length: WeightSchedule = WeightSchedule(start=0.0)
-    """Weight of the dynamic length reward, a number or a schedule like those of `user`; see docs/rewards.md."""
-    user: tuple[UserReward, ...] = ()
-    """Functions of your own that add to the reward, see docs/rewards.md."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> RewardConfig:
-        own = any(reward.weight.start or reward.weight.end for reward in self.user)
-        if not (self.weights.format or self.weights.thinking or self.weights.accuracy or own):
-            raise ValueError(
-                "every reward weight is 0: set at least one of format, thinking, accuracy in reward.weights above 0, "
-                "or give an entry of reward.user a weight"
-            )
-        titles = [reward.title for reward in self.user]
-        if twice := sorted({title for title in titles if titles.count(title) > 1}):
-            raise ValueError(f"reward.user: two rewards are called '{twice[0]}'; give one of them another name")
-        return self
 
 
 @dataclass(frozen=True)

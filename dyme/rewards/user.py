@@ -6,22 +6,18 @@ import difflib
 import hashlib
 import importlib.util
 import inspect
-import re
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from dyme.data.errors import DataError
 from dyme.data.paths import expand
-from dyme.rewards.schedule import WeightSchedule
 from dyme.settings.errors import ConfigError
-from dyme.settings.schema import Schema
+from dyme.settings.rewards import FUNCTION, Per, UserReward
 
 LISTS = (
     "prompts",
@@ -44,44 +40,6 @@ SCALARS = ("step", "trainer_state")
 """Keyword arguments that are one value for the call."""
 IMAGE, IMAGES = PICTURES = ("image", "images")
 """A list too, but decoded only for functions that name it."""
-
-Per = Literal["step", "group"]
-"""What a call gets."""
-
-_REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)")
-
-
-class UserReward(Schema):
-    """A function `f(prompts, completions, **columns) -> list of numbers or None`, sync or async, as in TRL."""
-
-    function: str
-    """"file.py:function". `~` and environment variables are filled in; relative paths start at the working folder."""
-    weight: WeightSchedule = WeightSchedule(start=1.0)
-    """A number (1.0 by default), or {start: 1.0, end: 0.0, steps: 200}. With weight 0 the function is only measured."""
-    name: str = ""
-    """Name in metrics and messages; default is that of the function."""
-    timeout_s: float = Field(default=30.0, gt=0, le=600)
-    """Seconds a call may take; after that its rows are unscored."""
-    per: Per = "step"
-    """step: one call with all completions of the rank. group: one for each prompt, while others are still decoded."""
-
-    @model_validator(mode="after")
-    def _names(self) -> UserReward:
-        if not _REFERENCE.fullmatch(self.function):
-            raise ValueError(
-                f"reward.user: function {self.function!r} must be written file.py:function, "
-                "for example rewards/short.py:short_enough"
-            )
-        if not re.fullmatch(r"[\w-]+", self.title) or self.title == "verifier":
-            raise ValueError(
-                f"reward.user: name '{self.title}' must be of letters, digits, '_' and '-', and not 'verifier'"
-            )
-        return self
-
-    @property
-    def title(self) -> str:
-        """The name under which it is logged."""
-        return self.name or self.function.rpartition(":")[2]
 
 
 @dataclass(frozen=True)

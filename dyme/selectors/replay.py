@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from dyme.metrics.logger import read_jsonl
 from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, decide
 from dyme.settings.errors import ConfigError
+from dyme.text.json_lines import read_jsonl
 
 
 class Replay:

@@ -9,11 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from dyme.settings.errors import ConfigError
+from dyme.settings.numbers import NonNegativeFloat, PositiveFloat, PositiveInt
 from dyme.settings.schema import Schema
-
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 CHAT = "/chat/completions"
 

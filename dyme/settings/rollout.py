@@ -6,11 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dyme.settings.numbers import NonNegativeInt, PositiveFloat, PositiveInt
 from dyme.settings.schema import Schema
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 EngineName = Literal["auto", "shared_prefix", "hf"]
 
 

@@ -6,10 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dyme.settings.numbers import Fraction, NonNegativeFloat
 from dyme.settings.schema import Schema
-
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class SelectorConfig(Schema):

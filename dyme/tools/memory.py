@@ -16,11 +16,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from dyme.config import ConfigError, RunConfig, load_config
+from dyme.config import RunConfig, load_config
 from dyme.data.paths import expand
 from dyme.families import DTYPES, ModelError, build_family, find_family, open_family
 from dyme.families.files import skeleton
 from dyme.families.scratch import FREQUENT
+from dyme.settings.errors import ConfigError
 from dyme.tools.check.__main__ import add_shared, read_pictures
 from dyme.tools.check.lines import in_bytes, table
 from dyme.tools.check.report import Sizes, read_zero, run_line, sizes

@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     task, *rest = arguments
     if task in ("folder", "summary"):
         sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
-        from dyme.config import ConfigError
+        from dyme.settings.errors import ConfigError
 
         try:
             print(run_folder(rest, os.environ) if task == "folder" else summary_file(rest))

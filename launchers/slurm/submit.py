@@ -74,7 +74,8 @@ def render(args: argparse.Namespace, more: Sequence[str], run_dir: str) -> Job:
 def main(arguments: Sequence[str]) -> int:
     args, more = parse(arguments)
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
-    from dyme.config import ConfigError, load_config
+    from dyme.config import load_config
+    from dyme.settings.errors import ConfigError
 
     try:
         cfg = load_config(args.config, args.overrides)

@@ -10,9 +10,10 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dyme.config import ConfigError, load_config
+from dyme.config import load_config
 from dyme.data import ChartsSource, DataError, JsonlSource, MixtureSource, SourceConfig, load_records, read_records
 from dyme.data.__main__ import main
+from dyme.settings.errors import ConfigError
 
 ADAPTER = TypeAdapter(SourceConfig)
 

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from dyme.config import ConfigError
+from dyme.settings.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "launchers" / "slurm"

@@ -8,7 +8,7 @@ import pytest
 
 from dyme.data import LazyImage, Record
 from dyme.evaluation.items import bad_line, item_line, judge, scored
-from dyme.rewards.compose import RewardConfig
+from dyme.settings.rewards import RewardConfig
 
 RECORD = Record("r1", "which is largest?", ("red",), facts="red 4, blue 2", kind="maximum")
 KEYS = {

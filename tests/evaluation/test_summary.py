@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from dyme.config import ConfigError, load_config
+from dyme.config import load_config
 from dyme.evaluation.statistics import mcnemar
 from dyme.evaluation.summary import summarize
 from dyme.evaluation.table import render
+from dyme.settings.errors import ConfigError
 
 
 def think(score: float | None, faithfulness: float | None = None, tokens: int = 10) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 
 from dyme.families import FAMILIES, load_family
-from dyme.metrics.logger import read_jsonl
+from dyme.text.json_lines import read_jsonl
 
 PROGRAM = ROOT / "tests" / "programs" / "configs.py"
 

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from dyme.data.record import Record
 from dyme.rewards import compose
-from dyme.rewards.compose import RewardConfig, score
+from dyme.rewards.compose import score
+from dyme.settings.rewards import RewardConfig
 from dyme.supervision.lexical import thinking_score
 
 CHART = Record(id="c", question="?", answers=("7",), hint="The red bar shows 7.")

@@ -18,13 +18,15 @@ from conftest import ROOT, environment, launch
 from PIL import Image
 from test_train import lines, write_config
 
-from dyme.config import ConfigError, dump_config, load_config
+from dyme.config import dump_config, load_config
 from dyme.data.record import ImageError, LazyImage, Record
 from dyme.rewards.calls import AT_ONCE, MAX_HANGING, UserRewards
 from dyme.rewards.columns import pictures, reward_columns
-from dyme.rewards.compose import RewardConfig, UserScores, check, compose
-from dyme.rewards.schedule import WeightSchedule
+from dyme.rewards.compose import UserScores, check, compose
 from dyme.rewards.user import load_rewards
+from dyme.settings.errors import ConfigError
+from dyme.settings.rewards import RewardConfig
+from dyme.settings.weight_schedule import WeightSchedule
 from dyme.supervision.lexical import thinking_score
 
 RECORDS = [
@@ -321,7 +323,8 @@ def test_a_function_that_hangs_does_not_hold_the_process_at_its_end(tmp_path):
     (tmp_path / "own.py").write_text("import time\ndef hangs(completions): time.sleep(60)\n")
     program = f"""
 from dyme.rewards.calls import UserRewards
-from dyme.rewards.user import UserReward, load_rewards
+from dyme.settings.rewards import UserReward
+from dyme.rewards.user import load_rewards
 own = UserRewards(load_rewards((UserReward(function={str(tmp_path / "own.py:hangs")!r}, timeout_s=0.1),)))
 print(own.score({{"completions": ["x"]}}, list, 1, [1.0]).errors)
 """

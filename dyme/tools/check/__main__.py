@@ -10,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from dyme.config import ConfigError, load_config
+from dyme.config import load_config
 from dyme.families import ModelError
+from dyme.settings.errors import ConfigError
 from dyme.tools.check.lines import lines
 from dyme.tools.check.report import check
 

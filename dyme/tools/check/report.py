@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from dyme.config import ConfigError, RunConfig
+from dyme.config import RunConfig
 from dyme.engine.lora import matching_linears
 from dyme.families import DTYPES, Family, ModelError, find_family, open_family
 from dyme.families.attention import head_width, resolve_attention
@@ -28,6 +28,7 @@ from dyme.prompts import fit_pixels
 from dyme.rollout import engine_of
 from dyme.rollout.cache import column_bucket, reply_bucket
 from dyme.rollout.shared_prefix import PREFILL_TOKENS
+from dyme.settings.errors import ConfigError
 from dyme.settings.lora import LoraConfig
 from dyme.tools import footprint as mem
 
