@@ -81,6 +81,7 @@ models: install
 lint: install
 	ruff check .
 	mypy
+	lint-imports --no-cache
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

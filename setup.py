@@ -60,6 +60,7 @@ setup(
             "cryptography",
             "fastapi",  # with openai and uvicorn: `transformers serve`
             "hypothesis",
+            "import-linter",
             "kernels",  # the Hugging Face package: a test imports it beside dyme_kernels
             "liger-kernel",
             "mypy",

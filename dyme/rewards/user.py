@@ -17,7 +17,7 @@ from typing import Any
 from dyme.data.errors import DataError
 from dyme.data.paths import expand
 from dyme.settings.errors import ConfigError
-from dyme.settings.rewards import FUNCTION, Per, UserReward
+from dyme.settings.rewards import Per, UserReward
 
 LISTS = (
     "prompts",
