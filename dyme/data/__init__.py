@@ -9,13 +9,13 @@ from dyme.data.chartqa import ChartQASource
 from dyme.data.charts import ChartsSource
 from dyme.data.dataset import DatasetSource
 from dyme.data.dyme_release import DymeReleaseSource
-from dyme.data.errors import BadRow, DataError
+from dyme.data.errors import BadRow, DataError, ImageError
 from dyme.data.geometry3k import Geometry3KSource
 from dyme.data.gsm8k import Gsm8kSource
 from dyme.data.imagefolder import ImageFolderSource
 from dyme.data.jsonl import JsonlSource
 from dyme.data.mixture import MixturePart, MixtureSource
-from dyme.data.record import ImageError, LazyImage, Record
+from dyme.data.record import LazyImage, Record
 from dyme.data.recordset import RecordSet
 from dyme.data.slake import SlakeSource
 from dyme.data.sources import SourceConfig, load_records, read_records

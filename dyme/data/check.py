@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dyme.data.errors import BadRow
-from dyme.data.record import ImageError, LazyImage, Record
+from dyme.data.errors import BadRow, ImageError
+from dyme.data.record import LazyImage, Record
 from dyme.data.recordset import RecordSet
 from dyme.data.sources import SourceConfig, read_records
 from dyme.data.spec import NamedSource

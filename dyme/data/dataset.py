@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image
 from pydantic import Field
 
-from dyme.data.errors import DataError
+from dyme.data.errors import DataError, ImageError
 from dyme.data.images import decode, decode_bytes
 from dyme.data.paths import existing_folder
-from dyme.data.record import ImageError, LazyImage
+from dyme.data.record import LazyImage
 from dyme.data.recordset import RecordSet
 from dyme.data.rows import FieldName, Item, Row, to_records
 from dyme.settings.schema import Schema

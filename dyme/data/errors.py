@@ -10,6 +10,10 @@ class DataError(ValueError):
     """A source that cannot be used; the message names the file, the rows where there are any, and the mend."""
 
 
+class ImageError(Exception):
+    """A picture that cannot be decoded; the message names the file or record and the mend."""
+
+
 @dataclass(frozen=True)
 class BadRow:
     """One row that was left out. `line` counts from 1; `record_id` is "" where the row has none."""

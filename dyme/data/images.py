@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dyme.data.record import ImageError
+from dyme.data.errors import ImageError
 
 MAX_PIXELS = 64_000_000  # 192 MB in RGB; checked against the header, before a byte of it is allocated
 _TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} megapixels by its header; scale the picture down"

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-
-class ImageError(Exception):
-    """A picture that cannot be decoded; the message names the file or record and the mend."""
+from dyme.data.images import decode, side_by_side
 
 
 @dataclass(frozen=True)
@@ -22,8 +20,6 @@ class LazyImage:
 
     def load(self) -> Image.Image:
         """The picture in RGB. Raises `ImageError` when it is missing, truncated or a decompression bomb."""
-        from dyme.data.images import decode  # decoding rules live in one place
-
         if self.draw is not None:
             return self.draw()
         assert self.path is not None, "LazyImage needs a path or a draw function"
@@ -60,6 +56,5 @@ class Record:
 
     def shown(self) -> Image.Image:
         """All pictures of a record that has some, side by side for people to look at. Raises `ImageError`."""
-        from dyme.data.images import side_by_side
 
         return side_by_side([image.load() for image in self.images])

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dyme.data.errors import BadRow, DataError
+from dyme.data.errors import BadRow, DataError, ImageError
 from dyme.data.images import check_header
-from dyme.data.record import ImageError, LazyImage, Record
+from dyme.data.record import LazyImage, Record
 from dyme.data.recordset import RecordSet
 
 FieldName = Literal["id", "question", "answer", "answers", "choices", "hint", "facts", "image", "kind"]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dyme.data.record import ImageError, Record
+from dyme.data.errors import ImageError
+from dyme.data.record import Record
 
 _CELL = 420  # pixels
 _PICTURE = 280  # height of the picture's field in pixels

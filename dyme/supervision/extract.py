@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dyme.data.record import ImageError, Record
+from dyme.data.errors import ImageError
+from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.facts import RULES, Facts, FactsBook, rule_facts
 from dyme.supervision.judge_prompts import Prompts, task_of

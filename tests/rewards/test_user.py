@@ -19,7 +19,8 @@ from PIL import Image
 from test_train import lines, write_config
 
 from dyme.config import dump_config, load_config
-from dyme.data.record import ImageError, LazyImage, Record
+from dyme.data.errors import ImageError
+from dyme.data.record import LazyImage, Record
 from dyme.rewards.calls import AT_ONCE, MAX_HANGING, UserRewards
 from dyme.rewards.columns import pictures, reward_columns
 from dyme.rewards.compose import UserScores, check, compose

@@ -107,7 +107,7 @@ def test_bad_records_are_written_down_skipped_and_tried_again(tmp_path):
 
 
 def test_a_picture_that_cannot_be_drawn_costs_its_record_by_rules_too(tmp_path):
-    from dyme.data.record import ImageError
+    from dyme.data.errors import ImageError
 
     def broken():
         raise ImageError("row 3: damaged")

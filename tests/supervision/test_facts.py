@@ -10,7 +10,8 @@ from fake_judge import FakeJudge, texts_of
 from PIL import Image
 
 from dyme.data import ChartsSource, load_records
-from dyme.data.record import ImageError, LazyImage, Record
+from dyme.data.errors import ImageError
+from dyme.data.record import LazyImage, Record
 from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.facts import (
     MAX_FACTS,
