@@ -56,5 +56,4 @@ class Record:
 
     def shown(self) -> Image.Image:
         """All pictures of a record that has some, side by side for people to look at. Raises `ImageError`."""
-
         return side_by_side([image.load() for image in self.images])
