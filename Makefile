@@ -75,7 +75,7 @@ test-avx2: install
 
 # The table of docs/models.md, from what the tests say; a failing test makes a "no" in it.
 models: install
-	-python -m pytest -m feature --features docs/models.json $(PYTEST_ARGS) tests/families tests/test_lora.py
+	-python -m pytest -m feature --features docs/models.json $(PYTEST_ARGS) tests/families tests/engine/test_lora.py
 	python docs/make_models.py
 
 lint: install

@@ -1,11 +1,8 @@
-"""Shared fixtures: paths, a tiny model, and a way to run a program on several ranks."""
+"""Options and fixtures of all tests; functions that they share are in tests/helpers."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,18 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import makers
-from checkpoints.common import write_checkpoint
-from features import Features, tell
-from interpreter import interpret_triton
-from tiny import TINY
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "kernels"))
+from tests.helpers.features import Features, tell
+from tests.helpers.interpreter import interpret_triton
+from tests.helpers.launching import run_on_ranks
+from tests.helpers.tiny import TINY
+from tests.tiny_checkpoints import makers
+from tests.tiny_checkpoints.common import write_checkpoint
+
+pytest.register_assert_rewrite("tests.helpers.runs")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
 if not torch.cuda.is_available():
     interpret_triton()
 
@@ -87,66 +83,5 @@ def opened(request: Any, checkpoint: Callable[[str], Path]) -> tuple[Any, Any]:
 
 @pytest.fixture
 def run_ranks() -> Callable[..., str]:
-    """Runs a Python program on n ranks through torchrun; returns its output, fails with it when a rank fails."""
+    """See `run_on_ranks`."""
     return run_on_ranks
-
-
-def open_processor(folder: Path) -> Any:
-    """The processor of an exported folder through transformers' auto class. transformers 5.17 finds no image processor
-    there without torchvision; the family's loader has to do then."""
-    from transformers import AutoProcessor, __version__
-
-    from dyme.families import load_family
-
-    if __version__.startswith("5.17.") and importlib.util.find_spec("torchvision") is None:
-        with pytest.raises(ValueError, match="torchvision"):
-            AutoProcessor.from_pretrained(folder)
-        return load_family(folder)[0].processor
-    return AutoProcessor.from_pretrained(folder)
-
-
-def environment() -> dict[str, str]:
-    """Of a launched program: like a user's, so without Triton's interpreter, and without the process group that a test
-    in this process may have joined."""
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    bin_dir = str(Path(sys.executable).parent)
-    ours = {"TRITON_INTERPRET", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    inherited = {name: value for name, value in os.environ.items() if name not in ours}
-    return inherited | {
-        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
-        "PATH": bin_dir + os.pathsep + os.environ["PATH"],
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-
-
-def run_on_ranks(n: int, *program: object, timeout: float = 300) -> str:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={n}",
-        *map(str, program),
-    ]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
-    return done.stdout
-
-
-def launch(
-    *arguments: object,
-    ranks: int = 2,
-    timeout: float = 300,
-    check: bool = True,
-    launcher: str = "train.py",
-) -> subprocess.CompletedProcess[str]:
-    """`deepspeed --num_gpus N launchers/train.py ...` (or another launcher) as a user types it."""
-    deepspeed = str(Path(sys.executable).parent / "deepspeed")
-    port = 20000 + os.getpid() % 20000
-    command = [deepspeed, f"--num_gpus={ranks}", f"--master_port={port}", f"launchers/{launcher}", *map(str, arguments)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
-    if check:
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
-    return done

@@ -14,8 +14,8 @@ import yaml
 from dyme.config import RunConfig, changed_keys, dump_config, load_config
 from dyme.data import SourceConfig
 from dyme.settings.errors import ConfigError, valid_keys
+from tests.helpers.launching import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 YAMLS = sorted((ROOT / "configs").glob("*.yaml"))
 SOURCES = typing.get_args(typing.get_args(SourceConfig)[0])
 ALLOWED = ", ".join(sorted(model.model_fields["source"].default for model in SOURCES))

@@ -10,12 +10,12 @@ from types import ModuleType
 
 import pytest
 import yaml
-from checkpoints import makers
 from pydantic import TypeAdapter
 
 from dyme.config import RunConfig
+from tests.helpers.launching import ROOT
+from tests.tiny_checkpoints import makers
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("dyme", "kernels", "launchers", "configs", "ds_configs", "docs", "tests")
 CODE = re.compile(r"`([^`\n]+)`")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import write_config
 
 from dyme.config import load_config
 from dyme.engine.train_engine import deepspeed_config
+from tests.helpers.launching import ROOT
+from tests.helpers.runs import write_config
 
-ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
 
 
@@ -48,7 +48,7 @@ def test_two_ranks_train_the_same_weights_with_each(tmp_path, run_ranks):
         overrides = [f"model={{path: {base}/export}}", f"deepspeed={on_cpu(path, tmp_path)}"]
         jobs.append({"config": str(config), "overrides": [*overrides, f"run.dir={runs[path.stem]}"]})
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    run_ranks(2, ROOT / "tests" / "programs" / "configs.py", tmp_path / "jobs.json")
+    run_ranks(2, "configs", tmp_path / "jobs.json")
     expected = load_file(runs["zero3"] / "export" / "model.safetensors")
     for name, run in runs.items():
         assert (run / "DONE").exists(), name

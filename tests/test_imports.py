@@ -6,11 +6,10 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.launching import ROOT
 
 
 def python(code: str) -> str:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import make_checkpoints
 import pytest
 import torch
-from checkpoints import makers
-from checkpoints.common import Tiny
 
 from dyme.families import ModelError, load_family, open_family
 from dyme.families.files import read_weights
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests import make_checkpoints
+from tests.helpers.launching import ROOT
+from tests.tiny_checkpoints import makers
+from tests.tiny_checkpoints.common import Tiny
 
 
 def test_from_the_repository_root(tmp_path):

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_train import write_config
 
 from dyme import stages
 from dyme.config import RunConfig, load_config
@@ -31,6 +30,7 @@ from dyme.selectors.base import Mode, group_stats
 from dyme.settings.selector import SelectorConfig
 from dyme.supervision.lexical import lexical_checker
 from dyme.supervision.supervisor import Supervisor
+from tests.helpers.runs import write_config
 
 RECORDS = [
     Record("r0", "How many?", ("4",), hint="The red bar shows 4."),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.tiny import TINY
+from tests.helpers.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 PERSISTENT = 1000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,12 @@ from torch import nn
 
 from dyme.families import Family, Prompt, load_family
 
-TESTS = Path(__file__).resolve().parents[2] / "tests"
-
 
 def checkpoint(name: str, folder: Path) -> Path:
-    """Writes the random checkpoint `name` of tests/checkpoints into a folder of its own, unless it is there: a tiny
-    one, or one with the dimensions of a published model in bfloat16."""
-    sys.path[:0] = [] if str(TESTS) in sys.path else [str(TESTS)]
-    from checkpoints import makers
-    from checkpoints.common import write_checkpoint
+    """Writes the random checkpoint `name` of tests/tiny_checkpoints into a folder of its own, unless it is there: a
+    tiny one, or one with the dimensions of a published model in bfloat16."""
+    from tests.tiny_checkpoints import makers
+    from tests.tiny_checkpoints.common import write_checkpoint
 
     place = folder / name
     if not (place / "written").exists():  # a process may be killed while it writes

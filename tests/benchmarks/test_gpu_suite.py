@@ -21,8 +21,8 @@ from benchmarks.gpu.progress import LOST, MORE, Options, Skip, run_steps
 from benchmarks.gpu_suite import PARTS, Part, report, suite
 from benchmarks.kernels.results import load
 from dyme_kernels import triton_rows
+from tests.helpers.launching import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 OLD_INTERPRETER = Version(triton.__version__) < Version("3.7") and Version(numpy.__version__) >= Version("2.4")
 interpreted = pytest.mark.skipif(OLD_INTERPRETER, reason="the interpreter of Triton 3.6 needs numpy below 2.4")
 

@@ -28,8 +28,8 @@ from benchmarks.kernels.roofline import Ceilings, floor_ms, work
 from benchmarks.kernels.sweep import PROVIDERS, DeviceLost, Row, measure_case, sweep
 from benchmarks.kernels.table import plot, summary, table
 from benchmarks.kernels.timing import Clock, Effort, interleave, spread
+from tests.helpers.launching import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 SMALL = Case("linear_policy", 16, 37, 8, live=0.5, dtype="float32")
 ONE = Ceilings(copy=1e9, matmul=1e9, dtype="float32")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from benchmarks.network.collectives import one_way_trips
-
-PROGRAM = Path(__file__).parents[1] / "programs" / "collectives.py"
 
 
 def case(prompts: int, group_size: int, explore: bool, token_budget: int = 8192) -> dict:
@@ -25,7 +22,7 @@ GROWING = [case(2 * n, 2, False, token_budget=1) for n in (2, 3, 4)]  # every re
 @pytest.mark.parametrize("stage", [2, 3])
 def test_collectives_are_constant_in_group_size_and_prompts(tmp_path, run_ranks, stage):
     (tmp_path / "cases.json").write_text(json.dumps(ONE_MICRO_BATCH + GROWING))
-    run_ranks(2, PROGRAM, tmp_path, str(stage), tmp_path / "cases.json")
+    run_ranks(2, "collectives", tmp_path, str(stage), tmp_path / "cases.json")
     ranks = [json.loads((tmp_path / f"counts{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1], "ranks ran different collectives"
     assert [found["micro"] for found in ranks[0]] == [1] * len(ONE_MICRO_BATCH) + [2, 3, 4]

@@ -33,8 +33,8 @@ from benchmarks.suite.tasks import SMOKE, TASKS
 from dyme.config import RunConfig
 from dyme.data import Record
 from dyme.scoring import Scoring
+from tests.helpers.launching import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 needs_data = pytest.mark.skipif("DYME_DATA" not in os.environ, reason="DYME_DATA is not set")
 
 

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from broken_files import bomb
 from PIL import Image
 
 from dyme.data import ChartsSource, DataError, Gsm8kSource, ImageFolderSource, JsonlSource, Record
 from dyme.data.__main__ import main
 from dyme.data.check import SAMPLE, answer_type, check
 from dyme.data.spec import parse_spec
+from tests.helpers.broken_files import bomb
 
 
 def lines(path: Path, rows: list) -> Path:

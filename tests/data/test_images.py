@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from broken_files import bomb
 from PIL import Image
 
 from dyme.data import ImageError, LazyImage
 from dyme.data.images import MAX_PIXELS, check_header, decode
+from tests.helpers.broken_files import bomb
 
 
 def test_palette_and_grey_become_rgb(tmp_path):

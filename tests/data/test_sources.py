@@ -7,7 +7,6 @@ import pickle
 from pathlib import Path
 
 import pytest
-from broken_files import bomb
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,6 +20,7 @@ from dyme.data import (
     load_records,
     read_records,
 )
+from tests.helpers.broken_files import bomb
 
 GOOD = {"question": "how many?", "answer": "3"}
 

@@ -16,7 +16,7 @@ import pytest
 
 from dyme.settings.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.launching import ROOT
 SLURM = ROOT / "launchers" / "slurm"
 QUICKSTART = "configs/quickstart_base.yaml"
 

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import slurm_bed
+from tests.helpers import slurm_bed
 import torch
 import yaml
 from safetensors.torch import load_file
-from slurm_bed import Bed
-from tiny import TINY
+from tests.helpers.slurm_bed import Bed
+from tests.helpers.tiny import TINY
 
-ROOT = Path(__file__).resolve().parents[2]
-PROBE = Path(__file__).parent / "probe.py"
+from tests.helpers.launching import ROOT
+PROBE = ROOT / "tests" / "programs" / "probe.py"
 
 pytestmark = [
     pytest.mark.dist,
@@ -247,7 +247,7 @@ def test_a_node_that_goes_down_costs_no_more_than_the_last_steps(config, undistu
 
 
 def probe(bed: Bed, folder: Path, *options: str, after: str = "") -> str:
-    """A job that starts tests/dist/probe.py the way the batch scripts start a launcher; `after` is what it does then."""
+    """A job that starts tests/programs/probe.py the way the batch scripts start a launcher; `after` is what it does then."""
     script = folder / "probe.sbatch"
     body = f"source launchers/slurm/common.sh\nRANK_LOGS='' on_all_nodes {PROBE} {folder}\nsay code $?\n{after}\n"
     script.write_text(f"#!/usr/bin/env bash\n{body}")

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed as dist
 import yaml
-from conftest import launch
 from PIL import Image
 
 from dyme.config import RunConfig
@@ -23,6 +22,7 @@ from dyme.evaluation.driver import answer_batch, columns, evaluate_model
 from dyme.evaluation.folder import DoneItem
 from dyme.families import build_family
 from dyme.prompts import PromptCache
+from tests.helpers.launching import launch
 
 COUNT, BAD = 7, 3
 

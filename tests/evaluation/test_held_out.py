@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 from dyme.data import Record
 from dyme.evaluation.held_out import majority_rates
+from tests.helpers.launching import ROOT
 
 
 def test_majority_rates():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from dyme.config import load_config
 from dyme.evaluation.statistics import mcnemar
 from dyme.evaluation.summary import summarize
 from dyme.evaluation.table import render
 from dyme.settings.errors import ConfigError
+from tests.helpers.launching import ROOT
 
 
 def think(score: float | None, faithfulness: float | None = None, tokens: int = 10) -> dict[str, Any]:

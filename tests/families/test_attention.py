@@ -7,7 +7,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from packed import assert_close, gradients, packed_logprobs
 from PIL import Image
 from transformers import LlamaConfig
 
@@ -26,6 +25,7 @@ from dyme.families.attention import (
     set_attention,
 )
 from dyme.settings.errors import ConfigError
+from tests.helpers.packed import assert_close, gradients, packed_logprobs
 
 NONE: frozenset[str] = frozenset()
 

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 
 from dyme.families import FAMILIES, load_family
 from dyme.text.json_lines import read_jsonl
-
-PROGRAM = ROOT / "tests" / "programs" / "configs.py"
+from tests.helpers.launching import ROOT
 
 RUNS = {
     "smollm.yaml": "llama",
@@ -42,7 +40,7 @@ def small_source(images: bool, folder: Path) -> str:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, checkpoint) -> Path:
     """All runs in one process: a start costs more than three steps."""
-    from conftest import run_on_ranks
+    from tests.helpers.launching import run_on_ranks
 
     out = tmp_path_factory.mktemp("configs")
     jobs = []
@@ -65,7 +63,7 @@ def finished(tmp_path_factory, checkpoint) -> Path:
         ]
         jobs.append({"config": str(ROOT / "configs" / config), "overrides": overrides})
     (out / "jobs.json").write_text(json.dumps(jobs))
-    (out / "log.txt").write_text(run_on_ranks(1, PROGRAM, out / "jobs.json", timeout=540))
+    (out / "log.txt").write_text(run_on_ranks(1, "configs", out / "jobs.json", timeout=540))
     return out
 
 
@@ -84,7 +82,7 @@ def test_three_steps(config, finished):
 
 
 def test_every_family_has_a_configuration():
-    from checkpoints import makers
+    from tests.tiny_checkpoints import makers
 
     assert {makers()[name][0] for name in RUNS.values()} == set(FAMILIES)
     for config in RUNS:

@@ -6,30 +6,19 @@ import copy
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
-from checkpoints import makers
-from packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from PIL import Image
 
 from dyme.batching.packing import pack
 from dyme.families import IMAGE, ModelError, Prompt, PromptError, load_family
 from dyme.rollout import RolloutRequest, Sampling, generate, row_key
+from tests.helpers.groups import NONE, SIZES, groups, picture, sees
+from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs
+from tests.tiny_checkpoints import makers
 
-NONE: frozenset[str] = frozenset()
 QUESTION = "What is the value of bar one?"
 REPLIES = ["4", "the bar is 12.5 %\nAnswer: 12.5", "Ünïcode ☃ and <b>more</b>", "a  b"]
-SIZES = [(40, 24), (24, 24), (70, 20), (9, 60)]
-
-
-def picture(seed: int, size: tuple[int, int] = (40, 24)) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def sees(family) -> bool:
-    return IMAGE in family.modalities
 
 
 def need_images(family) -> None:
@@ -160,20 +149,6 @@ def test_a_processor_that_does_not_fit(opened):
 
 
 # --- packed groups ----------
-
-
-def groups(family) -> list[tuple[Prompt, list[list[int]]]]:
-    """Groups with pictures of different sizes, one with two, a text-only one between them."""
-
-    def see(*seeds: int) -> list[Image.Image]:
-        return [picture(s, SIZES[s % len(SIZES)]) for s in seeds] if sees(family) else []
-
-    return [
-        (family.encode("What is it?", see(0)), [[70, 80, 90, 85], [71], [70, 80, 91]]),
-        (family.encode("Say a number"), [[60, 61, 62, 63, 64, 65]]),
-        (family.encode("What is the value of bar two?", see(2)), [[75, 76], [90, 88, 77, 66, 55], [75, 76]]),
-        (family.encode("Which is larger?", see(1, 3)), [[90, 91, 92], [93]]),
-    ]
 
 
 @pytest.mark.feature("packed groups")

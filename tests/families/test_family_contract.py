@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import open_processor
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
@@ -15,6 +14,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from dyme.batching.packing import pack
 from dyme.families import IMAGE, Family, build_family, load_family
 from dyme.families.causal_lm import CausalLM
+from tests.helpers.processors import open_processor
 
 TEXTS = ["What is the value of bar one?", "the red bar is 4.\nAnswer: 4", "Ünïcode ☃"]
 REPLIES = ["4", "the bar is 12.5 %\nAnswer: 12.5", "Ünïcode ☃ and <b>more</b>", "trailing space ", "a  b"]

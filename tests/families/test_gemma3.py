@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from packed import packed_logprobs, separate_logprobs
 from PIL import Image
 from torch import Tensor
 
 from dyme.batching.packing import pack
 from dyme.families import ModelError, Prompt, PromptError, load_family
+from tests.helpers.packed import packed_logprobs, separate_logprobs
 
 NONE: frozenset[str] = frozenset()
 WINDOW = 6

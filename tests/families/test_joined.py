@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from packed import assert_close, gradients, packed_logprobs, separate_logprobs
-from test_every_family import NONE, groups
 
 from dyme.batching.packing import pack
+from tests.helpers.groups import NONE, groups
+from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from conftest import ROOT
-
 from dyme.families import FAMILIES
+from tests.helpers.launching import ROOT
 
 # the kernels' presets and the benchmarks measure shapes of published models, which they call by name
 FOLDERS = ("dyme", "launchers", "kernels")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from checkpoints import makers
-from packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from PIL import Image
 
 from dyme.batching.packing import pack
 from dyme.families import FAMILIES, Family, Prompt, load_family
 from dyme.families.attention import set_attention
 from dyme.rollout import Rollout, RolloutRequest, Sampling, generate
+from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs
+from tests.tiny_checkpoints import makers
 
 NAMES = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
 NONE: frozenset[str] = frozenset()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from packed import separate_logprobs
 from PIL import Image
 
 from dyme.families import PromptError, load_family
+from tests.helpers.packed import separate_logprobs
 
 
 @pytest.fixture(scope="module")

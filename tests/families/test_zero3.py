@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import makers
-from packed import separate_logprobs
 
 from dyme.families import FAMILIES
-
-PROGRAMS = Path(__file__).parents[1] / "programs"
-sys.path.insert(0, str(PROGRAMS))
+from tests.helpers.packed import separate_logprobs
+from tests.tiny_checkpoints import makers
 
 pytestmark = [pytest.mark.dist, pytest.mark.feature("ZeRO-3, 2 ranks")]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, checkpoint):
-    from conftest import run_on_ranks
+    from tests.helpers.launching import run_on_ranks
 
     out = tmp_path_factory.mktemp("zero3")
-    run_on_ranks(2, PROGRAMS / "families.py", out, *(checkpoint(name) for name in sorted(makers())), timeout=540)
+    run_on_ranks(2, "families", out, *(checkpoint(name) for name in sorted(makers())), timeout=540)
     return out
 
 
 def single_process(folder: Path):
     """Gradients of every step before clipping and the final weights, one row at a time."""
-    import scenario
-    from families import steps_of
-
     from dyme.engine.train_engine import parameter_groups
     from dyme.families import load_family
+    from tests.helpers import scenario
+    from tests.programs.families import steps_of
 
     family, model = load_family(folder)
     cfg = scenario.config()

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from kernel_oracle import make_inputs, oracle_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dyme_kernels import LossSpec, linear_policy_loss, policy_loss, token_logprobs
+from tests.helpers.kernel_oracle import make_inputs, oracle_loss
 
 SEEDS = 8
 ROWS = 16

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_oracle import make_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dyme_kernels import SURROGATES, LossSpec, linear_policy_loss, policy_loss, token_logprobs
+from tests.helpers.kernel_oracle import make_inputs
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_oracle import make_inputs, oracle_loss
 
 from dyme_kernels import SURROGATES, LossSpec, linear_policy_loss, policy_loss
+from tests.helpers.kernel_oracle import make_inputs, oracle_loss
 
 FULL = LossSpec(
     beta=0.1, entropy_coef=0.05, temperature=0.7, delta=1.3, cispo_cap=1.1, token_shaping="p(1-p)", sapo_tau_neg=2.0

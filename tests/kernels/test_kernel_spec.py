@@ -13,8 +13,8 @@ import torch
 
 import dyme_kernels
 from dyme_kernels import NORMALIZATIONS, PRESETS, LossSpec, policy_loss, preset
+from tests.helpers.launching import ROOT
 
-ROOT = Path(__file__).parents[2]
 # Two completions: rows 0 0 and 1 1 1, advantages 1 and -1, ratios new / old as below.
 NEW, OLD = [0.6, 0.2, 0.5, 0.9, 0.3], [0.4, 0.25, 0.5, 0.6, 0.6]
 ROWS, ADVANTAGES = [0, 0, 1, 1, 1], [1.0, 1.0, -1.0, -1.0, -1.0]

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peer_batch import BATCH, LENGTH, MAX_NEW_TOKENS, VOCABULARY, Batch, distance, make_batch
 
 from dyme_kernels import LossSpec, linear_policy_loss, policy_loss, preset
+from tests.helpers.peer_batch import BATCH, LENGTH, MAX_NEW_TOKENS, VOCABULARY, Batch, distance, make_batch
 
 pytest.importorskip("liger_kernel")
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from peer_batch import BATCH, LENGTH, MAX_NEW_TOKENS, VOCABULARY, Batch, distance, make_batch
 
 from dyme_kernels import LossSpec, linear_policy_loss, policy_loss, preset
+from tests.helpers.peer_batch import BATCH, LENGTH, MAX_NEW_TOKENS, VOCABULARY, Batch, distance, make_batch
 
 pytest.importorskip("trl")
 

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, environment
+
+from tests.helpers.launching import ROOT, environment
 
 CASES = (
     *("losses V=151936 bf16", "losses, all options V=49280", "statistics V=257", "gradient V=257", "groups fp32"),
@@ -59,7 +60,7 @@ def test_a_spill_and_an_unknown_case_are_errors(monkeypatch, capsys):
 
 
 def lengths_compile_nothing(*arguments: str) -> None:
-    found = json.loads(run("tests/programs/compilations.py", *arguments).splitlines()[-1])
+    found = json.loads(run("-m", "tests.programs.compilations", *arguments).splitlines()[-1])
     # with and without `live`, which is a flag of the losses
     wanted = {
         "_losses_kernel": 2,

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_oracle import make_inputs, oracle_loss
 from torch import Tensor
 
 from dyme_kernels import SURROGATES, LossSpec, linear_policy_loss, policy_loss, token_logprobs
+from tests.helpers.kernel_oracle import make_inputs, oracle_loss
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

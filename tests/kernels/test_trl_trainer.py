@@ -12,9 +12,11 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.helpers.launching import ROOT
+
 trl = pytest.importorskip("trl")
 
-DOCS = Path(__file__).parents[2] / "docs" / "kernels.md"
+DOCS = ROOT / "docs" / "kernels.md"
 
 
 def fused_trainer() -> Any:

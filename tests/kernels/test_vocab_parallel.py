@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from dyme_kernels import Shard, vocab_parallel_linear_policy_loss
 
-PROGRAM = Path(__file__).parents[1] / "programs" / "vocab_parallel.py"
-
 
 @pytest.mark.dist
 @pytest.mark.parametrize(("ranks", "backend"), [(2, "torch"), (4, "torch"), (2, "triton")])
 def test_equals_the_unsharded_loss(run_ranks, ranks, backend):
-    assert f"cases equal on {ranks} ranks" in run_ranks(ranks, PROGRAM, backend)
+    assert f"cases equal on {ranks} ranks" in run_ranks(ranks, "vocab_parallel", backend)
 
 
 def test_a_weight_that_is_not_the_shards_is_an_error():

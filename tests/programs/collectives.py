@@ -1,6 +1,6 @@
 """Counts the collectives of whole training steps of different sizes, one after the other.
 
-usage: torchrun --nproc_per_node N collectives.py OUT_DIR STAGE CASES.json
+usage: torchrun --nproc_per_node N -m tests.programs.collectives OUT_DIR STAGE CASES.json
 CASES.json: [{"prompts": 2, "group_size": 2, "explore": false, "token_budget": 8192}, ...]
 Every rank writes OUT_DIR/counts<rank>.json: [{"micro": M, "calls": [[name, ...], [name, ...]]}, ...], the calls of two
 steps of each case.

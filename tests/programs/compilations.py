@@ -1,4 +1,4 @@
-"""Counts what 50 batches of different lengths compile. Run as a program: `python compilations.py [--without-gpu]`.
+"""Counts what 50 batches of different lengths compile: `python -m tests.programs.compilations [--without-gpu]`.
 
 Prints {kernel: [compilations of the first batch, of all batches]}. Without a GPU the kernels are compiled for sm_90 as
 ever but not launched: Triton's own launcher keys, compiles and caches, it only stops before the last step.

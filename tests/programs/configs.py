@@ -1,6 +1,7 @@
 """Runs configurations one after the other in this process, each as `launchers/train.py` does.
 
-usage: torchrun --nproc_per_node N configs.py JOBS.json    [{"config": FILE, "overrides": [key.sub=value, ...]}, ...]
+usage: torchrun --nproc_per_node N -m tests.programs.configs JOBS.json
+JOBS.json: [{"config": FILE, "overrides": [key.sub=value, ...]}, ...]
 """
 
 from __future__ import annotations

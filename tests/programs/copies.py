@@ -1,7 +1,7 @@
 """The rollout copy of engines of a tiny model on this many ranks, after optimizer steps: is it, to the bit, what the
 gathered weights give, and what was gathered for it?
 
-usage: torchrun --nproc_per_node N copies.py OUT_DIR
+usage: torchrun --nproc_per_node N -m tests.programs.copies OUT_DIR
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from pathlib import Path
 import deepspeed
 import torch
 import torch.distributed as dist
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -58,12 +56,11 @@ def wrong(copied: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list[str
 
 def main() -> None:
     gathers = record_gathers()
-    import scenario
-
     from dyme.batching.plan import make_plan
     from dyme.engine.train_engine import TrainEngine, close_distributed, init_distributed
     from dyme.engine.update import TrainBatch, run_update
     from dyme_kernels import LossSpec
+    from tests.helpers import scenario
 
     out = Path(sys.argv[1])
     rank = init_distributed(0)

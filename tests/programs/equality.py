@@ -1,7 +1,7 @@
 """Runs the scenario through the engine on this many ranks; rank 0 saves gradients and weights, every rank its
 collectives.
 
-usage: torchrun --nproc_per_node N equality.py OUT_DIR [key=value of the DeepSpeed ZeRO section ...]
+usage: torchrun --nproc_per_node N -m tests.programs.equality OUT_DIR [key=value of the DeepSpeed ZeRO section ...]
 environment: LORA_HEAD=1; LOSS=name of one of scenario.LOSSES; MODEL=JSON of more settings of the section `model`
 """
 
@@ -15,8 +15,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 TRACE: list[list[object]] = []
 
@@ -60,12 +58,12 @@ def record_gathers(model: torch.nn.Module, head: torch.nn.Parameter) -> list[int
 
 def main() -> None:
     record_collectives()
-    import scenario
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
     from dyme.batching.plan import make_plan
     from dyme.engine.train_engine import TrainEngine, close_distributed, init_distributed
     from dyme.engine.update import TrainBatch, run_update, with_reference_logprobs
+    from tests.helpers import scenario
 
     out = Path(sys.argv[1])
     rank = init_distributed(0)

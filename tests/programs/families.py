@@ -3,7 +3,7 @@
 The steps hold what breaks ZeRO-3 in vision-language models: pictures and text in one step, several pictures in a
 prompt, a step of text alone though the vision tower is trained, a rank without a picture in its micro-batch.
 
-usage: torchrun --nproc_per_node N families.py OUT_DIR CHECKPOINT_DIR ...
+usage: torchrun --nproc_per_node N -m tests.programs.families OUT_DIR CHECKPOINT_DIR ...
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
 VARIANTS = {"plain": False, "checkpointing": True}
 """Whether activations are recomputed; then all groups of a micro-batch are one sequence too, as they are on a GPU."""
 
@@ -27,10 +25,10 @@ def steps_of(family) -> list:
     """See the module's docstring. Text-only models get the same steps without pictures."""
     import numpy as np
     from PIL import Image
-    from scenario import Step
 
     from dyme.batching.objective import TrainSequence
     from dyme.families import IMAGE
+    from tests.helpers.scenario import Step
 
     rng = np.random.default_rng(3)
 
@@ -61,7 +59,6 @@ def steps_of(family) -> list:
 
 
 def train(folder: str, out: Path, checkpointing: bool) -> dict:
-    import scenario
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
     from dyme.batching.plan import make_plan
@@ -69,6 +66,7 @@ def train(folder: str, out: Path, checkpointing: bool) -> dict:
     from dyme.engine.update import TrainBatch, run_update
     from dyme.families import load_family
     from dyme_kernels import LossSpec
+    from tests.helpers import scenario
 
     family, model = load_family(folder)
     cfg = scenario.config(

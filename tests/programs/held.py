@@ -1,6 +1,6 @@
 """What an engine of a tiny model holds on this rank, in bytes, after one optimizer step.
 
-usage: torchrun --nproc_per_node N held.py OUT_DIR DTYPE [key=value of the DeepSpeed ZeRO section ...]
+usage: torchrun --nproc_per_node N -m tests.programs.held OUT_DIR DTYPE [key=value of the DeepSpeed ZeRO section ...]
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
 
 def size(tensors: object) -> int:
     """Bytes of the storages, each counted once."""
@@ -23,12 +21,11 @@ def size(tensors: object) -> int:
 
 
 def main() -> None:
-    import scenario
-
     from dyme.batching.plan import make_plan
     from dyme.engine.train_engine import TrainEngine, close_distributed, init_distributed
     from dyme.engine.update import TrainBatch, run_update, with_reference_logprobs
     from dyme_kernels import LossSpec
+    from tests.helpers import scenario
 
     out, dtype = Path(sys.argv[1]), sys.argv[2]
     rank = init_distributed(0)

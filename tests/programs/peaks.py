@@ -1,6 +1,6 @@
 """Peak GPU memory of each phase of a run of one step, as torch counts it, in bytes.
 
-usage: python peaks.py RUN.yaml WIDTHxHEIGHT OUT.json    (one rank; the model's weights are made up)
+usage: python -m tests.programs.peaks RUN.yaml WIDTHxHEIGHT OUT.json    (one rank; the model's weights are made up)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs configurations one after the other in this process; some of them are asked to leave in the middle.
 
-usage: torchrun --nproc_per_node N stopped.py JOBS.json
+usage: torchrun --nproc_per_node N -m tests.programs.stopped JOBS.json
 [{"config": FILE, "overrides": [key.sub=value, ...], "stop_after": step at whose end the last rank gets SIGUSR1, or 0,
   "stop_in": "" or a phase inside which it gets it}]
 """

@@ -1,13 +1,12 @@
 """Compares the vocabulary-parallel loss with the unsharded one on this many ranks; a wrong number ends with an error.
 
-usage: torchrun --nproc_per_node N vocab_parallel.py torch|triton
+usage: torchrun --nproc_per_node N -m tests.programs.vocab_parallel torch|triton
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,14 +19,12 @@ from dyme_kernels import (
     vocabulary_shard,
 )
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "kernels")]
-
 FULL = LossSpec(beta=0.1, entropy_coef=0.05, temperature=0.7, delta=1.3, token_shaping="p(1-p)", logit_softcap=4.0)
 STATS = ("loss", "logprobs", "entropy", "ratio", "clipped_low", "clipped_high", "kl", "argmax_match")
 
 
 def compare(backend: str, dtype: torch.dtype, spec: LossSpec, drop: dict[str, None]) -> None:
-    from kernel_oracle import make_inputs
+    from tests.helpers.kernel_oracle import make_inputs
 
     n, v, width = 23, 37, 8  # 37 does not divide by the ranks
     g = torch.Generator().manual_seed(3)
@@ -58,7 +55,7 @@ def compare(backend: str, dtype: torch.dtype, spec: LossSpec, drop: dict[str, No
 def main() -> None:
     backend = sys.argv[1]
     if backend == "triton":
-        from interpreter import interpret_triton
+        from tests.helpers.interpreter import interpret_triton
 
         interpret_triton()  # before Triton is imported
     dist.init_process_group("gloo")

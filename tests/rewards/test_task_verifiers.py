@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from task_tables import MATH, MULTI, RELAXED, VQA, YES_NO
 
 from dyme.data.record import Record
 from dyme.rewards.answer import split_completion
 from dyme.rewards.relaxed import verify_relaxed
 from dyme.rewards.verifiers import get_verifier
 from dyme.rewards.vqa import verify_vqa, vqa_form
+from tests.rewards.task_tables import MATH, MULTI, RELAXED, VQA, YES_NO
 
 TABLES = {"relaxed": RELAXED, "vqa": VQA, "yes_no": YES_NO, "math": MATH, "multi": MULTI}
 CASES = [(name, *row) for name, table in TABLES.items() for row in table]

@@ -14,9 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, environment, launch
 from PIL import Image
-from test_train import lines, write_config
 
 from dyme.config import dump_config, load_config
 from dyme.data.errors import ImageError
@@ -29,6 +27,8 @@ from dyme.settings.errors import ConfigError
 from dyme.settings.rewards import RewardConfig
 from dyme.settings.weight_schedule import WeightSchedule
 from dyme.supervision.lexical import thinking_score
+from tests.helpers.launching import ROOT, environment, launch
+from tests.helpers.runs import lines, write_config
 
 RECORDS = [
     Record(id="a", question="red?", answers=("7", "seven"), hint="The red bar shows 7.", kind="value"),

@@ -3,18 +3,18 @@
 import math
 import re
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from verdict_tables import ANIMALS, CHOICE, EXACT, NUMERIC
 
 from dyme.data.record import Record
 from dyme.rewards.answer import split_completion
 from dyme.rewards.verifiers import get_verifier
 from dyme.text.normalise import normalise_text, plain
 from dyme.text.numbers import find_quantities, parse_number
+from tests.helpers.launching import ROOT
+from tests.rewards.verdict_tables import ANIMALS, CHOICE, EXACT, NUMERIC
 
 
 def record(*golds, choices=()):
@@ -176,7 +176,7 @@ def test_time_grows_with_length_only(unit):
 
 
 def test_the_examples_in_the_docs_are_true():
-    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:-1] for line in page.splitlines() if re.match(r"\| \w+ \| `", line)]
     claims = []
     for name, gold, *verdicts in rows:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import pytest
-from fake_judge import FakeJudge, obey, obey_outside, texts_of
 from PIL import Image
 
 from dyme.data.record import LazyImage, Record
@@ -14,6 +13,7 @@ from dyme.supervision.checker import CheckRow, Thinking, start_check
 from dyme.supervision.facts import FactsBook
 from dyme.supervision.judge_prompts import fence_mark, load_prompts
 from dyme.supervision.lexical import thinking_score
+from tests.helpers.fake_judge import FakeJudge, obey, obey_outside, texts_of
 
 PROMPTS = load_prompts()
 RECORD = Record(id="r", question="red plus blue?", answers=("6",), facts="red 4, blue 2, green 7")

@@ -6,9 +6,7 @@ import json
 import threading
 
 import pytest
-from fake_judge import FakeJudge
 from PIL import Image
-from supervision.judge.server import JudgeServer, status
 
 from dyme.data import ChartsSource, load_records
 from dyme.data.jsonl import JsonlSource
@@ -20,6 +18,8 @@ from dyme.supervision.facts import FactsBook
 from dyme.supervision.judge.types import JudgeCounts
 from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.templates import Candidate, TemplatePool, write_pool
+from tests.helpers.fake_judge import FakeJudge
+from tests.helpers.judge_server import JudgeServer, status
 
 PROMPTS = load_prompts()
 JUDGE = "judge: {endpoints: [{url: http://a, model: m}]}"

@@ -6,7 +6,6 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fake_judge import FakeJudge, texts_of
 from PIL import Image
 
 from dyme.data import ChartsSource, load_records
@@ -26,6 +25,7 @@ from dyme.supervision.facts import (
 )
 from dyme.supervision.judge.types import Answer
 from dyme.supervision.judge_prompts import load_prompts
+from tests.helpers.fake_judge import FakeJudge, texts_of
 
 PROMPTS = load_prompts()
 JUDGED = SupervisionConfig(facts="judge", task="chart")

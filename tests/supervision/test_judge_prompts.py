@@ -6,8 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import ROOT
-from fake_judge import FENCED, texts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +25,8 @@ from dyme.supervision.judge_prompts import (
     load_prompts,
     task_of,
 )
+from tests.helpers.fake_judge import FENCED, texts_of
+from tests.helpers.launching import ROOT
 
 PROMPTS = load_prompts()
 

@@ -7,7 +7,6 @@ import re
 from fractions import Fraction
 
 import pytest
-from conftest import ROOT
 
 from dyme.data import ChartsSource, load_records
 from dyme.supervision.readings import (
@@ -18,6 +17,7 @@ from dyme.supervision.readings import (
     find_readings,
     list_facts,
 )
+from tests.helpers.launching import ROOT
 
 FACTS = "red 4, blue 2, green 7, May 3, 2010: 5"
 

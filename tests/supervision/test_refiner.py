@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-from fake_judge import FENCED, FakeJudge, texts_of
 from PIL import Image
 
 from dyme.data import ChartsSource, load_records
@@ -18,6 +17,7 @@ from dyme.supervision.phrasing import BUILT_IN
 from dyme.supervision.readings import faithfulness
 from dyme.supervision.refiner import Refined, Refiner, fault_of, rules_trace, start_refine
 from dyme.supervision.templates import Candidate, TemplatePool
+from tests.helpers.fake_judge import FENCED, FakeJudge, texts_of
 
 PROMPTS = load_prompts()
 POOL = TemplatePool(size=4)

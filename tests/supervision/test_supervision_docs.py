@@ -7,7 +7,6 @@ from fractions import Fraction
 
 import pytest
 import yaml
-from conftest import ROOT
 
 from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
@@ -17,6 +16,7 @@ from dyme.supervision.lexical import thinking_score
 from dyme.supervision.readings import contradicted_share
 from dyme.supervision.refiner import rules_trace
 from dyme.supervision.templates import TemplatePool
+from tests.helpers.launching import ROOT
 
 PAGE = (ROOT / "docs" / "supervision.md").read_text(encoding="utf-8")
 

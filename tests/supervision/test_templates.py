@@ -6,7 +6,6 @@ import itertools
 import json
 
 import pytest
-from fake_judge import FakeJudge, texts_of
 
 from dyme.data.record import LazyImage, Record
 from dyme.settings.supervision import SupervisionConfig
@@ -25,6 +24,7 @@ from dyme.supervision.templates import (
     start_compare,
     write_pool,
 )
+from tests.helpers.fake_judge import FakeJudge, texts_of
 
 PROMPTS = load_prompts()
 CFG = SupervisionConfig(refiner="judge", facts="judge")

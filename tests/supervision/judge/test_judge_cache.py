@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import environment
-from supervision.judge import asking
-from supervision.judge.asking import judge_of, question
-from supervision.judge.server import Call, JudgeServer, status
 
 from dyme.data.errors import DataError
 from dyme.supervision.judge import JudgeConfig, cache, open_judge, worker
+from tests.helpers import judge_asking as asking
+from tests.helpers.judge_asking import judge_of, question
+from tests.helpers.judge_server import Call, JudgeServer, status
+from tests.helpers.launching import environment
 
 running_server, server = asking.SERVER
 GOOD = {"rating": "low"}
@@ -105,10 +105,9 @@ def test_four_processes_write_at_once(server: JudgeServer, tmp_path: Path) -> No
         return {"rating": "high"}
 
     server.answer = answer
-    command = [sys.executable, "-m", "supervision.judge.cache_writer", server.url, str(tmp_path)]
-    paths = environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "tests.programs.cache_writer", server.url, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    writers = [subprocess.Popen([*command, str(seed)], env=paths, text=True, **pipes) for seed in range(4)]
+    writers = [subprocess.Popen([*command, str(seed)], env=environment(), text=True, **pipes) for seed in range(4)]
     try:
         for writer in writers:
             assert writer.stdout.readline() == "ready\n"

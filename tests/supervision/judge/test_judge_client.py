@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import multiprocessing
-import os
 import pickle
 import socket
 import subprocess
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import environment
 from PIL import Image
-from supervision.judge import asking
-from supervision.judge.asking import RATING, config, judge_of, question
-from supervision.judge.server import JudgeServer, raw, reset, silence, status
 
 from dyme.supervision.judge import JudgeConfig, open_judge
+from tests.helpers import judge_asking as asking
+from tests.helpers.judge_asking import RATING, config, judge_of, question
+from tests.helpers.judge_server import JudgeServer, raw, reset, silence, status
+from tests.helpers.launching import environment
 
 running_server, server = asking.SERVER
 GOOD = {"rating": "low"}
@@ -161,12 +160,13 @@ def test_close_does_not_wait_for_calls_under_way(server: JudgeServer, tmp_path: 
 def test_a_program_that_forgets_to_close_ends_all_the_same(server: JudgeServer) -> None:
     server.always(silence(30))
     program = (
-        "import time; from supervision.judge.asking import *; from dyme.supervision.judge import open_judge\n"
+        "import time; from tests.helpers.judge_asking import *; from dyme.supervision.judge import open_judge\n"
         f"judge = open_judge(config('{server.url}'), None); judge.submit(question('q')); time.sleep(0.3); print('end')"
     )
     started = time.monotonic()
-    paths = environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", program], env=paths, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
     assert time.monotonic() - started < 20
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from supervision.judge import asking
-from supervision.judge.asking import judge_of, question
-from supervision.judge.server import (
+
+from dyme.supervision.judge import worker
+from tests.helpers import judge_asking as asking
+from tests.helpers.judge_asking import judge_of, question
+from tests.helpers.judge_server import (
     TRUNCATED_JSON,
     WRONG_SCHEMA,
     Fault,
@@ -24,8 +26,6 @@ from supervision.judge.server import (
     status,
     truncated,
 )
-
-from dyme.supervision.judge import worker
 
 running_server, server = asking.SERVER
 short_pauses = asking.short_pauses

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -14,13 +13,13 @@ import httpx2
 import pytest
 import torch
 import yaml
-from conftest import environment
-from supervision.judge.asking import RATING, question
-from supervision.judge.server import free_port
 
 from dyme.supervision.judge import JudgeConfig, Question, open_judge
 from dyme.supervision.judge.__main__ import main
 from dyme.supervision.judge.endpoint import PING
+from tests.helpers.judge_asking import RATING, question
+from tests.helpers.judge_server import free_port
+from tests.helpers.launching import environment
 
 TAUGHT = {
     "Rate it.": "High.",
@@ -68,7 +67,7 @@ def served(checkpoint: Callable[[str], Path], tmp_path_factory: Any) -> Iterator
     port = free_port()
     transformers = Path(sys.executable).parent / "transformers"
     command = [str(transformers), "serve", "--port", str(port), "--device", "cpu"]
-    offline = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    offline = {"HF_HUB_OFFLINE": "1"}
     log = folder.parent / "log"
     with log.open("w") as out:
         process = subprocess.Popen(command, env=environment() | offline, stdout=out, stderr=subprocess.STDOUT)
