@@ -195,6 +195,7 @@ def test_contradictions(settings, message):
 # --- a run ----------
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_a_run_resumes_to_the_bit_and_exports_a_plain_model(tmp_path):
     """With the base as reference policy. Resuming from step 2 of 3 gives the step and the weights again."""

@@ -35,6 +35,7 @@ def check(table: list[dict], cases: int) -> None:
         assert row["spilled"] == 0 and row["registers"] <= 255, row
 
 
+@pytest.mark.slow
 def test_nothing_spills(tmp_path):
     run("-m", "benchmarks.kernel_resources", "--json", f"{tmp_path}/rows.json", "--case", *CASES)
     check(json.loads((tmp_path / "rows.json").read_text()), len(CASES))

@@ -106,6 +106,7 @@ def test_a_judge_that_was_never_there(tmp_path):
     assert sum(line["time/judge"] for line in steps) < 8  # the breaker, not a deadline in every step
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_templates(tmp_path):
     """Bit for bit, candidates that wait for the next update of the pool included."""
     supervision = {"refiner": "rules", "templates": {"every": 3}}
