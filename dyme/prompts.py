@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from queue import SimpleQueue
 
 from PIL import Image
@@ -51,6 +51,11 @@ def fit_pixels(image: Image.Image, max_pixels: int | None) -> Image.Image:
     width = min(max(1, int(image.width * scale)), max_pixels)
     height = min(max(1, int(image.height * scale)), max_pixels // width)
     return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def pictures(record: Record, max_pixels: int | None) -> list[Image.Image]:
+    """The record's pictures as the processor takes them. Raises `ImageError`."""
+    return [fit_pixels(image.load(), max_pixels) for image in record.images]
 
 
 MOST_THREADS = 8
@@ -171,7 +176,11 @@ class PromptCache:
                         f"pictures are resized to model.max_pixels={self.max_pixels}, first that of record "
                         f"{record.id}: {before.width}x{before.height} to {after.width}x{after.height} (said once)"
                     )
-            return _Encoded(family.encode(prompt_text(record, self.config), fitted), resized=resized)
+            text = prompt_text(record, self.config)
+            prompt = family.encode(text, fitted)
+            return _Encoded(
+                replace(prompt, text=text, pictures=partial(pictures, record, self.max_pixels)), "", resized
+            )
         except Exception as error:  # an edge: whatever a decoder or processor trips over, it costs this record only
             known = isinstance(error, ImageError | PromptError)
             return _Encoded(None, str(error) if known else f"{type(error).__name__}: {error}", resized)

@@ -36,7 +36,8 @@ from dyme.prompts import PromptCache, prompt_text, reply_text
 from dyme.rewards.calls import UserRewards
 from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
-from dyme.rollout import engine_of, sampling_of
+from dyme.rollout.registry import engine_class, open_engine
+from dyme.rollout.types import sampling_of
 from dyme.run_summary import report_on, write_summary
 from dyme.sampler import StepBatch, step_batch
 from dyme.schedule import Schedule, Stop
@@ -80,6 +81,7 @@ class Run:
         self._check_modalities()
         self.watchdog.stage("engine")
         self.engine = TrainEngine(cfg, self.family, model, self.spec)
+        self.rollout_engine = open_engine(cfg.rollout.engine, self.family, self.engine.rollout_copy)
         self.parameters = self.engine.parameters
         self.sampling = sampling_of(cfg.rollout)
         self._selector = make_selector(cfg.selector)
@@ -106,7 +108,7 @@ class Run:
         if self.profile:
             self.profile.watch(self.engine, lambda: self.step)
         self.watchdog.watch(self.engine)
-        self.engine.refresh()
+        self.rollout_engine.update_weights()
         self._announce()
         self.started = time.monotonic()
 
@@ -140,10 +142,10 @@ class Run:
                 f"data.train has images, model family '{self.family.name}' is text-only: use a vision-language model"
             )
         weighs = self.cfg.method == "dyme" and self.cfg.selector.name == "entropy_weighted"
-        if weighs and engine_of(self.family, self.cfg.rollout.engine) == "hf":
+        if weighs and not engine_class(self.cfg.rollout.engine, self.family).tells_logprobs:
             raise ConfigError(
-                "selector.name=entropy_weighted needs log-probabilities, which rollout.engine=hf does not tell: set it "
-                f"to auto, or another selector where family '{self.family.name}' takes only hf"
+                "selector.name=entropy_weighted needs log-probabilities, which this rollout.engine does not tell: set "
+                f"it to auto, or another selector where family '{self.family.name}' takes only hf"
             )
 
     def _resume(self) -> int:
@@ -361,6 +363,7 @@ class Run:
                 max_pixels=self.cfg.model.max_pixels,
             )
             store.export(self.engine, self.folder / "export", recipe)
+        self.rollout_engine.close()
         self.metrics.close()
         self.supervisor.close()
         if self.rank == 0:

@@ -18,7 +18,7 @@ from dyme.prompts import prompt_text
 from dyme.rewards.calls import Per, Started
 from dyme.rewards.columns import pictures, reward_columns
 from dyme.rewards.compose import Checked, Scores, UserScores, check, compose
-from dyme.rollout import Rollout
+from dyme.rollout.types import Rollout
 from dyme.run import Run
 from dyme.sampler import StepBatch
 from dyme.supervision.checker import CheckRow, PendingCheck

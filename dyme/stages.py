@@ -14,7 +14,8 @@ from dyme.engine.update import TrainBatch
 from dyme.metrics.step_metrics import COLUMNS, any_failed, column_names, group_entropy, table_columns
 from dyme.prompts import has_demonstration, reply_text
 from dyme.rewards.length import add_length_reward
-from dyme.rollout import Rollout, RolloutRequest, generate, row_key
+from dyme.rollout.noise import row_key
+from dyme.rollout.types import Rollout, RolloutRequest
 from dyme.run import Run
 from dyme.sampler import StepBatch
 from dyme.scoring import Scoring
@@ -58,12 +59,9 @@ def rollout(run: Run, rows: StepBatch, step: int, scoring: Scoring) -> dict[int,
             requests[row] = RolloutRequest(prompt, key)
     asked = list(requests)
     scoring.expect(asked)
-    rollouts = generate(
-        run.family,
-        run.engine.refresh(),
-        list(requests.values()),
-        run.sampling,
-        lambda i, rollout: scoring.finished(asked[i], rollout),
+    run.rollout_engine.update_weights()
+    rollouts = run.rollout_engine.generate(
+        list(requests.values()), run.sampling, lambda i, rollout: scoring.finished(asked[i], rollout)
     )
     return dict(zip(asked, rollouts, strict=True))
 

@@ -70,6 +70,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     run.prefetch(step + 1)  # pictures, prompts, facts and references, while this step's update runs
     with run.clock("update"):
         if live.rows:  # a step in which nothing lives has no backward and no optimizer step
+            run.rollout_engine.sleep()
             work = with_reference_logprobs(run.engine, work)
             if run.measures_components(step):
                 signals |= component_norms(run.engine, work).signals()
@@ -80,7 +81,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
                 write_bad_step(run.folder, step + 1, stats.bad_ranks, ids, work)
     with run.clock("refresh"):
         if explores:
-            run.engine.begin_refresh()
+            run.rollout_engine.update_weights()
     if run.supervisor.learns and explores:
         stages.learn(run, rows, columns, decision, scoring)
     run.supervisor.update(step, run.engine.gather_json)
@@ -97,7 +98,9 @@ def _evaluate(run: Run, step: int) -> Stop | None:
         run.watchdog.beat(phase="evaluate")
         return not run.schedule.preemption.asked
 
-    result = held_out.evaluate(run.cfg, run.engine, run.eval_records, run.prompt_cache, step, run.metrics, goes_on)
+    result = held_out.evaluate(
+        run.cfg, run.engine, run.rollout_engine, run.eval_records, run.prompt_cache, step, run.metrics, goes_on
+    )
     if result is None:
         return Stop.PREEMPTED
     run.log_eval(step, result)
@@ -108,6 +111,7 @@ def _leave(run: Run, step: int) -> None:
     """The way out before the end, for whoever asked: what is needed to go on, and the marker PREEMPTED."""
     if step and not run.schedule.skipped_in_a_row:
         run.save(step)
+    run.rollout_engine.close()
     run.metrics.close()
     run.supervisor.close()
     if run.rank == 0:

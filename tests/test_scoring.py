@@ -22,7 +22,7 @@ from dyme.rewards.calls import UserRewards
 from dyme.rewards.compose import Checked, score
 from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
-from dyme.rollout import Rollout
+from dyme.rollout.types import Rollout
 from dyme.sampler import StepBatch
 from dyme.scoring import Scoring
 from dyme.selectors import make_selector

@@ -3,7 +3,6 @@ tokens it made, which for all of them are prompts x K x new tokens."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,11 @@ from benchmarks.gpu.progress import Skip
 from benchmarks.rollout import CACHES
 from benchmarks.rollout.workload import placeholders
 from dyme.families import Family, Prompt
-from dyme.rollout import RolloutRequest, Sampling, row_key
+from dyme.rollout.engine import FixedWeights
+from dyme.rollout.noise import row_key
+from dyme.rollout.registry import open_engine
+from dyme.rollout.types import RolloutRequest, Sampling
+from dyme.settings.engines import ENGINES
 
 TrainEngine = Callable[[int], int]
 
@@ -29,17 +32,17 @@ def obstacle(name: str) -> str | None:
         return None if importlib.util.find_spec("vllm") else "vllm is not installed"
     if name in CACHES:
         return None
-    module = f"dyme.rollout.{name.removeprefix('dyme ')}"
-    return None if importlib.util.find_spec(module) else f"there is no {module}"
+    own = name.removeprefix("dyme ")
+    return None if own in ENGINES else f"dyme/settings/engines.py has no engine {own}"
 
 
 def ours(name: str, family: Family, model: nn.Module, prompts: Sequence[Prompt], group_size: int) -> TrainEngine:
     """One of our engines, all rows in one batch."""
-    generate = importlib.import_module(f"dyme.rollout.{name}").generate
+    engine = open_engine(name, family, FixedWeights(model))
     rows = [RolloutRequest(p, row_key(0, 0, str(g), k)) for g, p in enumerate(prompts) for k in range(group_size)]
 
     def run(new_tokens: int) -> int:
-        made = generate(family, model, rows, Sampling(new_tokens, batch_size=len(rows)))
+        made = engine.generate(rows, Sampling(new_tokens, batch_size=len(rows)))
         return sum(len(rollout.tokens) for rollout in made)
 
     return run

@@ -36,6 +36,8 @@ from dyme.families import load_family  # noqa: E402
 from dyme.families.attention import resolve_attention, set_attention  # noqa: E402
 from dyme.fault_tolerance.launch import quiet, run_and_exit  # noqa: E402
 from dyme.fault_tolerance.preemption import die_with_parent  # noqa: E402
+from dyme.rollout.engine import FixedWeights  # noqa: E402
+from dyme.rollout.registry import open_engine  # noqa: E402
 from dyme.run import Run  # noqa: E402
 from dyme.text.json_lines import plain, read_jsonl  # noqa: E402
 
@@ -51,7 +53,8 @@ class SuiteRun(Run):
         self.metrics.log_eval(step, {"time_s": self.elapsed(), **result.signals()})
         if step and result.accuracy > self.best:
             self.best, self.best_step = result.accuracy, step
-            self.best_weights = {key: value.cpu().clone() for key, value in self.engine.refresh().state_dict().items()}
+            held = self.engine.rollout_copy.refresh().state_dict()
+            self.best_weights = {key: value.cpu().clone() for key, value in held.items()}
 
     def save(self, step: int) -> None:
         """Nothing: a cell that was cut off starts again, it takes minutes."""
@@ -87,7 +90,7 @@ def _trained(cell: Cell, cfg: RunConfig, splits: Any) -> dict[str, Any]:
         vars(trainer)["Scoring"] = noisy(flips)  # nothing of dyme asks for wrong verdicts, so there is no setting
     run = SuiteRun(cfg)
     trainer.train(run)
-    model = run.engine.refresh()
+    model = run.engine.rollout_copy.refresh()
     ends = _measured(cell, cfg, run.family, model, splits)
     best: dict[str, Any] | None = None
     if run.best_weights is not None:
@@ -131,10 +134,11 @@ def _merged(cell: Cell, cfg: RunConfig, splits: Any, out: Path) -> dict[str, Any
 
 def _measured(cell: Cell, cfg: RunConfig, family: Any, model: Any, splits: dict[str, Split]) -> dict[str, Any]:
     out = {}
+    engine = open_engine(cfg.rollout.engine, family, FixedWeights(model))
     for name, split in splits.items():
         if name != "validation":
             records = split.records()
-            found = measure_split(cfg, family, model, records, TASKS[cell.task].check)
+            found = measure_split(cfg, family, engine, records, TASKS[cell.task].check)
             out[name] = found | {"majority": majority_rates(records)["eval_majority_rate_by_kind"]}
     return out
 

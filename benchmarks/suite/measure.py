@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from benchmarks.suite.task import Check
 from dyme.config import RunConfig
 from dyme.data import Record
@@ -17,13 +15,14 @@ from dyme.evaluation.files import COLUMNS
 from dyme.families import Family
 from dyme.metrics.logger import MODES
 from dyme.prompts import PromptCache
+from dyme.rollout.engine import RolloutEngine
 
 CURVE = 40
 SIGNALS = ("accuracy", "format_rate", "collapse/all_wrong", "rollout/length_mean", "policy/entropy")
 
 
 def measure_split(
-    cfg: RunConfig, family: Family, model: nn.Module, records: Sequence[Record], check: Check | None
+    cfg: RunConfig, family: Family, engine: RolloutEngine, records: Sequence[Record], check: Check | None
 ) -> dict[str, Any]:
     """Greedy replies to the records, a column for each way to ask: `score` in [0, 1] item by item (0 where the verifier
     failed), means of the rest, and readings: `agreed` and `read` are numbers of them in each item. `items` says which
@@ -31,7 +30,7 @@ def measure_split(
     books = [PromptCache(family, column.prompt, print, cfg.model.max_pixels) for column in columns(cfg)]
     lines: list[dict[str, Any]] = []
     for at in range(0, len(records), cfg.rollout.batch_size):
-        lines += answer_batch(cfg, family, model, books, records[at : at + cfg.rollout.batch_size])[0]
+        lines += answer_batch(cfg, family, engine, books, records[at : at + cfg.rollout.batch_size])[0]
     if bad := [line["id"] for line in lines if "error" in line]:
         raise ValueError(f"records {', '.join(bad[:3])} cannot be read")
     text = "\n".join(f"{r.id} {r.question} {r.answer}" for r in records)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from dyme.rollout import Rollout
+from dyme.rollout.types import Rollout
 from dyme.run import Run
 from dyme.sampler import StepBatch
 from dyme.scoring import Scoring

@@ -147,7 +147,7 @@ def load_newest(engine: TrainEngine, folder: Path, say: Callable[[str], None]) -
             raise CheckpointError(f"{path} holds no DeepSpeed checkpoint: delete the folder to use the one before")
     else:
         _load_other_world(engine, path, state, groups, say)
-    engine.weights_changed()
+    engine.rollout_copy.outdated(whole=True)
     return state
 
 
@@ -205,7 +205,7 @@ def _load_other_world(
 def export(engine: TrainEngine, folder: Path, recipe: Recipe) -> None:
     """Writes the current weights as a Hugging Face folder with processor, tokenizer, chat template and dyme.json. They
     are those of the rollout copy, into which adapters are merged."""
-    model = engine.refresh()
+    model = engine.rollout_copy.refresh()
     if engine.rank == 0:
         partial = folder.with_name(f"{PARTIAL}{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)

@@ -36,16 +36,21 @@ class Weight:
 
 
 class RolloutCopy:
-    """A copy of a model of one family. Weights that changed are written into it by `begin`, and `place` gives it out.
+    """A copy of a model of one family: the `Weights` of a rollout engine. Weights that changed are written into it by
+    `begin_refresh`, and `place` gives it out.
 
-    On a GPU `begin` works on a stream of its own: who reads the copy, or writes the weights it is made of, calls
-    `place` or `wait` first. With `offload` the copy lies in pinned host memory between `park` and `place`.
+    On a GPU `begin_refresh` works on a stream of its own: who reads the copy, or writes the weights it is made of,
+    calls `place` or `wait` first. With `offload` the copy lies in pinned host memory between `park` and `place`.
     """
 
-    def __init__(self, family: Family, model: nn.Module, device: torch.device, *, offload: bool) -> None:
-        """`model` is not partitioned yet. Its trained parameters have `requires_grad`."""
+    def __init__(
+        self, family: Family, model: nn.Module, device: torch.device, *, offload: bool, partitioned: bool = False
+    ) -> None:
+        """`model` is not partitioned yet. Its trained parameters have `requires_grad`. `partitioned`: later the weights
+        lie in parts on all ranks (ZeRO-3), which gather them together at each refresh."""
         self.model = merged(model).eval().requires_grad_(False).to(device)
-        self.device = device
+        self.device, self.partitioned = device, partitioned
+        self.version = 0
         layers = enumerate(family.decoder_layers(self.model))
         layer_of = {id(p): number for number, layer in layers for p in layer.parameters()}
         self._weights = [Weight(s, p, layer_of.get(id(p), -1)) for s, p in sources(model, self.model)]
@@ -70,9 +75,9 @@ class RolloutCopy:
         self._fresh = False
         self._whole |= whole
 
-    def begin(self, *, partitioned: bool) -> None:
-        """Starts to write what has changed. `partitioned`: the weights lie in parts on all ranks (ZeRO-3), which gather
-        them in here together."""
+    def begin_refresh(self) -> None:
+        """Starts to write what has changed; all ranks together. On a GPU the host and the default stream go on
+        meanwhile."""
         if self._fresh:
             return
         self.park()
@@ -80,13 +85,20 @@ class RolloutCopy:
         with self._beside(), torch.no_grad():
             for bucket in buckets([w for w in self._weights if w.trains or self._whole], cap):
                 held = [tensor for w in bucket for tensor in w.source.tensors]
-                with deepspeed.zero.GatheredParameters(held, enabled=partitioned):
+                with deepspeed.zero.GatheredParameters(held, enabled=self.partitioned):
                     for w in bucket:
                         w.source.write(w.target)
         self._fresh, self._whole = True, False
+        self.version += 1
+
+    def refresh(self) -> nn.Module:
+        """The copy with the current weights, on the device; all ranks together. With `offload` it leaves the device at
+        the next `park`."""
+        self.begin_refresh()
+        return self.place()
 
     def wait(self) -> None:
-        """What this stream does from now on comes after the last `begin`. The host does not wait."""
+        """What this stream does from now on comes after the last `begin_refresh`. The host does not wait."""
         if self._written is not None:
             torch.cuda.current_stream(self.device).wait_event(self._written)
             self._written = None
@@ -101,7 +113,8 @@ class RolloutCopy:
         return self.model
 
     def park(self) -> None:
-        """With `offload`: takes the model's weights off the device. Nothing is copied: `begin` writes to the host."""
+        """With `offload`: takes the model's weights off the device. Nothing is copied: `begin_refresh` writes
+        to the host."""
         if self._host and self._placed:
             for w, host in zip(self._weights, self._host, strict=True):
                 w.target.data = host

@@ -71,9 +71,11 @@ class TrainEngine:
         freeze_parts(family.parts(model), cfg.model.freeze)
         if cfg.model.lora:
             add_lora(family, model, cfg.model.lora, cfg.run.seed)
+        ds = deepspeed_config(cfg)
+        self.stage = ds["zero_optimization"]["stage"]
         offload = cfg.rollout.offload and cuda  # on a CPU the copy lies there anyway
-        self.rollout_copy = RolloutCopy(family, model, self.device, offload=offload)
-        set_attention(self.copy, whole, whole)
+        self.rollout_copy = RolloutCopy(family, model, self.device, offload=offload, partitioned=self.stage == 3)
+        set_attention(self.rollout_copy.model, whole, whole)
         set_attention(model, packed, whole)
         self.has_reference_policy = spec.beta > 0
         frozen = copy.deepcopy(model) if self.has_reference_policy and not cfg.model.lora else None
@@ -86,11 +88,9 @@ class TrainEngine:
         self.parameters = sum(p.numel() for p in model.parameters())
         self.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.peaks = [group["lr"] for group in groups]
-        ds = deepspeed_config(cfg)
         self.modulator = GradientModulator(groups, cfg.optim.modulation, ds["zero_optimization"])
         self.module = Policy(family, model, spec, cfg.train.logits_budget_mb).train()
         self.ds, *_ = deepspeed.initialize(model=self.module, optimizer=_optimizer(groups, cfg.optim, ds), config=ds)
-        self.stage = ds["zero_optimization"]["stage"]
         self.reference = (
             None
             if frozen is None
@@ -113,7 +113,6 @@ class TrainEngine:
 
     def forward_backward(self, batch: PackedBatch, inputs: LossInputs, *, last: bool) -> PolicyLossOutput:
         """One micro-batch; gradients add up until `step` or `discard`. `last` marks the gradient boundary."""
-        self.rollout_copy.park()
         self.ds.set_gradient_accumulation_boundary(last)
         out = PolicyLossOutput(*self.ds(batch.to(self.device, self.dtype), inputs.to(self.device)))
         self._finite = (
@@ -129,7 +128,6 @@ class TrainEngine:
 
         With LoRA that is the model without its adapters, so this engine runs it; else it is a frozen copy."""
         assert self.has_reference_policy, "only with beta > 0"
-        self.rollout_copy.park()
         with torch.no_grad(), self.module.as_reference() if self.reference is None else nullcontext():
             run = self.ds if self.reference is None else self.reference
             out = PolicyLossOutput(*run(batch.to(self.device, self.dtype), inputs.to(self.device)))
@@ -170,28 +168,6 @@ class TrainEngine:
         """Drops accumulated gradients without a step."""
         self.ds.optimizer.zero_grad()
         self._finite = True
-
-    # --- rollout copy -----------------------------------------------------------------------------
-
-    @property
-    def copy(self) -> nn.Module:
-        """The model that rollouts run on, wherever it lies and however old its weights: see `refresh`."""
-        return self.rollout_copy.model
-
-    def begin_refresh(self) -> None:
-        """Starts to bring the rollout copy up to date; all ranks together. On a GPU the host and the default stream go
-        on meanwhile."""
-        self.rollout_copy.begin(partitioned=self.stage == 3)
-
-    def refresh(self) -> nn.Module:
-        """The rollout copy with the current weights, on the device; all ranks together. It may be used until the next
-        update: with `rollout.offload` it leaves the device then."""
-        self.begin_refresh()
-        return self.rollout_copy.place()
-
-    def weights_changed(self) -> None:
-        """Says that the rollout copy is out of date, in its frozen weights too (after a checkpoint was loaded)."""
-        self.rollout_copy.outdated(whole=True)
 
     # --- collectives ------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from torch import nn
 
 from dyme.checkpoint.store import versions
 from dyme.config import RunConfig
@@ -32,7 +32,10 @@ from dyme.families import Family, ModelError, load_family
 from dyme.families.attention import resolve_attention, set_attention
 from dyme.prompts import PromptCache
 from dyme.rewards.compose import Style
-from dyme.rollout import RolloutRequest, Sampling, generate, row_key, sampling_of
+from dyme.rollout.engine import FixedWeights, RolloutEngine
+from dyme.rollout.noise import row_key
+from dyme.rollout.registry import open_engine
+from dyme.rollout.types import RolloutRequest, Sampling, sampling_of
 from dyme.settings.errors import ConfigError
 from dyme.settings.prompt import PromptConfig
 
@@ -88,7 +91,8 @@ def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[
             f"data.eval has images, model family '{family.name}' is text-only: use a vision-language model"
         )
     pending = _claim(out, settings, records)
-    _answer(cfg, family, model, records, pending[rank::ranks], out)
+    with closing(open_engine(cfg.rollout.engine, family, FixedWeights(model))) as engine:
+        _answer(cfg, family, engine, records, pending[rank::ranks], out)
     dist.barrier()
     if rank:
         return None
@@ -114,7 +118,7 @@ def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[
 
 
 def answer_batch(
-    cfg: RunConfig, family: Family, model: nn.Module, caches: Sequence[PromptCache], records: Sequence[Record]
+    cfg: RunConfig, family: Family, engine: RolloutEngine, caches: Sequence[PromptCache], records: Sequence[Record]
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Lines of a few records in order, and the verifier's failures. `caches` encode for each of `columns(cfg)`."""
     samples = cfg.evaluate.samples
@@ -125,12 +129,12 @@ def answer_batch(
     failures: Counter[str] = Counter()
     for column, cache in zip(columns(cfg), caches, strict=True):
         asked = [r for r in good for _ in range(samples)]
-        rows = [
+        requests = [
             RolloutRequest(prompt, row_key(cfg.run.seed, 0, record.id, i % samples))
             for i, record in enumerate(asked)
             if (prompt := cache.encode(record)) is not None
         ]
-        rollouts = generate(family, model, rows, _sampling(cfg, column))
+        rollouts = engine.generate(requests, _sampling(cfg, column))
         judged, errors = judge(
             [family.decode(r.tokens) for r in rollouts],
             [len(r.tokens) for r in rollouts],
@@ -156,7 +160,7 @@ def answer_batch(
 
 
 def _answer(
-    cfg: RunConfig, family: Family, model: nn.Module, records: Sequence[Record], mine: Sequence[int], out: Path
+    cfg: RunConfig, family: Family, engine: RolloutEngine, records: Sequence[Record], mine: Sequence[int], out: Path
 ) -> None:
     """Answers this rank's records batch by batch and appends each batch to the rank's partial file."""
     rank = dist.get_rank()
@@ -167,7 +171,7 @@ def _answer(
     for at in range(0, len(mine), size):
         batch = mine[at : at + size]
         start = time.monotonic()
-        lines, failures = answer_batch(cfg, family, model, caches, [records[i] for i in batch])
+        lines, failures = answer_batch(cfg, family, engine, caches, [records[i] for i in batch])
         each = (time.monotonic() - start) / len(batch)
         files.append_items(out, rank, [DoneItem(i, line, each) for i, line in zip(batch, lines, strict=True)])
         for kind in sorted(failures.keys() - known):

@@ -16,7 +16,8 @@ from dyme.metrics.logger import MetricsLogger, Sample, SilentLogger
 from dyme.prompts import PromptCache
 from dyme.rewards.answer import read_completion
 from dyme.rewards.compose import score
-from dyme.rollout import Rollout, RolloutRequest, generate, sampling_of
+from dyme.rollout.engine import RolloutEngine
+from dyme.rollout.types import Rollout, RolloutRequest, sampling_of
 from dyme.supervision.lexical import lexical_checker
 
 
@@ -38,6 +39,7 @@ class Evaluation:
 def evaluate(
     cfg: RunConfig,
     engine: TrainEngine,
+    rollout: RolloutEngine,
     records: Sequence[Record],
     cache: PromptCache,
     step: int,
@@ -48,7 +50,7 @@ def evaluate(
     batch `goes_on` is asked; where it says no on any rank, the result is None on all."""
     records = records[: cfg.run.eval_records]
     mine = range(engine.rank, len(records), engine.world_size)
-    answers, whole = _answers(cfg, engine, records, mine, cache, goes_on)
+    answers, whole = _answers(cfg, rollout, records, mine, cache, goes_on)
     texts = [engine.family.decode(r.tokens) for r in answers.values()]
     scores = score(
         texts,
@@ -83,7 +85,7 @@ def evaluate(
 
 def _answers(
     cfg: RunConfig,
-    engine: TrainEngine,
+    rollout: RolloutEngine,
     records: Sequence[Record],
     mine: range,
     cache: PromptCache,
@@ -93,15 +95,15 @@ def _answers(
     a time."""
     batch = cfg.rollout.batch_size
     sampling = sampling_of(cfg.rollout, greedy=True)
-    model = engine.refresh()
+    rollout.update_weights()
     answers: dict[int, Rollout] = {}
     for at in range(0, len(mine), batch):
         if not goes_on():
             return answers, False
         part = mine[at : at + batch]
         prompts = {i: p for i, p in zip(part, cache.encode_all([records[i] for i in part])) if p is not None}
-        rows = [RolloutRequest(prompt) for prompt in prompts.values()]
-        answers.update(zip(prompts, generate(engine.family, model, rows, sampling), strict=True))
+        requests = [RolloutRequest(prompt) for prompt in prompts.values()]
+        answers.update(zip(prompts, rollout.generate(requests, sampling), strict=True))
         cache.clear()
     return answers, True
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,10 +44,16 @@ class Prompt:
 
     input_ids: int64 [P], image placeholders expanded. pixels: the processor's image tensors ({} for text-only prompts),
     in the layout the family's `collate_pixels` joins.
+
+    For rollout engines that encode by themselves `PromptCache` adds what it was made of (`Family.messages` makes a chat
+    of both). text: the user turn before the chat template. pictures: decodes the turn's pictures anew at each call, in
+    the size that the processor was given, so that none is held.
     """
 
     input_ids: Tensor
     pixels: Mapping[str, Tensor] = field(default_factory=dict)
+    text: str = ""
+    pictures: Callable[[], list[Image.Image]] = list
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -22,8 +22,9 @@ from typing import Any
 
 HUNG = 75
 """Exit code of a rank that the watchdog ends ("try again", EX_TEMPFAIL)."""
-WATCHED = ("gather_rows", "gather_tokens", "all_reduce", "barrier", "refresh", "begin_refresh", "step")
-"""Methods of `TrainEngine` in which ranks wait for each other; forward and backward of its DeepSpeed engine are too."""
+WATCHED = ("gather_rows", "gather_tokens", "all_reduce", "barrier", "step")
+"""Methods of `TrainEngine` in which ranks wait for each other; so they do in forward and backward of its DeepSpeed
+engine, and in the refresh of its rollout copy."""
 _SHOWN = 20  # records named of each rank
 _TICK_S = 1.0
 _FILES_A_SECOND = 64  # of all ranks together, on a file system they share
@@ -114,7 +115,8 @@ class Watchdog:
 
     def watch(self, engine: Any) -> None:
         """From here on the collectives of an `TrainEngine` are noted."""
-        for owner, name in (*((engine, name) for name in WATCHED), (engine.ds, "forward"), (engine.ds, "backward")):
+        more = ((engine.ds, "forward"), (engine.ds, "backward"), (engine.rollout_copy, "begin_refresh"))
+        for owner, name in (*((engine, name) for name in WATCHED), *more):
             setattr(owner, name, self._noted(getattr(owner, name), name))
 
     def _noted(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from dyme.data import Record
 from dyme.families import Family, load_family
@@ -18,15 +17,18 @@ from dyme.predict.answer import Answer, parse_reply
 from dyme.predict.errors import PredictError
 from dyme.predict.settings import Settings
 from dyme.prompts import PromptCache
-from dyme.rollout import RolloutRequest, Sampling, generate, row_key
+from dyme.rollout.engine import FixedWeights, RolloutEngine
+from dyme.rollout.noise import row_key
+from dyme.rollout.registry import open_engine
+from dyme.rollout.types import RolloutRequest, Sampling
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model in eval mode on its device, with the settings it is asked by."""
+    """A rollout engine that holds the model, with the settings it is asked by."""
 
     family: Family
-    model: nn.Module
+    engine: RolloutEngine
     settings: Settings
 
     @property
@@ -41,13 +43,13 @@ class Predictor:
         """
         settings = self.settings
         cache = PromptCache(self.family, settings.prompt, lambda _: None, settings.max_pixels)
-        rows = {
+        requests = {
             i: RolloutRequest(prompt, row_key(settings.seed, 0, record.id, 0))
             for i, record in enumerate(records)
             if (prompt := cache.encode(record)) is not None
         }
-        sampling = Sampling(settings.max_new_tokens, settings.temperature, batch_size=max(1, len(rows)))
-        replies = dict(zip(rows, generate(self.family, self.model, list(rows.values()), sampling), strict=True))
+        sampling = Sampling(settings.max_new_tokens, settings.temperature, batch_size=max(1, len(requests)))
+        replies = dict(zip(requests, self.engine.generate(list(requests.values()), sampling), strict=True))
         return [
             parse_reply(self.family.decode(replies[i].tokens), settings.prompt, truncated=replies[i].truncated)
             if i in replies
@@ -63,7 +65,8 @@ def open_predictor(folder: Path, settings: Settings, device: str, dtype: str) ->
     family, model = load_family(folder, settings.family, dtype)
     whole, _ = resolve_attention("auto", "auto", dtype, cuda=where.type == "cuda")
     set_attention(model, whole, whole)
-    return Predictor(family, model.to(where).eval(), settings)
+    engine = open_engine("auto", family, FixedWeights(model.to(where).eval()))
+    return Predictor(family, engine, settings)
 
 
 def quiet() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from dyme.families.base import Family
+from dyme.rollout.engine import LocalEngine
 from dyme.rollout.noise import gumbel
 from dyme.rollout.sampling import restrict, seen_tokens
 from dyme.rollout.types import Finished, Rollout, RolloutRequest, Sampling, ignore
@@ -40,39 +41,43 @@ class KeyedSampler(LogitsProcessor):
         return seen_tokens(ids, valid, vocab_size)
 
 
-@torch.no_grad()
-def generate(
-    family: Family, model: nn.Module, rows: Sequence[RolloutRequest], sampling: Sampling, finished: Finished = ignore
-) -> list[Rollout]:
-    """Completions of `rows`, in their order; those of a batch finish together. `model` is a plain (not partitioned)
-    copy of the weights in eval mode."""
-    out: dict[int, Rollout] = {}
-    # image rows apart from text rows; equal lengths together, so that little is padded
-    order = sorted(range(len(rows)), key=lambda i: (bool(rows[i].prompt.pixels), len(rows[i].prompt)))
-    for images in (False, True):
-        same = [i for i in order if bool(rows[i].prompt.pixels) == images]
-        for at in range(0, len(same), sampling.batch_size):
-            part = same[at : at + sampling.batch_size]
-            made = _generate_batch(family, model, [rows[i] for i in part], sampling)
-            out.update(zip(part, made, strict=True))
-            for i in part:
-                finished(i, out[i])
-    return [out[i] for i in range(len(rows))]
+class HfEngine(LocalEngine):
+    """Batches of requests through the model's own `generate`; those of a batch finish together."""
+
+    tells_logprobs = False
+
+    @torch.no_grad()
+    def generate(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling, finished: Finished = ignore
+    ) -> list[Rollout]:
+        model = self.weights.place()
+        out: dict[int, Rollout] = {}
+        # those with images apart from text; equal lengths together, so that little is padded
+        order = sorted(range(len(requests)), key=lambda i: (bool(requests[i].prompt.pixels), len(requests[i].prompt)))
+        for images in (False, True):
+            same = [i for i in order if bool(requests[i].prompt.pixels) == images]
+            for at in range(0, len(same), sampling.batch_size):
+                part = same[at : at + sampling.batch_size]
+                made = _generate_batch(self.family, model, [requests[i] for i in part], sampling)
+                out.update(zip(part, made, strict=True))
+                for i in part:
+                    finished(i, out[i])
+        return [out[i] for i in range(len(requests))]
 
 
 def _generate_batch(
-    family: Family, model: nn.Module, rows: Sequence[RolloutRequest], sampling: Sampling
+    family: Family, model: nn.Module, requests: Sequence[RolloutRequest], sampling: Sampling
 ) -> list[Rollout]:
     device = next(model.parameters()).device
-    prompts = [row.prompt for row in rows]
+    prompts = [request.prompt for request in requests]
     length = max(map(len, prompts))
-    ids = torch.full((len(rows), length), family.pad_id)
+    ids = torch.full((len(requests), length), family.pad_id)
     mask = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):
         ids[i, length - len(prompt) :] = prompt.input_ids
         mask[i, length - len(prompt) :] = 1
     where = mask.to(device).bool()
-    keys = torch.tensor([row.key for row in rows], dtype=torch.int64, device=device)
+    keys = torch.tensor([request.key for request in requests], dtype=torch.int64, device=device)
     banned = torch.tensor(family.forbidden_ids, dtype=torch.int64, device=device)
     inputs = {k: v.to(device) for k, v in family.generate_inputs(prompts, ids).items()}
     config = GenerationConfig(

@@ -22,6 +22,7 @@ from dyme.batching.packing import pack
 from dyme.families.base import Family, Prompt
 from dyme.rollout.attention import decoding
 from dyme.rollout.cache import GroupCache, Shape, column_bucket, group_places, reply_bucket, row_bucket
+from dyme.rollout.engine import LocalEngine
 from dyme.rollout.graphs import StepGraphs
 from dyme.rollout.sampling import draw, seen_tokens
 from dyme.rollout.types import Finished, Rollout, RolloutRequest, Sampling, ignore
@@ -57,15 +58,26 @@ class Held:
     position: int
 
 
-@torch.no_grad()
-def generate(
-    family: Family, model: nn.Module, rows: Sequence[RolloutRequest], sampling: Sampling, finished: Finished = ignore
-) -> list[Rollout]:
-    """Completions of `rows`, in their order. `model` is a plain (not partitioned) copy of the weights in eval mode."""
-    if not rows:
-        return []
-    with _masked_attention(model):
-        return DecodeBatch(family, model, rows, sampling, finished).run()
+class SharedPrefixEngine(LocalEngine):
+    """Each prompt once for all of its completions, and one batch for all requests."""
+
+    tells_logprobs = True
+
+    @classmethod
+    def obstacle(cls, family: Family) -> str:
+        if family.packs_trees:
+            return ""
+        return f"family '{family.name}' takes no masks of ours: set it to hf or auto"
+
+    @torch.no_grad()
+    def generate(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling, finished: Finished = ignore
+    ) -> list[Rollout]:
+        if not requests:
+            return []
+        model = self.weights.place()
+        with _masked_attention(model):
+            return DecodeBatch(self.family, model, requests, sampling, finished).run()
 
 
 @contextmanager

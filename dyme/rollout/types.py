@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dyme.families.base import Prompt
-from dyme.settings.rollout import EngineName, RolloutConfig
+from dyme.settings.rollout import RolloutConfig
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn. temperature 0 is greedy; top_p 1, top_k 0, min_p 0 and repetition_penalty 1 are off;
-    `max_new_tokens` cuts it off. engine: see `dyme.rollout.generate`."""
+    `max_new_tokens` cuts it off. batch_size: rows that an engine of this process decodes at once."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -21,7 +21,6 @@ class Sampling:
     batch_size: int = 256
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    engine: EngineName = "auto"
 
     @property
     def greedy(self) -> bool:
@@ -32,7 +31,7 @@ def sampling_of(rollout: RolloutConfig, max_new_tokens: int | None = None, *, gr
     """What the configuration says, or its greedy counterpart: the policy's arg-max, without penalty and cuts."""
     tokens = rollout.max_new_tokens if max_new_tokens is None else max_new_tokens
     if greedy:
-        return Sampling(tokens, temperature=0.0, batch_size=rollout.batch_size, engine=rollout.engine)
+        return Sampling(tokens, temperature=0.0, batch_size=rollout.batch_size)
     return Sampling(
         tokens,
         rollout.temperature,
@@ -41,13 +40,13 @@ def sampling_of(rollout: RolloutConfig, max_new_tokens: int | None = None, *, gr
         rollout.batch_size,
         rollout.min_p,
         rollout.repetition_penalty,
-        rollout.engine,
     )
 
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """One completion to sample: its prompt, and the key of its noise (see `row_key`)."""
+    """One completion to sample: its prompt, encoded and as text and pictures, and the key of its noise (see `row_key`).
+    The completions of a group share the `Prompt` object."""
 
     prompt: Prompt
     key: int = 0
@@ -56,7 +55,8 @@ class RolloutRequest:
 @dataclass(frozen=True)
 class Rollout:
     """One completion. `tokens` holds the end of turn when the model produced it; `truncated` when it did not.
-    logprobs: of each token, as training would take it at the sampling temperature; () from engine hf."""
+    logprobs: of each token, as training would take it at the sampling temperature; () from an engine that tells
+    none."""
 
     tokens: tuple[int, ...]
     truncated: bool

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from dyme.settings.engines import ENGINES
 from dyme.settings.numbers import NonNegativeInt, PositiveFloat, PositiveInt
 from dyme.settings.schema import Schema
 
-EngineName = Literal["auto", "shared_prefix", "hf"]
+if TYPE_CHECKING:
+    EngineName = str
+else:
+    EngineName = Literal[("auto", *ENGINES)]
 
 
 class RolloutConfig(Schema):

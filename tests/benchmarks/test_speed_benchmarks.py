@@ -3,7 +3,6 @@ run they run."""
 
 from __future__ import annotations
 
-import importlib.machinery
 import sys
 import types
 from dataclasses import asdict
@@ -22,6 +21,8 @@ from benchmarks.step import __main__ as step
 from benchmarks.step import scaling
 from benchmarks.step.case import REGIMES, RIGHT, Case, mixed_groups, scripted
 from benchmarks.step.one import measure
+from dyme.rollout.engine import LocalEngine
+from dyme.settings.engines import ENGINES
 
 CPU = torch.device("cpu")
 
@@ -74,20 +75,21 @@ def test_decode_steps_are_what_n_tokens_take_beyond_one(monkeypatch):
     assert found["tokens_per_s"] == pytest.approx(33 / 0.61)
 
 
-def test_our_engines_are_found_by_their_module(monkeypatch):
+def test_our_engines_are_found_by_their_name(monkeypatch):
     from benchmarks.rollout import engines
 
     asked = []
 
-    def generate(family, model, rows, sampling):
-        asked.append((rows, sampling))
-        return [SimpleNamespace(tokens=(1,) * sampling.max_new_tokens) for _ in rows]
+    class Another(LocalEngine):
+        def generate(self, rows, sampling):
+            asked.append((rows, sampling))
+            return [SimpleNamespace(tokens=(1,) * sampling.max_new_tokens) for _ in rows]
 
     module = types.ModuleType("dyme.rollout.another")
-    module.__spec__ = importlib.machinery.ModuleSpec("dyme.rollout.another", None)
-    module.generate = generate
-    assert engines.obstacle("dyme another") == "there is no dyme.rollout.another"
+    module.Another = Another
+    assert engines.obstacle("dyme another") == "dyme/settings/engines.py has no engine another"
     monkeypatch.setitem(sys.modules, "dyme.rollout.another", module)
+    monkeypatch.setitem(ENGINES, "another", "dyme.rollout.another:Another")
     assert engines.obstacle("dyme another") is None
     prompts = [SimpleNamespace(pixels={}), SimpleNamespace(pixels={})]
     assert engines.ours("another", None, None, prompts, 3)(5) == 30

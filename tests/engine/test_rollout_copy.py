@@ -68,14 +68,14 @@ def test_offload_leaves_the_device_and_comes_back():
     assert [p.data_ptr() for p in rollout.model.parameters()] == host
     with torch.no_grad():
         model.lm_head.weight += 1
-    rollout.begin(partitioned=False)
+    rollout.begin_refresh()
     assert [p.data_ptr() for p in rollout.model.parameters()] == host, "a refresh needs no room on the device"
     rollout.place()
     assert equal() and rollout.model.lm_head.weight is rollout.model.model.text_model.embed_tokens.weight
     rollout.outdated()
     with torch.no_grad():
         model.lm_head.weight += 1
-    rollout.begin(partitioned=False)  # while it is on the device
+    rollout.begin_refresh()  # while it is on the device
     assert rollout.place() is rollout.model and equal()
 
 
@@ -97,7 +97,7 @@ def test_a_refresh_beside_the_default_stream_on_a_gpu(offload):
             for p in model.parameters():
                 p += 1 + 0 * busy[0, 0]
         rollout.outdated(whole=True)
-        rollout.begin(partitioned=False)
+        rollout.begin_refresh()
         placed = rollout.place()
         assert all(torch.equal(a, b) for a, b in zip(placed.parameters(), model.parameters(), strict=True))
         assert all(p.is_cuda for p in placed.parameters())
@@ -110,5 +110,5 @@ def test_without_offload_it_stays_where_it_is():
     rollout = RolloutCopy(family, model, torch.device("cpu"), offload=False)
     placed = [p.data_ptr() for p in rollout.place().parameters()]
     rollout.park()
-    rollout.begin(partitioned=False)
+    rollout.begin_refresh()
     assert [p.data_ptr() for p in rollout.place().parameters()] == placed

@@ -150,13 +150,11 @@ def test_frozen_weights_are_copied_again_after_a_checkpoint_only():
     family, model, _ = scenario.build()
     freeze_parts(family.parts(model), ("vision",))
     rollout = RolloutCopy(family, model, torch.device("cpu"), offload=False)
-    engine = object.__new__(TrainEngine)
-    engine.rollout_copy, engine.stage = rollout, 2
-    assert engine.refresh() is engine.copy is rollout.model
+    assert rollout.refresh() is rollout.model
 
     def stale() -> set[bool]:
         """Whether they train, of the parameters whose copy differs."""
-        copied = dict(engine.refresh().named_parameters())
+        copied = dict(rollout.refresh().named_parameters())
         return {p.requires_grad for n, p in model.named_parameters() if not torch.equal(p, copied[n])}
 
     with torch.no_grad():
@@ -165,5 +163,5 @@ def test_frozen_weights_are_copied_again_after_a_checkpoint_only():
     assert stale() == {True, False}  # nobody said that a step was taken
     rollout.outdated()  # as a step does
     assert stale() == {False}
-    engine.weights_changed()
+    rollout.outdated(whole=True)  # as loading a checkpoint does
     assert stale() == set()

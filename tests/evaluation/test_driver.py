@@ -22,6 +22,8 @@ from dyme.evaluation.driver import answer_batch, columns, evaluate_model
 from dyme.evaluation.folder import DoneItem
 from dyme.families import build_family
 from dyme.prompts import PromptCache
+from dyme.rollout.engine import FixedWeights
+from dyme.rollout.registry import open_engine
 from tests.helpers.launching import launch
 
 COUNT, BAD = 7, 3
@@ -58,9 +60,10 @@ def place(tmp_path_factory, tiny_spec) -> SimpleNamespace:
 def answers(place: SimpleNamespace, cfg: RunConfig, size: int) -> list[dict]:
     records = load_records(cfg.data.eval, 0.5)
     books = [PromptCache(place.family, column.prompt, lambda message: None) for column in columns(cfg)]
+    engine = open_engine("auto", place.family, FixedWeights(place.model))
     lines = []
     for at in range(0, len(records), size):
-        part, _ = answer_batch(cfg, place.family, place.model, books, records[at : at + size])
+        part, _ = answer_batch(cfg, place.family, engine, books, records[at : at + size])
         lines += part
     return lines
 

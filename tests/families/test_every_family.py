@@ -12,7 +12,9 @@ from PIL import Image
 
 from dyme.batching.packing import pack
 from dyme.families import IMAGE, ModelError, Prompt, PromptError, load_family
-from dyme.rollout import RolloutRequest, Sampling, generate, row_key
+from dyme.rollout.noise import row_key
+from dyme.rollout.types import RolloutRequest, Sampling
+from tests.helpers.generating import generate
 from tests.helpers.groups import NONE, SIZES, groups, picture, sees
 from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from tests.tiny_checkpoints import makers

@@ -14,7 +14,8 @@ from PIL import Image
 from dyme.batching.packing import pack
 from dyme.families import FAMILIES, Family, Prompt, load_family
 from dyme.families.attention import set_attention
-from dyme.rollout import Rollout, RolloutRequest, Sampling, generate
+from dyme.rollout.types import Rollout, RolloutRequest, Sampling
+from tests.helpers.generating import generate
 from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs
 from tests.tiny_checkpoints import makers
 

@@ -47,7 +47,7 @@ class Peers:
     """An engine whose collectives only note what the watchdog knew inside them."""
 
     def __init__(self) -> None:
-        self.ds = self
+        self.ds = self.rollout_copy = self
         self.seen: list[Beat] = []
         self.dog: Watchdog | None = None
 
@@ -58,7 +58,7 @@ class Peers:
         self.all_reduce()
         self.seen.append(self.dog._beat)
 
-    gather_rows = gather_tokens = barrier = refresh = begin_refresh = forward = backward = all_reduce
+    gather_rows = gather_tokens = barrier = begin_refresh = forward = backward = all_reduce
 
 
 def test_collectives_are_counted_and_nest(tmp_path):

@@ -59,6 +59,7 @@ def main() -> None:
     from dyme.batching.plan import make_plan
     from dyme.engine.train_engine import TrainEngine, close_distributed, init_distributed
     from dyme.engine.update import TrainBatch, run_update
+    from dyme.rollout.registry import open_engine
     from dyme_kernels import LossSpec
     from tests.helpers import scenario
 
@@ -80,7 +81,10 @@ def main() -> None:
         engine = TrainEngine(cfg, family, copy.deepcopy(built).to(DTYPES[dtype]), LossSpec())
         if offload:
             engine.rollout_copy.pin()  # the engine does so on a GPU
-        model, copied = engine.module.model, engine.refresh()
+        rollout = open_engine("auto", family, engine.rollout_copy)
+        rollout.update_weights()
+        rollout.wake()
+        model, copied = engine.module.model, engine.rollout_copy.model
         addresses = {p.data_ptr() for p in copied.parameters()}
         started = {name: p.clone() for name, p in copied.named_parameters()}
         parked = []
@@ -94,16 +98,17 @@ def main() -> None:
                 step.token_budget,
                 first_modules=engine.trainable_modalities,
             )
+            rollout.sleep()
             run_update(
                 engine, TrainBatch(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__), 1.0
             )
             parked.append(addresses.isdisjoint(p.data_ptr() for p in copied.parameters()))
             gathers.clear()
-            engine.begin_refresh()
+            rollout.update_weights()
             seen = list(gathers)
-            engine.begin_refresh()
+            rollout.update_weights()
             again = len(gathers) - len(seen)
-        assert engine.refresh() is copied
+        assert engine.rollout_copy.refresh() is copied
         weights = expected(model, 64 / 4, stage)
         result = {
             "case": [stage, lora, dtype, offload],
@@ -123,9 +128,9 @@ def main() -> None:
             for p in model.parameters():
                 p += 1
         engine.rollout_copy.outdated()
-        result["frozen"] = wrong(engine.refresh(), weights := expected(model, 64 / 4, stage))
-        engine.weights_changed()
-        result["loaded"] = wrong(engine.refresh(), weights)
+        result["frozen"] = wrong(engine.rollout_copy.refresh(), weights := expected(model, 64 / 4, stage))
+        engine.rollout_copy.outdated(whole=True)
+        result["loaded"] = wrong(engine.rollout_copy.refresh(), weights)
         results.append(result)
     (out / f"copies{rank}.json").write_text(json.dumps(results))
     close_distributed()

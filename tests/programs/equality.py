@@ -113,7 +113,7 @@ def main() -> None:
         if not math.isnan(stats.clipped_low):
             clipped += stats.clipped_low + stats.clipped_high
     weights = {n: safe_get_full_fp32_param(p).clone() for n, p in trained.items()}
-    copied = {n: p.clone() for n, p in engine.refresh().named_parameters()}
+    copied = {n: p.clone() for n, p in engine.rollout_copy.refresh().named_parameters()}
     (out / f"trace{rank}.json").write_text(json.dumps(TRACE))
     if rank == 0:
         torch.save(

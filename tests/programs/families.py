@@ -98,7 +98,7 @@ def train(folder: str, out: Path, checkpointing: bool) -> dict:
             lonely += bool(modules) and not any(step.prompts[item.group].pixels for item in items)
         run_update(engine, TrainBatch(plan, tuple(step.rows), step.weights, step.tokens, step.prompts.__getitem__), 1.0)
     weights = {name: safe_get_full_fp32_param(p).clone() for name, p in named.items()}
-    copied = {name: p.clone() for name, p in engine.refresh().named_parameters()}
+    copied = {name: p.clone() for name, p in engine.rollout_copy.refresh().named_parameters()}
     return {"gradients": gradients, "weights": weights, "copy": copied, "lonely": engine.all_reduce([lonely])[0]}
 
 

@@ -63,7 +63,7 @@ def main() -> None:
         "master": size(masters),
         "moments": size(t for t in states if t.ndim),
         "buckets": size(b.buffer for b in optimizer.ipg_buckets.values()) if three else 0,
-        "rollout_copy": size(engine.copy.parameters()),
+        "rollout_copy": size(engine.rollout_copy.model.parameters()),
         "reference": size(p.ds_tensor for p in engine.reference.module.model.parameters()),
         "parameters": engine.parameters,
         "trained": sum(p.ds_numel if three else p.numel() for p in model.parameters() if p.requires_grad),

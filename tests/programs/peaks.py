@@ -40,7 +40,9 @@ def main() -> None:
     from dyme.engine.train_engine import TrainEngine, init_distributed
     from dyme.engine.update import TrainBatch, run_update
     from dyme.families import load_family
-    from dyme.rollout import RolloutRequest, Sampling, generate, row_key
+    from dyme.rollout.noise import row_key
+    from dyme.rollout.registry import open_engine
+    from dyme.rollout.types import RolloutRequest, Sampling
     from dyme.tools.check.report import QUESTION
 
     cfg, out = load_config(sys.argv[1]), Path(sys.argv[3])
@@ -48,6 +50,7 @@ def main() -> None:
     init_distributed(0)
     family, model = load_family(cfg.model.path, dtype=cfg.model.dtype)
     engine = TrainEngine(cfg, family, model, resolve(cfg)[0])
+    rollout = open_engine(cfg.rollout.engine, family, engine.rollout_copy)
     question = cfg.prompt.template.replace("{flag}", cfg.prompt.answer_flag).replace("{question}", QUESTION)
     prompt = family.encode(question, [Image.new("RGB", (width, height), "white")])
     reply, size, key = cfg.rollout.max_new_tokens, cfg.rollout.group_size, family.pixel_keys[0]
@@ -56,9 +59,11 @@ def main() -> None:
         # other pixels, so that no two prompts are the same group
         prompts = [replace(prompt, pixels={**prompt.pixels, key: prompt.pixels[key] + n}) for n in range(count)]
         rows = [RolloutRequest(p, row_key(0, 0, str(n), k)) for n, p in enumerate(prompts) for k in range(rows_each)]
-        generate(family, engine.refresh(), rows, Sampling(reply, temperature, batch_size=cfg.rollout.batch_size))
+        rollout.update_weights()
+        rollout.generate(rows, Sampling(reply, temperature, batch_size=cfg.rollout.batch_size))
 
     def update() -> None:
+        rollout.sleep()
         # whole groups up to the token budget, the last cut short so that it is full
         rows, tokens, left = [], [], cfg.train.token_budget
         prompts = []
@@ -90,7 +95,7 @@ def main() -> None:
     with phase("update"):
         update()
     with phase("refresh"):
-        engine.begin_refresh()
+        rollout.update_weights()
     with phase("evaluation"):
         roll(cfg.run.eval_records, 1, 0.0)
     out.write_text(json.dumps(PEAKS))

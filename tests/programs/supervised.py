@@ -20,7 +20,7 @@ import torch
 from dyme import trainer
 from dyme.config import load_config
 from dyme.engine.train_engine import close_distributed, init_distributed
-from dyme.rollout import Rollout
+from dyme.rollout.types import Rollout
 from dyme.run import Run
 from dyme.scoring import Scoring
 
@@ -58,7 +58,7 @@ def slowly(step: int, signals: dict[str, float]) -> None:
 run.log_step = slowly  # type: ignore[method-assign]
 trainer.train(run)
 digest = hashlib.sha256()
-for name, tensor in run.engine.refresh().state_dict().items():
+for name, tensor in run.engine.rollout_copy.refresh().state_dict().items():
     digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 held = json.dumps([run.supervisor.pool.state_dict(), run.supervisor.totals, run.memorize_log.state_dict()])
 digest.update(held.encode())

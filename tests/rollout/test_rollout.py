@@ -11,8 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dyme.families import Family, build_family
-from dyme.rollout import Rollout, RolloutRequest, Sampling, generate, gumbel, row_key
 from dyme.rollout.hf import KeyedSampler
+from dyme.rollout.noise import gumbel, row_key
+from dyme.rollout.types import Rollout, RolloutRequest, Sampling
+from tests.helpers.generating import generate
 
 TEXTS = ["What is the value of bar one?", "the red bar is 4. Answer: 4"]
 
@@ -56,13 +58,13 @@ def rows_of(family: Family, completions: int = 3) -> list[RolloutRequest]:
 def test_tokens_do_not_depend_on_the_batch(name, request, engine):
     family, model = request.getfixturevalue(name)
     rows = rows_of(family)
-    whole = generate(family, model, rows, Sampling(12, engine=engine))
+    whole = generate(family, model, rows, Sampling(12), engine=engine)
     assert len({r.tokens for r in whole}) > len(rows) // 2  # they are samples, not one answer
     for size in (1, 4, 7):
-        assert generate(family, model, rows, Sampling(12, batch_size=size, engine=engine)) == whole
+        assert generate(family, model, rows, Sampling(12, batch_size=size), engine=engine) == whole
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1)).tolist()
-    assert generate(family, model, [rows[i] for i in order], Sampling(12, engine=engine)) == [whole[i] for i in order]
-    assert generate(family, model, rows[3:5], Sampling(12, engine=engine)) == whole[3:5]  # another rank's share
+    assert generate(family, model, [rows[i] for i in order], Sampling(12), engine=engine) == [whole[i] for i in order]
+    assert generate(family, model, rows[3:5], Sampling(12), engine=engine) == whole[3:5]  # another rank's share
 
 
 def test_batches_hold_at_most_batch_size_rows(llama, monkeypatch):
@@ -72,9 +74,9 @@ def test_batches_hold_at_most_batch_size_rows(llama, monkeypatch):
     monkeypatch.setattr(
         type(model), "generate", lambda self, **kw: sizes.append(len(kw["input_ids"])) or plain(self, **kw)
     )
-    out = generate(family, model, rows_of(family), Sampling(2, batch_size=4, engine="hf"))
+    out = generate(family, model, rows_of(family), Sampling(2, batch_size=4), engine="hf")
     assert len(out) == 9 and sizes == [4, 4, 1]
-    assert generate(family, model, [], Sampling(2, engine="hf")) == []
+    assert generate(family, model, [], Sampling(2), engine="hf") == []
 
 
 @pytest.mark.parametrize("name", ["vlm", "llama"])
@@ -82,7 +84,7 @@ def test_greedy_is_transformers_greedy(name, request, engine):
     family, model = request.getfixturevalue(name)
     rows = rows_of(family, completions=1)
     for row, rollout in zip(
-        rows, generate(family, model, rows, Sampling(10, temperature=0.0, engine=engine)), strict=True
+        rows, generate(family, model, rows, Sampling(10, temperature=0.0), engine=engine), strict=True
     ):
         plain = model.generate(
             input_ids=row.prompt.input_ids[None],
@@ -103,7 +105,7 @@ def test_samples_come_from_the_policy(name, request, engine):
     rows = rows_of(family, completions=1)
     banned = list(family.forbidden_ids)
     for row, rollout in zip(
-        rows, generate(family, model, rows, Sampling(8, temperature=1.7, engine=engine)), strict=True
+        rows, generate(family, model, rows, Sampling(8, temperature=1.7), engine=engine), strict=True
     ):
         ids = torch.cat([row.prompt.input_ids, torch.tensor(rollout.tokens)])[None]
         with torch.no_grad():
@@ -117,14 +119,14 @@ def test_settings_of_the_checkpoint_do_not_change_the_samples(llama, engine):
     """Many checkpoints ship a generation_config with penalties and cut-offs, unknown to the log-probs of training."""
     family, model = llama
     rows = rows_of(family)
-    before = generate(family, model, rows, Sampling(10, engine=engine))
+    before = generate(family, model, rows, Sampling(10), engine=engine)
     own = model.generation_config
     model.generation_config = type(own)(
         repetition_penalty=5.0, temperature=0.1, top_k=2, top_p=0.1, no_repeat_ngram_size=1, min_new_tokens=9,
         suppress_tokens=[70, 71, 72, 73], max_length=20, do_sample=True, num_beams=1,
     )  # fmt: skip
     try:
-        assert generate(family, model, rows, Sampling(10, engine=engine)) == before
+        assert generate(family, model, rows, Sampling(10), engine=engine) == before
         assert model.generation_config.repetition_penalty == 5.0  # it is exported with the weights
     finally:
         model.generation_config = own
@@ -154,7 +156,7 @@ def test_forbidden_tokens_are_never_sampled(vlm, monkeypatch, temperature, engin
     assert image in family.forbidden_ids and family.pad_id in family.forbidden_ids
     force(model, monkeypatch, dict.fromkeys(family.forbidden_ids, 1e4))
     out = generate(
-        family, model, rows_of(family), Sampling(6, temperature=temperature, top_k=3, top_p=0.9, engine=engine)
+        family, model, rows_of(family), Sampling(6, temperature=temperature, top_k=3, top_p=0.9), engine=engine
     )
     assert not {t for r in out for t in r.tokens} & set(family.forbidden_ids)
 
@@ -162,10 +164,10 @@ def test_forbidden_tokens_are_never_sampled(vlm, monkeypatch, temperature, engin
 def test_the_stop_token_is_kept_and_ends_the_row(llama, monkeypatch, engine):
     family, model = llama
     rows = rows_of(family)
-    free = generate(family, model, rows, Sampling(6, engine=engine))
+    free = generate(family, model, rows, Sampling(6), engine=engine)
     assert all(r.truncated == (r.tokens[-1] != family.end_of_turn) for r in free)
     force(model, monkeypatch, {family.end_of_turn: 1e4})
-    assert set(generate(family, model, rows, Sampling(6, engine=engine))) == {
+    assert set(generate(family, model, rows, Sampling(6), engine=engine)) == {
         Rollout((family.end_of_turn,), truncated=False)
     }
 
@@ -173,7 +175,7 @@ def test_the_stop_token_is_kept_and_ends_the_row(llama, monkeypatch, engine):
 def test_rows_that_end_early_are_not_padded(llama, monkeypatch, engine):
     family, model = llama
     force(model, monkeypatch, {family.end_of_turn: 3.0})
-    out = generate(family, model, rows_of(family, 6), Sampling(20, engine=engine))
+    out = generate(family, model, rows_of(family, 6), Sampling(20), engine=engine)
     assert len({len(r.tokens) for r in out}) > 3
     for r in out:
         assert family.end_of_turn not in r.tokens[:-1] and family.pad_id not in r.tokens
@@ -183,7 +185,7 @@ def test_rows_that_end_early_are_not_padded(llama, monkeypatch, engine):
 def test_truncated(llama, monkeypatch, engine):
     family, model = llama
     force(model, monkeypatch, {family.end_of_turn: -1e4})
-    out = generate(family, model, rows_of(family), Sampling(5, engine=engine))
+    out = generate(family, model, rows_of(family), Sampling(5), engine=engine)
     assert all(r.truncated and len(r.tokens) == 5 for r in out)
 
 

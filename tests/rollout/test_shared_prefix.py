@@ -20,13 +20,16 @@ from PIL import Image
 from dyme.batching.packing import pack
 from dyme.config import load_config
 from dyme.families import IMAGE, Family, ModelError, Prompt, build_family
-from dyme.rollout import Rollout, RolloutRequest, Sampling, generate, row_key, sampling_of, shared_prefix
+from dyme.rollout import shared_prefix
 from dyme.rollout.attention import attend, attention, decoding, merge, plain
 from dyme.rollout.cache import GroupCache, Shape, column_bucket, group_places, reply_bucket, row_bucket
 from dyme.rollout.graphs import StepGraphs
+from dyme.rollout.noise import row_key
 from dyme.rollout.sampling import draw, restrict, seen_tokens
+from dyme.rollout.types import Rollout, RolloutRequest, Sampling, sampling_of
 from dyme.tools import footprint as mem
 from dyme.tools.check.report import decoder_sizes
+from tests.helpers.generating import generate
 from tests.helpers.packed import packed_logprobs
 
 TEXTS = ["What is the value of bar one?", "the red bar is 4. Answer: 4"]
@@ -84,9 +87,9 @@ def test_the_tokens_of_engine_hf(opened, settings):
     family, model = opened
     rows = rows_of(prompts_of(family))
     with liked(family, model, 2.5):
-        expected = generate(family, model, rows, Sampling(12, engine="hf", **settings))
+        expected = generate(family, model, rows, Sampling(12, **settings), engine="hf")
         for size in (4, 64):
-            assert generate(family, model, rows, Sampling(12, engine="shared_prefix", batch_size=size, **settings)) == (
+            assert generate(family, model, rows, Sampling(12, batch_size=size, **settings), engine="shared_prefix") == (
                 expected
             )
     assert settings["temperature"] == 0.0 or len({r.tokens for r in expected}) > 4, "they are all the same"
@@ -98,9 +101,9 @@ def test_long_rollouts_enter_leave_and_move(vlm):
     family, model = vlm
     questions = ["What?", "Is the red bar, of all the bars, the longest bar of all? " * 3, "one two three " * 7]
     rows = rows_of([*prompts_of(family), *(family.encode(q, [picture(7)]) for q in questions)], 4)
-    sampling = Sampling(90, engine="shared_prefix")
+    sampling = Sampling(90)
     with liked(family, model, 3.0):
-        expected = generate(family, model, rows, replace(sampling, engine="hf"))
+        expected = generate(family, model, rows, sampling, engine="hf")
         lengths = sorted(len(r.tokens) for r in expected)
         assert lengths[0] < 12 and lengths[-1] > 60, lengths
         for size in (1, 5, 24):
@@ -118,8 +121,8 @@ def test_rows_are_told_as_they_finish(vlm, engine):
     told: list[tuple[int, Rollout]] = []
     steps: list[int] = []
     counter = family.head(model).register_forward_pre_hook(lambda *_: steps.append(len(told)))
-    sampling = Sampling(12, temperature=1.0, batch_size=4, engine=engine)
-    out = generate(family, model, rows, sampling, lambda i, rollout: told.append((i, rollout)))
+    sampling = Sampling(12, temperature=1.0, batch_size=4)
+    out = generate(family, model, rows, sampling, lambda i, rollout: told.append((i, rollout)), engine)
     counter.remove()
     assert sorted(i for i, _ in told) == list(range(len(rows))) and all(out[i] is rollout for i, rollout in told)
     assert steps[0] == 0 < steps[-1] < len(rows)
@@ -128,7 +131,7 @@ def test_rows_are_told_as_they_finish(vlm, engine):
 def test_all_rows_end_at_once(vlm):
     family, model = vlm
     with liked(family, model, 1e4):
-        out = generate(family, model, rows_of(prompts_of(family)), Sampling(8, batch_size=4, engine="shared_prefix"))
+        out = generate(family, model, rows_of(prompts_of(family)), Sampling(8, batch_size=4), engine="shared_prefix")
     assert out == [Rollout((family.end_of_turn,), truncated=False)] * 9
 
 
@@ -136,7 +139,7 @@ def test_all_rows_end_at_once(vlm):
 def test_rows_cut_at_the_limit(vlm, length):
     family, model = vlm
     with liked(family, model, -1e4):
-        out = generate(family, model, rows_of(prompts_of(family)), Sampling(length, engine="shared_prefix"))
+        out = generate(family, model, rows_of(prompts_of(family)), Sampling(length), engine="shared_prefix")
     assert all(r.truncated and len(r.tokens) == len(r.logprobs) == length for r in out)
 
 
@@ -149,7 +152,7 @@ def test_logprobs_are_those_of_training(opened):
     family, model = opened
     prompts = prompts_of(family)
     for settings in ({}, CUTS | {"temperature": 1.0}):
-        rollouts = generate(family, model, rows_of(prompts), Sampling(8, engine="shared_prefix", **settings))
+        rollouts = generate(family, model, rows_of(prompts), Sampling(8, **settings), engine="shared_prefix")
         branches = [[list(r.tokens) for r in rollouts[3 * i : 3 * i + 3]] for i in range(len(prompts))]
         with torch.no_grad():
             batch = pack(family, list(zip(prompts, branches)), frozenset())
@@ -175,7 +178,7 @@ def test_samples_follow_the_policy(vlm):
     family, model = vlm
     prompt, count, k = prompts_of(family)[1], 6000, 12
     rows = [RolloutRequest(prompt, row_key(3, 0, "r", i)) for i in range(count)]
-    out = generate(family, model, rows, Sampling(1, temperature=1.5, top_k=k, batch_size=512, engine="shared_prefix"))
+    out = generate(family, model, rows, Sampling(1, temperature=1.5, top_k=k, batch_size=512), engine="shared_prefix")
     with torch.no_grad():
         logits = model(input_ids=prompt.input_ids[None], **prompt.pixels).logits[0, -1]
     logits[list(family.forbidden_ids)] = -torch.inf
@@ -233,7 +236,7 @@ def test_prompts_run_once(vlm):
         ),
         family.decoder_layers(model)[0].register_forward_pre_hook(see, with_kwargs=True),
     ]
-    out = generate(family, model, rows, Sampling(6, batch_size=4, engine="shared_prefix"))
+    out = generate(family, model, rows, Sampling(6, batch_size=4), engine="shared_prefix")
     for handle in handles:
         handle.remove()
     assert sum(pictures) == 3 and sum(prefilled) == 3
@@ -377,7 +380,7 @@ def test_memory_is_what_the_estimate_says(opened, monkeypatch):
     monkeypatch.setattr(shared_prefix.GroupCache, "__init__", init)
     decoder, longest = decoder_sizes(family, model), len(prompts[0])
     for size in (4, 8, 24):
-        generate(family, model, rows_of(prompts, 4), Sampling(5, batch_size=size, engine="shared_prefix"))
+        generate(family, model, rows_of(prompts, 4), Sampling(5, batch_size=size), engine="shared_prefix")
         load = mem.Load(1, 4, 0, 0, 0, 0, size, longest, 5, prompt_columns=64 * -(-longest // 64), reply_columns=64)
         assert made.pop() == mem.generation(load, decoder, size, 4, 6)["KV cache"]
 
@@ -393,9 +396,9 @@ def test_prompts_wait_for_a_place(vlm):
     """With tails of many groups in the batch no place is left for another prompt, and rows wait."""
     family, model = vlm
     rows = rows_of([family.encode(f"Which of {'them ' * n}?") for n in range(9)], 4)
-    sampling = Sampling(30, batch_size=8, engine="shared_prefix")
+    sampling = Sampling(30, batch_size=8)
     with liked(family, model, 3.0):
-        assert generate(family, model, rows, sampling) == generate(family, model, rows, replace(sampling, engine="hf"))
+        assert generate(family, model, rows, sampling) == generate(family, model, rows, sampling, engine="hf")
     assert group_places(8, 36, 9) == 4 < 8
 
 
@@ -419,7 +422,7 @@ def test_a_step_keeps_its_addresses(vlm, monkeypatch):
         seen[self.cache.shape].add(before)
 
     monkeypatch.setattr(shared_prefix.DecodeBatch, "step", step)
-    sampling = Sampling(70, batch_size=8, repetition_penalty=1.1, engine="shared_prefix")
+    sampling = Sampling(70, batch_size=8, repetition_penalty=1.1)
     with liked(family, model, 3.0):
         generate(family, model, rows_of(prompts_of(family), 6), sampling)
     assert len(seen) > 3 and all(len(addresses) == 1 for addresses in seen.values())
@@ -428,7 +431,7 @@ def test_a_step_keeps_its_addresses(vlm, monkeypatch):
 def test_the_same_tokens_from_whole_buckets(vlm, monkeypatch):
     """With graphs attention gets empty columns too."""
     family, model = vlm
-    rows, sampling = rows_of(prompts_of(family)), Sampling(40, batch_size=4, engine="shared_prefix")
+    rows, sampling = rows_of(prompts_of(family)), Sampling(40, batch_size=4)
     expected = generate(family, model, rows, sampling)
     shapes = set()
 
@@ -510,9 +513,9 @@ def test_graphs_give_the_tokens_of_engine_hf_on_a_gpu(vlm, monkeypatch, capsys, 
             made.append(self.graphs)
 
     monkeypatch.setattr(shared_prefix, "StepGraphs", Kept)
-    rows, sampling = rows_of(prompts_of(family), 6), Sampling(90, batch_size=8, engine="shared_prefix", **settings)
+    rows, sampling = rows_of(prompts_of(family), 6), Sampling(90, batch_size=8, **settings)
     with liked(family, model, 2.0):
-        expected = generate(family, model, rows, replace(sampling, engine="hf"))
+        expected = generate(family, model, rows, sampling, engine="hf")
         assert generate(family, model, rows, sampling) == expected
     assert "without CUDA graphs" not in capsys.readouterr().err and len(made[0]) > 2
 
@@ -536,7 +539,7 @@ def test_a_step_takes_no_number_from_the_host(vlm, monkeypatch):
             step(self)
 
     monkeypatch.setattr(shared_prefix.DecodeBatch, "step", watched)
-    generate(family, model, rows_of(prompts_of(family)), Sampling(4, engine="shared_prefix", **CUTS))
+    generate(family, model, rows_of(prompts_of(family)), Sampling(4, **CUTS), engine="shared_prefix")
     assert at == []
 
 
@@ -569,7 +572,7 @@ def test_the_storage_goes_with_the_call(vlm, monkeypatch):
     gc.collect()
     gc.disable()
     try:
-        generate(family, model, rows_of(prompts_of(family)), Sampling(5, engine="shared_prefix"))
+        generate(family, model, rows_of(prompts_of(family)), Sampling(5), engine="shared_prefix")
         assert [ref() for ref in held] == [None]
     finally:
         gc.enable()
@@ -581,7 +584,7 @@ def test_the_storage_goes_with_the_call(vlm, monkeypatch):
 def test_bf16(vlm):
     family, model = vlm
     half = copy.deepcopy(model).bfloat16()
-    out = generate(family, half, rows_of(prompts_of(family)), Sampling(9, batch_size=4, engine="shared_prefix"))
+    out = generate(family, half, rows_of(prompts_of(family)), Sampling(9, batch_size=4), engine="shared_prefix")
     assert all(math.isfinite(x) and x < 0 for r in out for x in r.logprobs)
 
 
@@ -589,7 +592,7 @@ def test_bf16(vlm):
 def test_the_attention_of_the_copy_is_given_back(vlm, attention):
     """These take no masks of ours."""
     family, model = vlm
-    rows, sampling = rows_of(prompts_of(family)), Sampling(5, engine="shared_prefix")
+    rows, sampling = rows_of(prompts_of(family)), Sampling(5)
     expected = generate(family, model, rows, sampling)
     config = model.config.get_text_config()
     own = config._attn_implementation
@@ -608,11 +611,12 @@ def test_families_without_trees_take_engine_hf(vlm, monkeypatch):
     monkeypatch.setattr(type(family), "packs_trees", False)
     assert not any(r.logprobs for r in generate(family, model, rows, Sampling(2)))
     with pytest.raises(ModelError, match="set it to hf or auto"):
-        generate(family, model, rows, Sampling(2, engine="shared_prefix"))
+        generate(family, model, rows, Sampling(2), engine="shared_prefix")
 
 
 def test_settings_reach_the_engine():
     overrides = ["temperature=0.7", "top_p=0.8", "top_k=9", "min_p=0.1", "repetition_penalty=1.2", "engine=hf"]
     cfg = load_config("configs/quickstart.yaml", [f"rollout.{item}" for item in [*overrides, "batch_size=5"]])
-    assert sampling_of(cfg.rollout) == Sampling(40, 0.7, 0.8, 9, 5, 0.1, 1.2, "hf")
-    assert sampling_of(cfg.rollout, 7, greedy=True) == Sampling(7, temperature=0.0, batch_size=5, engine="hf")
+    assert sampling_of(cfg.rollout) == Sampling(40, 0.7, 0.8, 9, 5, 0.1, 1.2)
+    assert cfg.rollout.engine == "hf"
+    assert sampling_of(cfg.rollout, 7, greedy=True) == Sampling(7, temperature=0.0, batch_size=5)

@@ -25,9 +25,9 @@ from dyme.families.files import (
     skeleton,
 )
 from dyme.prompts import fit_pixels
-from dyme.rollout import engine_of
 from dyme.rollout.cache import column_bucket, reply_bucket
-from dyme.rollout.shared_prefix import PREFILL_TOKENS
+from dyme.rollout.registry import engine_class
+from dyme.rollout.shared_prefix import PREFILL_TOKENS, SharedPrefixEngine
 from dyme.settings.errors import ConfigError
 from dyme.settings.lora import LoraConfig
 from dyme.tools import footprint as mem
@@ -323,7 +323,7 @@ def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: 
     _, packed = resolve_attention(
         cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=True, width=width
     )
-    shares = engine_of(family, cfg.rollout.engine) == "shared_prefix"
+    shares = engine_class(cfg.rollout.engine, family) is SharedPrefixEngine
     return mem.Load(
         ranks=ranks,
         value_bytes=DTYPES[cfg.model.dtype].itemsize,

@@ -1,0 +1,8 @@
+"""The registry of rollout engines: a name for `rollout.engine`, and where its class is. Strings, because settings are read
+before any model loads; `dyme/rollout/registry.py` starts them."""
+
+ENGINES: dict[str, str] = {
+    "shared_prefix": "dyme.rollout.shared_prefix:SharedPrefixEngine",
+    "hf": "dyme.rollout.hf:HfEngine",
+}
+"""Name -> module and class. `auto` is the first one that can serve the family; hf serves them all."""
