@@ -177,10 +177,8 @@ class PromptCache:
                         f"{record.id}: {before.width}x{before.height} to {after.width}x{after.height} (said once)"
                     )
             text = prompt_text(record, self.config)
-            prompt = family.encode(text, fitted)
-            return _Encoded(
-                replace(prompt, text=text, pictures=partial(pictures, record, self.max_pixels)), "", resized
-            )
+            again = partial(pictures, record, self.max_pixels)
+            return _Encoded(replace(family.encode(text, fitted), text=text, pictures=again), resized=resized)
         except Exception as error:  # an edge: whatever a decoder or processor trips over, it costs this record only
             known = isinstance(error, ImageError | PromptError)
             return _Encoded(None, str(error) if known else f"{type(error).__name__}: {error}", resized)

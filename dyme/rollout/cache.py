@@ -36,21 +36,24 @@ class GroupCache(Cache):
 
     A step sees the first ones of each, as many as `shape` says. Without graphs (`whole` is False) that is what is
     filled, else buckets of it, so that shapes come back. On the device, all int64 and for the most there may be:
-    turn [rows]: tokens of each reply, whose last one takes the column before; length [groups]: tokens of the prompt;
-    grid [groups * width]: the row in each cell, 0 in empty ones; cell [rows]: where each row stands in the grid.
+    reply_lengths [rows]: tokens of each reply, whose last one takes the column before; prompt_lengths [groups]: tokens
+    of the prompt; grid [groups * width]: the row in each cell, 0 in empty ones; cell [rows]: where each row stands in
+    the grid.
     """
 
     layers: list[GroupLayer]  # type: ignore[assignment]
 
-    def __init__(self, like: Sequence[tuple[Tensor, Tensor]], turn: Tensor, largest: Shape, *, whole: bool) -> None:
-        """like: keys and values [.., kv heads, .., D] of each layer, for heads, sizes, dtype and device; turn: of the
-        most rows; largest: the most of everything that there will be; whole: the shape has buckets."""
+    def __init__(
+        self, like: Sequence[tuple[Tensor, Tensor]], reply_lengths: Tensor, largest: Shape, *, whole: bool
+    ) -> None:
+        """like: keys and values [.., kv heads, .., D] of each layer, for heads, sizes, dtype and device; reply_lengths:
+        of the most rows; largest: the most of everything that there will be; whole: the shape has buckets."""
         super().__init__(layers=[GroupLayer(keys, values, largest) for keys, values in like])
         self.largest, self.shape, self.whole = largest, largest, whole
-        self.turn = turn
-        self.length = torch.ones(largest.groups, dtype=torch.int64, device=turn.device)
-        self.grid = torch.zeros(largest.groups * largest.width, dtype=torch.int64, device=turn.device)
-        self.cell = torch.zeros(largest.rows, dtype=torch.int64, device=turn.device)
+        self.reply_lengths = reply_lengths
+        self.prompt_lengths = torch.ones(largest.groups, dtype=torch.int64, device=reply_lengths.device)
+        self.grid = torch.zeros(largest.groups * largest.width, dtype=torch.int64, device=reply_lengths.device)
+        self.cell = torch.zeros(largest.rows, dtype=torch.int64, device=reply_lengths.device)
         self.now: Step | None = None
         self.arranged: dict[Any, Any] = {}
 
@@ -60,7 +63,7 @@ class GroupCache(Cache):
         for layer, (keys, values) in zip(self.layers, prompt, strict=True):
             layer.prompt_keys[group, :, :length] = keys
             layer.prompt_values[group, :, :length] = values
-        self.length[group] = length
+        self.prompt_lengths[group] = length
 
     def move_rows(self, keep: Tensor) -> None:
         """Replies of rows `keep` int64 [n] come to the front."""
@@ -75,7 +78,7 @@ class GroupCache(Cache):
             for tensor in (layer.prompt_keys, layer.prompt_values):
                 filled = tensor[:, :, : self.shape.prompt]
                 filled[: len(keep)] = filled[keep]
-        self.length[: len(keep)] = self.length[keep]
+        self.prompt_lengths[: len(keep)] = self.prompt_lengths[keep]
 
     def arrange(self, places: Sequence[int | None], prompts: dict[int, int]) -> None:
         """Lays the rows out. places: the place of each row's prompt, None where there is no row; prompts: length of the
@@ -109,8 +112,8 @@ class GroupCache(Cache):
         """The next step, for which keys and values are written and read from now on."""
         rows, _, groups, width, _ = self.shape
         self.now = Step(
-            self.shape, self.turn[:rows], self.length[:groups], self.grid[: groups * width], self.cell[:rows],
-            self.largest.columns, self.layers[0].keys.dtype, {} if self.whole else self.arranged,
+            self.shape, self.reply_lengths[:rows], self.prompt_lengths[:groups], self.grid[: groups * width],
+            self.cell[:rows], self.largest.columns, self.layers[0].keys.dtype, {} if self.whole else self.arranged,
         )  # fmt: skip
         return self.now
 
@@ -174,8 +177,8 @@ class Step:
     many as `shape` says, of the tensors of `GroupCache`; stride: columns of a reply in the storage."""
 
     shape: Shape
-    turn: Tensor
-    length: Tensor
+    reply_lengths: Tensor
+    prompt_lengths: Tensor
     grid: Tensor
     cell: Tensor
     stride: int
@@ -190,14 +193,14 @@ class Step:
         columns], or with a window [groups, width, columns]. A model takes it for a 4-D mask and passes it on as it is;
         `split` takes it apart."""
         _, columns, groups, width, prompt = self.shape
-        device = self.turn.device
-        at = self.turn[:, None] - 1
+        device = self.reply_lengths.device
+        at = self.reply_lengths[:, None] - 1
         own = torch.arange(columns, device=device)
         shared = torch.arange(prompt, device=device)
-        replies, prompts = own <= at, shared < self.length[:, None]
+        replies, prompts = own <= at, shared < self.prompt_lengths[:, None]
         if window is not None:
             replies = replies & (at - own < window)
-            depth = self.length[:, None] + self.turn[self.grid].view(groups, width) - 1
+            depth = self.prompt_lengths[:, None] + self.reply_lengths[self.grid].view(groups, width) - 1
             prompts = prompts[:, None] & (depth[..., None] - shared < window)
         sees = torch.cat([replies.flatten(), prompts.flatten()])
         # finite: where a window sees nothing of a prompt, that part has weight zero and no NaN
@@ -214,8 +217,8 @@ class Step:
     def columns_of(self, heads: int) -> Tensor:
         """int64 [rows * kv heads]: where the storage of replies, as [rows * kv heads * columns, D], takes a token."""
         if ("columns", heads) not in self.made:
-            row = torch.arange(self.shape.rows * heads, device=self.turn.device).view(-1, heads) * self.stride
-            self.made["columns", heads] = (row + (self.turn[:, None] - 1)).flatten()
+            row = torch.arange(self.shape.rows * heads, device=self.reply_lengths.device).view(-1, heads) * self.stride
+            self.made["columns", heads] = (row + (self.reply_lengths[:, None] - 1)).flatten()
         return self.made["columns", heads]
 
     def order(self, heads: int, share: int) -> tuple[Tensor, Tensor]:
@@ -223,7 +226,7 @@ class Step:
         [groups * kv heads * width * share], in this order: indices into queries [rows * kv heads * share]; int64
         [rows * share * kv heads]: indices into outputs [groups * width * share * kv heads]."""
         if ("order", heads, share) not in self.arranged:
-            device, shape = self.turn.device, self.shape
+            device, shape = self.reply_lengths.device, self.shape
             head, part = torch.arange(heads, device=device), torch.arange(share, device=device)
             row = self.grid.view(shape.groups, 1, shape.width, 1) * (heads * share)
             there = row + (head[:, None, None] * share + part)

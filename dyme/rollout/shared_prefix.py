@@ -186,7 +186,7 @@ class DecodeBatch:
         self.token = torch.zeros(most, dtype=whole, device=device)
         self.position = torch.zeros(most, dtype=whole, device=device)
         self.key = torch.zeros(most, dtype=whole, device=device)
-        self.turn = torch.ones(most, dtype=whole, device=device)  # tokens of the completion so far
+        self.reply_lengths = torch.ones(most, dtype=whole, device=device)  # tokens of the completion so far
         self.finished = torch.ones(most, dtype=torch.bool, device=device)
         self.index = torch.arange(most, device=device)
         self.tokens = torch.zeros(most, tokens + 1, dtype=whole, device=device)  # what is too much goes last
@@ -252,7 +252,7 @@ class DecodeBatch:
         made = prefill(self.family, self.model, [self.groups[group].prompt for group in groups])
         if self.cache is None:
             whole = self.graphs.on or self.device.type != "cpu"  # kernels of a GPU want aligned masks
-            self.cache = GroupCache(made[0].layers, self.turn, self.largest, whole=whole)
+            self.cache = GroupCache(made[0].layers, self.reply_lengths, self.largest, whole=whole)
         taken = {held.place for held in self.held.values()}
         free = [place for place in range(self.largest.groups) if place not in taken]
         for group, place, prefilled in zip(groups, free, made, strict=False):
@@ -267,7 +267,7 @@ class DecodeBatch:
         rows = [row[1] for place in places if (row := self.slots[place]) is not None]
         self.key[at] = torch.tensor([self.keys[row] for row in rows], device=self.device)
         self.position[at] = torch.tensor([one.position for one in held], device=self.device)
-        self.turn[at] = 0
+        self.reply_lengths[at] = 0
         self.finished[at] = False
         if self.seen is not None:
             for group, own in entering.items():
@@ -290,8 +290,8 @@ class DecodeBatch:
         leaving = [place for place in self.living if finished[place]]
         if leaving:
             at = torch.tensor(leaving, device=self.device)
-            turns, tokens, logprobs = (t[at].tolist() for t in (self.turn, self.tokens, self.logprobs))
-            for place, n, ids, logs in zip(leaving, turns, tokens, logprobs, strict=True):
+            counts, tokens, logprobs = (t[at].tolist() for t in (self.reply_lengths, self.tokens, self.logprobs))
+            for place, n, ids, logs in zip(leaving, counts, tokens, logprobs, strict=True):
                 row = self.slots[place]
                 assert row is not None
                 self.done[row[1]] = Rollout(tuple(ids[:n]), ids[n - 1] not in self.family.stop_ids, tuple(logs[:n]))
@@ -309,7 +309,7 @@ class DecodeBatch:
         rows, n = row_bucket(len(keep), self.most), len(keep)
         at = torch.tensor(keep, device=self.device)
         self.cache.move_rows(at)
-        kept = [self.token, self.position, self.key, self.turn, self.finished, self.tokens, self.logprobs]
+        kept = [self.token, self.position, self.key, self.reply_lengths, self.finished, self.tokens, self.logprobs]
         for tensor in [*kept, *([] if self.seen is None else [self.seen])]:
             tensor[:n] = tensor[at]
         self.slots = [self.slots[place] for place in keep] + [None] * (rows - n)
@@ -355,17 +355,17 @@ class DecodeBatch:
 
     def _put(self, places: Tensor | slice, logits: Tensor) -> None:
         """Draws the next token of some places and notes what follows from it."""
-        turn, finished, rows = self.turn[places], self.finished[places], self.index[places]
+        lengths, finished, rows = self.reply_lengths[places], self.finished[places], self.index[places]
         seen = None if self.seen is None else self.seen[places]
-        tokens, logprobs = draw(logits, seen, self.key[places], turn, self.banned, self.sampling)
-        column = torch.where(finished, self.sampling.max_new_tokens, turn)
+        tokens, logprobs = draw(logits, seen, self.key[places], lengths, self.banned, self.sampling)
+        column = torch.where(finished, self.sampling.max_new_tokens, lengths)
         self.tokens[rows, column] = tokens
         self.logprobs[rows, column] = logprobs
         if self.seen is not None:
             # not True: a number goes from the host to the device, which a graph cannot hold
             self.seen[rows, tokens] = torch.ones_like(finished)
         self.token[places] = tokens
-        turn = turn + ~finished
-        ends = (tokens[:, None] == self.stops).any(1) | (turn >= self.sampling.max_new_tokens)
-        self.turn[places] = turn
+        lengths = lengths + ~finished
+        ends = (tokens[:, None] == self.stops).any(1) | (lengths >= self.sampling.max_new_tokens)
+        self.reply_lengths[places] = lengths
         self.finished[places] = finished | ends

@@ -1,5 +1,5 @@
-"""The registry of rollout engines: a name for `rollout.engine`, and where its class is. Strings, because settings are read
-before any model loads; `dyme/rollout/registry.py` starts them."""
+"""The registry of rollout engines: names for `rollout.engine`, and where the classes are. Strings, because settings are
+read before any model loads; `dyme/rollout/registry.py` starts them."""
 
 ENGINES: dict[str, str] = {
     "shared_prefix": "dyme.rollout.shared_prefix:SharedPrefixEngine",

@@ -305,9 +305,9 @@ def test_rows_see_their_prompt_and_their_reply(window, whole):
     prompt: beside each row's own softmax over its prompt and reply."""
     heads, share, size = 2, 3, 8
     places, lengths, turns = [2, 0, None, 2, 0, 2, None], {0: 5, 2: 11, 1: 3}, [1, 4, 2, 6, 1, 3, 9]
-    turn = torch.tensor([*turns, 1])
+    reply_lengths = torch.tensor([*turns, 1])
     made = [(torch.randn(heads, 1, size), torch.randn(heads, 1, size))]
-    cache = GroupCache(made, turn, Shape(8, 64, 4, 4, 64), whole=whole)
+    cache = GroupCache(made, reply_lengths, Shape(8, 64, 4, 4, 64), whole=whole)
     prompts = {place: [torch.randn(heads, n, size) for _ in range(2)] for place, n in lengths.items()}
     for place, (keys, values) in prompts.items():
         cache.put_prompt(place, [(keys, values)])
@@ -336,9 +336,9 @@ def test_rows_see_their_prompt_and_their_reply(window, whole):
 
 
 def test_rows_and_prompts_move(vlm):
-    turn = torch.tensor([3, 2, 1, 4])
+    reply_lengths = torch.tensor([3, 2, 1, 4])
     made = [(torch.randn(2, 1, 8), torch.randn(2, 1, 4))] * 2
-    cache = GroupCache(made, turn, Shape(4, 64, 3, 2, 64), whole=False)
+    cache = GroupCache(made, reply_lengths, Shape(4, 64, 3, 2, 64), whole=False)
     prompts = [[(torch.randn(2, n, 8), torch.randn(2, n, 4)) for _ in made] for n in (7, 5, 3)]
     for place, prompt in enumerate(prompts):
         cache.put_prompt(place, prompt)
@@ -350,7 +350,7 @@ def test_rows_and_prompts_move(vlm):
     cache.move_rows(torch.tensor([1, 3]))
     cache.move_groups(torch.tensor([1, 2]))
     cache.arrange([0, 1], {0: 5, 1: 3})
-    assert cache.length[:2].tolist() == [5, 3] and cache.shape == Shape(2, 4, 2, 1, 5)
+    assert cache.prompt_lengths[:2].tolist() == [5, 3] and cache.shape == Shape(2, 4, 2, 1, 5)
     for at, (layer, (keys, values)) in enumerate(zip(cache.layers, before)):
         assert torch.equal(layer.keys[:2, :, :4], keys[[1, 3], :, :4])
         assert torch.equal(layer.values[:2, :, :4], values[[1, 3], :, :4])
@@ -415,7 +415,7 @@ def test_a_step_keeps_its_addresses(vlm, monkeypatch):
         state = [t for t in vars(self).values() if isinstance(t, torch.Tensor)]
         cache = [t for layer in self.cache.layers for t in vars(layer).values() if isinstance(t, torch.Tensor)]
         state += [*cache, *(t for t in vars(self.cache).values() if isinstance(t, torch.Tensor))]
-        assert len(cache) == 4 * len(self.cache.layers) and self.cache.turn is self.turn
+        assert len(cache) == 4 * len(self.cache.layers) and self.cache.reply_lengths is self.reply_lengths
         before = tuple(t.data_ptr() for t in state)
         plain(self)
         assert before == tuple(t.data_ptr() for t in state)
