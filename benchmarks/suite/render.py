@@ -41,8 +41,8 @@ def render(grid: Grid, preset: str, out: Path, *, docs: bool) -> None:
 
 
 def texts(found: Results, asked: Sequence[Question]) -> dict[str, str]:
-    """What is generated for a page, by name: the state of the grid, tables ("" where there is a plot alone), what has not
-    run."""
+    """What is generated for a page, by name: the state of the grid, tables ("" where there is a plot alone), missing
+    cells."""
     out = {"state": _state(found)}
     for task in found.grid.tasks:
         out[task] = tables.main_table(found, task)
