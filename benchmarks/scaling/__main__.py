@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling [--metrics RUN/metrics.jsonl] [--network FILE] [--out DIR]
 
-Without --metrics the phase times are assumptions. --network: a network.json of benchmarks.network; the model is then
+Without --metrics the phase times are assumptions. --network: a network.json of tests.stress.network; the model is then
 held against what was measured there. Writes DIR/scaling.json and scaling.png. docs/scaling.md has the formulas'
 meaning.
 """
@@ -92,7 +92,7 @@ def summary(data: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metrics", type=Path, help="metrics.jsonl of a run on one GPU")
-    parser.add_argument("--network", type=Path, help="network.json of benchmarks.network")
+    parser.add_argument("--network", type=Path, help="network.json of tests.stress.network")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     args = parser.parse_args(arguments)
     try:

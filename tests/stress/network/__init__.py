@@ -1,1 +1,1 @@
-"""Training steps over a network with a chosen delay and loss: python -m benchmarks.network."""
+"""Training steps over a network with a chosen delay and loss: python -m tests.stress.network."""
