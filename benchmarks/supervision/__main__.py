@@ -27,7 +27,7 @@ from dyme.config import load_config
 from dyme.data import load_records
 from dyme.supervision.readings import contradicted_share
 from dyme.text.json_lines import read_jsonl
-from tests.helpers.judge_server import Call, JudgeServer
+from fixtures.judge_server import Call, JudgeServer
 
 PARTS = ("calls", "latency", "quality")
 CONFIG = "configs/quickstart.yaml"
