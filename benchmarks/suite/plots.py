@@ -22,14 +22,15 @@ COLOURS: Mapping[str, str] = {"sft": RUN_COLORS[1], "grpo": RUN_COLORS[0], "two_
     "base": "#777777",
 }
 Named = Sequence[tuple[str, Cell]]
+Draw = Callable[[Axes], None]
 
 
-def save(path: Path, panels: int, draw: Callable[[Sequence[Axes]], None], height: float = 2.3) -> None:
+def save(path: Path, panels: Sequence[Draw], height: float) -> None:
     """A double-column figure with one row of panels."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        draw(axes)
+        for ax, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+            draw(ax)
         FigureCanvasAgg(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=200, facecolor="white")

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from matplotlib.axes import Axes
 
 from benchmarks.suite import plots, tables
 from benchmarks.suite.cells import Cell
 from benchmarks.suite.grid import FLIPS, MAP_ITEMS, MAP_NOISE, MORE_ITEMS, NORMS, RATES, SIZES, TAUS
-from benchmarks.suite.methods import LABELS, MAIN
+from benchmarks.suite.methods import LABELS, MAIN, METHODS
+from benchmarks.suite.plots import Draw, Named
 from benchmarks.suite.results import Results
 from benchmarks.suite.tasks import TASKS
 
-Named = list[tuple[str, Cell]]
-Draw = Callable[[Axes], None]
+MEMORIZE, VALIDATION = "share of groups that memorize", "validation accuracy"
 PAPER = ("dyme", "reward_threshold", "annealed", "buffered")
 """The paper's order of switches: 64.9 > 64.0 > 59.6 > 52.4."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """name: of its plot, and of its table's place in docs/results.md. draw(path) makes the plot. table: Markdown, ""
-    where there is only a plot."""
+    """name: of its plot, and of its table's place in docs/results.md. panels: of its plot. table: Markdown, "" where
+    there is only a plot. height: of the plot, in inches."""
 
     name: str
-    draw: Callable[[Path], None]
+    panels: Sequence[Draw]
     table: str = ""
+    height: float = 2.3
+
+    def draw(self, path: Path) -> None:
+        plots.save(path, self.panels, self.height)
 
 
 def questions(found: Results) -> list[Question]:
@@ -43,11 +45,14 @@ def questions(found: Results) -> list[Question]:
     def cells(task: str, methods: Sequence[str], traces: Sequence[str]) -> Named:
         return [(f"{LABELS[m]}, {t}", Cell(task, m, t, 1, base.capacity)) for t in traces for m in methods]
 
-    def bars(named: Named, title: str, height: float = 2.3, level: Cell | None = base) -> Callable[[Path], None]:
-        return _row([lambda ax: plots.bars(ax, found, named, title, level)], height)
+    def bars(named: Named, title: str, level: Cell | None = base) -> Draw:
+        return lambda ax: plots.bars(ax, found, named, title, level)
 
     def curves(named: Named, key: str, title: str, evals: bool = False) -> Draw:
         return lambda ax: plots.curves(ax, found, named, key, title, evals)
+
+    def table(named: Named, heads: Sequence[str] = tables.VARIANT, first: str = "") -> str:
+        return tables.cells_table(found, named, heads, first)
 
     plain, at = cell("dyme"), f"{first}, {trace} traces"
     thinking = [m for m in MAIN if m != "grpo"]
@@ -84,7 +89,10 @@ def questions(found: Results) -> list[Question]:
         for m in thinking
         for words, made in (("as they are", cell(m)), ("refined", cell(m, refiner="rules")))
     ]
-    switches: Named = [(LABELS[m], Cell(first, m, "medium", 1, base.capacity)) for m in _methods(found, first)]
+    switches, methods = (
+        [(LABELS[m], Cell(first, m, "medium", 1, base.capacity)) for m in names]
+        for names in (_methods(found, first), METHODS)
+    )
     capacities = _capacities(found, first)
     border = [
         Cell(first, "dyme", trace, 1, capacity, (("items", items), ("noise", noise)))
@@ -95,74 +103,45 @@ def questions(found: Results) -> list[Question]:
     ends = {task: cells(task, thinking, _traces(task)) for task in found.grid.tasks}
     return [
         Question(
+            "main", [bars(cells(t, MAIN, _traces(t)), t, tables.base_of(found, t)) for t in found.grid.tasks], "", 3.2
+        ),
+        Question(
             "collapse",
-            _row([curves(named, "all_wrong", f"{t}: groups all wrong") for t, named in by_task.items()]),
-            "".join(f"{t}, {trace} traces\n\n{tables.behaviour_table(found, c)}\n" for t, c in by_task.items()),
+            [curves(named, "all_wrong", f"{t}: groups all wrong") for t, named in by_task.items()],
+            "".join(f"{t}, {trace} traces\n\n{table(c, tables.BEHAVIOUR)}\n" for t, c in by_task.items()),
         ),
         Question(
             "copying",
-            _row([_qualities(found, first, base, what) for what in ("accuracy", "faithful", "pseudo")]),
-            tables.behaviour_table(found, cells(first, MAIN, _traces(first))),
+            [_qualities(found, first, base, what) for what in ("accuracy", "faithful", "pseudo")],
+            table(cells(first, MAIN, _traces(first)), tables.BEHAVIOUR),
         ),
         Question(
             "outcomes",
-            _row([_stacks(found, named, task) for task, named in ends.items()]),
-            "".join(f"{task}\n\n{tables.outcomes_table(found, named)}\n" for task, named in ends.items()),
+            [_stacks(found, named, task) for task, named in ends.items()],
+            "".join(f"{task}\n\n{table(named, ('seeds', 'test', *tables.OUTCOMES))}\n" for task, named in ends.items()),
         ),
-        Question(
-            "two_stage",
-            _row([curves(c, "accuracy", f"{t}: validation accuracy", True) for t, c in by_task.items()]),
-        ),
-        Question("switches", bars(switches, f"{first}, medium traces", 4.2), tables.methods_table(found, first)),
+        Question("two_stage", [curves(c, "accuracy", f"{t}: {VALIDATION}", True) for t, c in by_task.items()]),
+        Question("switches", [bars(switches, f"{first}, medium traces")], table(methods, tables.METHOD, "method"), 4.2),
         Question(
             "normalization",
-            _row(
-                [
-                    lambda ax: plots.bars(ax, found, norms, at, base),
-                    curves(norms, "memorize", "share of groups that memorize"),
-                    curves(norms, "accuracy", "validation accuracy", True),
-                ]
-            ),
-            tables.variants_table(found, norms),
+            [bars(norms, at), curves(norms, "memorize", MEMORIZE), curves(norms, "accuracy", VALIDATION, True)],
+            table(norms),
         ),
         Question(
             "modes",
-            _row(
-                [
-                    curves(named, "memorize", f"memorize share by {what}")
-                    for what, named in (("K", sizes), ("tau", taus), ("traces", qualities))
-                ]
-            ),
-            tables.variants_table(found, [*sizes, *taus, *qualities]),
+            [
+                curves(named, "memorize", f"memorize share by {what}")
+                for what, named in (("K", sizes), ("tau", taus), ("traces", qualities))
+            ],
+            table([*sizes, *taus, *qualities]),
         ),
-        Question(
-            "noise",
-            _row([_noise(found, noisy), curves(noisy, "memorize", "share of groups that memorize")]),
-            tables.variants_table(found, noisy),
-        ),
+        Question("noise", [_noise(found, noisy), curves(noisy, "memorize", MEMORIZE)], table(noisy)),
         *[_records(found, task) for task in found.grid.tasks if _has_more_records(found, task)],
-        Question("refiner", bars(refined, at), tables.variants_table(found, refined)),
-        Question("thinking", bars(unchecked, "medium traces", level=None), tables.variants_table(found, unchecked)),
-        Question(
-            "map",
-            _row([_heat(found, border, capacity) for capacity in capacities]),
-            tables.map_table(found, border),
-        ),
-        Question("rates", bars(rates, at, 3.4), tables.variants_table(found, rates)),
+        Question("refiner", [bars(refined, at)], table(refined)),
+        Question("thinking", [bars(unchecked, "medium traces", None)], table(unchecked)),
+        Question("map", [_heat(found, border, each) for each in capacities], tables.map_table(found, border)),
+        Question("rates", [bars(rates, at)], table(rates), 3.4),
     ]
-
-
-def draw_main(found: Results, path: Path) -> None:
-    """The main methods on all qualities of traces, a panel for each task."""
-
-    def panel(task: str) -> Draw:
-        base = tables.base_of(found, task)
-        named = [
-            (f"{LABELS[m]}, {trace}", Cell(task, m, trace, 1, base.capacity)) for trace in _traces(task) for m in MAIN
-        ]
-        return lambda ax: plots.bars(ax, found, named, task, base)
-
-    _row([panel(task) for task in found.grid.tasks], 3.2)(path)
 
 
 def _records(found: Results, task: str) -> Question:
@@ -178,17 +157,9 @@ def _records(found: Results, task: str) -> Question:
     level = _value(found, tables.base_of(found, task))
     return Question(
         "records",
-        _row([lambda ax: plots.lines(ax, groups, f"{task}: test accuracy by records", level)]),
+        [lambda ax: plots.lines(ax, groups, f"{task}: test accuracy by records", level)],
         tables.records_table(found, cells),
     )
-
-
-def _row(panels: Sequence[Draw], height: float = 2.3) -> Callable[[Path], None]:
-    def all_of(axes: Sequence[Axes]) -> None:
-        for ax, draw in zip(axes, panels):
-            draw(ax)
-
-    return lambda path: plots.save(path, len(panels), all_of, height)
 
 
 def _qualities(found: Results, task: str, base: Cell, what: str) -> Draw:
@@ -203,8 +174,7 @@ def _qualities(found: Results, task: str, base: Cell, what: str) -> Draw:
 
 
 def _stacks(found: Results, named: Named, task: str) -> Draw:
-    names = ("right, a wrong reading", "wrong, a wrong reading", "wrong, no wrong reading")
-    return lambda ax: plots.stacks(ax, {words: found.outcomes(cell) for words, cell in named}, names, task)
+    return lambda ax: plots.stacks(ax, {words: found.outcomes(cell) for words, cell in named}, tables.OUTCOMES, task)
 
 
 def _noise(found: Results, noisy: Named) -> Draw:

@@ -15,7 +15,7 @@ from benchmarks.suite import tables
 from benchmarks.suite.cells import Cell
 from benchmarks.suite.grid import Grid
 from benchmarks.suite.methods import BASE, LABELS, MAIN
-from benchmarks.suite.questions import Question, draw_main, questions
+from benchmarks.suite.questions import Question, questions
 from benchmarks.suite.results import Found, Results, load
 from benchmarks.suite.tasks import TASKS
 
@@ -28,7 +28,6 @@ def render(grid: Grid, preset: str, out: Path, *, docs: bool) -> None:
     """Works on a part of the grid too, and says what is missing. `docs`: fills docs/results.md and its plots."""
     found = load(grid, out)
     asked = questions(found)
-    draw_main(found, out / "main.png")
     for question in asked:
         question.draw(out / f"{question.name}.png")
     (out / "results.json").write_text(json.dumps(summary(found, preset), indent=1) + "\n", encoding="utf-8")
@@ -36,8 +35,8 @@ def render(grid: Grid, preset: str, out: Path, *, docs: bool) -> None:
     if docs:
         path = DOCS / "results.md"
         path.write_text(fill(path.read_text(encoding="utf-8"), texts(found, asked)), encoding="utf-8")
-        for name in ("main", *(question.name for question in asked)):
-            shutil.copy(out / f"{name}.png", DOCS / "images" / f"results-{name}.png")
+        for question in asked:
+            shutil.copy(out / f"{question.name}.png", DOCS / "images" / f"results-{question.name}.png")
 
 
 def texts(found: Results, asked: Sequence[Question]) -> dict[str, str]:
@@ -57,10 +56,8 @@ def page(found: Results, asked: Sequence[Question]) -> str:
     parts = ["# Results\n"]
     drawn = {question.name: question for question in asked}
     for name, text in texts(found, asked).items():
-        image = "main" if name == "state" else name if name in drawn else ""
-        shown = [f"![{image}]({image}.png)\n" if image else "", text]
-        if name in drawn and not answered(drawn[name]):
-            shown = ["Not run yet.\n"]
+        image = f"![{name}]({name}.png)\n" if name in drawn else ""
+        shown = (image, text) if name not in drawn or answered(drawn[name]) else ("Not run yet.\n",)
         parts.append(f"## {name}\n\n" + "\n".join(filter(None, shown)))
     return "\n".join(parts).rstrip() + "\n"
 

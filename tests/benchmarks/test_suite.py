@@ -27,7 +27,7 @@ from benchmarks.suite.questions import Question, questions
 from benchmarks.suite.render import PLACE, answered, fill, page, summary, texts
 from benchmarks.suite.results import Results
 from benchmarks.suite.runner import ATTEMPTS, attempts, is_done, not_there, run_grid
-from benchmarks.suite.tables import outcomes_table
+from benchmarks.suite.tables import OUTCOMES, cells_table
 from benchmarks.suite.task import Split
 from benchmarks.suite.tasks import SMOKE, TASKS
 from dyme.config import RunConfig
@@ -360,7 +360,7 @@ def test_wrong_answers_are_told_by_their_readings():
     run["splits"]["test"]["think"] |= {"agreed": [2, 2, 1, 1, 2, 0, 0, 2], "read": [2, 2, 2, 2, 2, 2, 0, 2]}
     found = Results(GRIDS["cpu"](), {cell.id: run}, {})
     assert found.outcomes(cell) == (1 / 8, 2 / 8, 2 / 8)
-    (row,) = outcomes_table(found, [("DyME", cell)]).splitlines()[2:]
+    (row,) = cells_table(found, [("DyME", cell)], ("seeds", "test", *OUTCOMES)).splitlines()[2:]
     assert row.startswith("| DyME | 1 | 0.500 [") and row.endswith("| 12 % | 25 % | 25 % |")
 
 
@@ -400,7 +400,7 @@ def suite(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_question_is_answered_by_the_last_figure_of_a_row():
     def asked(table):
-        return answered(Question("q", lambda path: None, table))
+        return answered(Question("q", [], table))
 
     assert asked("") and asked("| K = 2 | 1 | 0.4 | 17 % |\n")
     assert not asked("| model | DyME minus SFT |\n|---|---|\n| tiny | 64 | 0.954 [0.934, 0.972] | – |\n")
