@@ -117,7 +117,7 @@ def lines(
 def heat(ax: Axes, values: Mapping[tuple[int, float], float | None], title: str) -> None:
     """DyME minus SFT over records (x) and noise (y); green where DyME is ahead."""
     items, noises = sorted({i for i, _ in values}), sorted({n for _, n in values})
-    table = np.array([[_number(values.get((i, n))) for i in items] for n in noises])
+    table = np.array([[values.get((i, n)) for i in items] for n in noises], dtype=float)  # None: nan
     ax.imshow(table, cmap="PRGn", vmin=-0.5, vmax=0.5, aspect="auto", origin="lower")
     for y, noise in enumerate(noises):
         for x, count in enumerate(items):
@@ -135,10 +135,6 @@ def _points(run: Found, key: str, evals: bool) -> Any:
 
 def _by_method(cells: Named) -> bool:
     return len({cell.method for _, cell in cells}) == len(cells) and {c.method for _, c in cells} <= set(MAIN)
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def _end(ax: Axes, drawn: bool) -> None:
