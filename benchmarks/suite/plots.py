@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from benchmarks.suite.cells import Cell
 from benchmarks.suite.methods import LABELS, MAIN
 from benchmarks.suite.results import Found, Results
-from dyme.report.figure import RUN_COLORS, STYLE, WIDTH
+from dyme.report.figure import RUN_COLORS
 
 COLOURS: Mapping[str, str] = {"sft": RUN_COLORS[1], "grpo": RUN_COLORS[0], "two_stage": RUN_COLORS[4]} | {
     "dyme": RUN_COLORS[2],
     "base": "#777777",
 }
 Named = Sequence[tuple[str, Cell]]
-Draw = Callable[[Axes], None]
-
-
-def save(path: Path, panels: Sequence[Draw], height: float) -> None:
-    """A double-column figure with one row of panels."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        for ax, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-            draw(ax)
-        FigureCanvasAgg(figure)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200, facecolor="white")
 
 
 def curves(ax: Axes, found: Results, cells: Named, key: str, title: str, evals: bool = False) -> None:

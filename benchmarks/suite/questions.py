@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.figure import Draw, save
 from benchmarks.suite import plots, tables
 from benchmarks.suite.cells import Cell
 from benchmarks.suite.grid import FLIPS, MAP_ITEMS, MAP_NOISE, MORE_ITEMS, NORMS, RATES, SIZES, TAUS
 from benchmarks.suite.methods import LABELS, MAIN, METHODS
-from benchmarks.suite.plots import Draw, Named
+from benchmarks.suite.plots import Named
 from benchmarks.suite.results import Results
 from benchmarks.suite.tasks import TASKS
+from dyme.report.figure import STYLE, WIDTH
 
 MEMORIZE, VALIDATION = "share of groups that memorize", "validation accuracy"
 PAPER = ("dyme", "reward_threshold", "annealed", "buffered")
@@ -30,7 +32,7 @@ class Question:
     height: float = 2.3
 
     def draw(self, path: Path) -> None:
-        plots.save(path, self.panels, self.height)
+        save(path, self.panels, (WIDTH, self.height), style={**STYLE, "savefig.dpi": 200})
 
 
 def questions(found: Results) -> list[Question]:

@@ -15,12 +15,14 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks import figure
 from benchmarks.kernels.results import command, hardware, load, save, versions
 from benchmarks.scaling.validation import one_way_trips
 from tests.stress.network.bed import run_job
@@ -95,38 +97,28 @@ def fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
 
 def plot(data: dict[str, Any], path: Path) -> None:
     """A panel for every number of ranks: points and line without loss, crosses with it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    sizes = sorted({held["ranks"] for held in data["parts"].values()})
-    figure = Figure(figsize=(5 * len(sizes), 4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, ranks in enumerate(sizes):
-        axes = figure.add_subplot(1, len(sizes), i + 1)
-        for held in sorted(data["parts"].values(), key=lambda p: p["stage"]):
-            if held["ranks"] != ranks:
-                continue
+    def panel(ranks: int, ax: Any) -> None:
+        for held in sorted((p for p in data["parts"].values() if p["ranks"] == ranks), key=lambda p: p["stage"]):
             colour = COLOURS[held["stage"]]
             dry, wet = ([p for p in held["points"] if bool(p["loss"]) == lossy] for lossy in (False, True))
             xs = np.array([p["delay_ms"] for p in dry])
             label = f"ZeRO-{held['stage']}: slope {held['slope']:.0f}, {sum(held['collectives'].values())} collectives"
-            axes.plot(xs, held["intercept"] + held["slope"] * xs, color=colour, linewidth=1, label=label)
-            axes.plot(xs, [p["step_ms"] for p in dry], "o", color=colour, markersize=4)
-            axes.plot([p["delay_ms"] for p in wet], [p["step_ms"] for p in wet], "x", color=colour, markersize=5)
-        axes.set_title(f"{ranks} ranks (x: {max(LOSSES):.0%} of the packets lost)", fontsize=8)
-        axes.set_xlabel("one-way latency, ms", fontsize=8)
-        axes.set_ylabel("step, ms (median)", fontsize=8)
-        axes.set_ylim(bottom=0)
-        axes.tick_params(labelsize=7)
-        axes.legend(fontsize=7)
-    cores = data["hardware"]["cores"]
+            ax.plot(xs, held["intercept"] + held["slope"] * xs, color=colour, linewidth=1, label=label)
+            ax.plot(xs, [p["step_ms"] for p in dry], "o", color=colour, markersize=4)
+            ax.plot([p["delay_ms"] for p in wet], [p["step_ms"] for p in wet], "x", color=colour, markersize=5)
+        ax.set(title=f"{ranks} ranks (x: {max(LOSSES):.0%} of the packets lost)")
+        ax.set(xlabel="one-way latency, ms", ylabel="step, ms (median)")
+        ax.set_ylim(bottom=0)
+        ax.legend()
+
+    sizes = sorted({held["ranks"] for held in data["parts"].values()})
     loads = [value for held in data["parts"].values() for value in held["load_before_during_after"]]
-    figure.suptitle(
-        f"{cores} CPU cores for all ranks, load {min(loads):.0f} to {max(loads):.0f}, gloo, tiny model, "
-        f"1 micro-batch, torch {data['versions']['torch']}, deepspeed {data['versions']['deepspeed']}",
-        fontsize=8,
+    title = (
+        f"{data['hardware']['cores']} CPU cores for all ranks, load {min(loads):.0f} to {max(loads):.0f}, gloo, tiny "
+        f"model, 1 micro-batch, torch {data['versions']['torch']}, deepspeed {data['versions']['deepspeed']}"
     )
-    figure.savefig(path)
+    figure.save(path, [partial(panel, ranks) for ranks in sizes], (5 * len(sizes), 4), title=title)
 
 
 def summary(data: dict[str, Any]) -> str:
