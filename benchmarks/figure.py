@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Draw = Callable[["Axes"], None]
-SMALL: Mapping[str, Any] = {"font.size": 7, "legend.fontsize": 6, "savefig.dpi": 100}
+SMALL: Mapping[str, Any] = {
+    "font.size": 7,
+    "axes.titlesize": 8,
+    "figure.titlesize": 8,
+    "legend.fontsize": 6,
+    "savefig.dpi": 100,
+}
 
 
 def unavailable() -> str | None:

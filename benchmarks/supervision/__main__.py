@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any
 
-from benchmarks.kernels.results import command, load, save
+from benchmarks.kernels.results import command, load
 from benchmarks.supervision import picture
 from dyme.checkpoint.store import versions
 from dyme.config import load_config
@@ -173,7 +173,7 @@ def _base(options: argparse.Namespace) -> tuple[str, ...]:
 def _write(out: Path, found: dict[str, Any]) -> dict[str, Any]:
     path = out / "supervision.json"
     held = load(path) | {"versions": versions(), "command": command(), **found}
-    save(path, held)
+    path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
     return held
 
 
