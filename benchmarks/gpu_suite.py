@@ -21,11 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernels.results import load, save
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
-
-from benchmarks.kernels.results import load, save  # noqa: E402  after the path
-
 LEAST_S = 20  # a part that has less is left to the next call
 GRACE_S = 45  # for what a part began before its time was over
 

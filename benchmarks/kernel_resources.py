@@ -24,38 +24,19 @@ from triton.compiler import ASTSource
 from dyme_kernels import triton_groups, triton_rows, triton_sampling, triton_scale
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-INTEGERS = {name: "i32" for name in ("n", "stride", "out_stride", "score_stride", "seen_stride")}
-POINTERS = {
-    "rows": "*i64",
-    "targets": "*i64",
-    "offsets": "*i64",
-    "counts_out": "*i64",
-    "modes": "*i64",
-    "memorize": "*i1",
-    "scored": "*i1",
-    "keys": "*i64",
-    "positions": "*i64",
-    "tokens": "*i64",
-    "indices": "*i32",
-    "seen": "*i1",
-    "banned": "*i1",
-}
 FLOATS = (
     *("inverse", "inverse_memorize", "scale", "softcap", "lower", "upper", "delta", "cap", "tau_pos", "tau_neg"),
     *("beta", "entropy_coef", "epsilon", "threshold", "same", "temperature", "penalty"),
 )
+TYPES = {
+    **dict.fromkeys(FLOATS, "fp32"),
+    **dict.fromkeys(("n", "stride", "out_stride", "score_stride", "seen_stride"), "i32"),
+    **dict.fromkeys(("rows", "targets", "offsets", "counts_out", "modes", "keys", "positions", "tokens"), "*i64"),
+    **dict.fromkeys(("memorize", "scored", "seen", "banned"), "*i1"),
+    "indices": "*i32",
+}
 OPTIONAL = (
-    "rows",
-    "inverses",
-    "olds",
-    "refs",
-    "memorize",
-    "importance",
-    "es",
-    "accuracy",
-    "scored",
-    "scores",
-    "seen",
+    *("rows", "inverses", "olds", "refs", "memorize", "importance", "es", "accuracy", "scored", "scores", "seen"),
     "banned",
 )
 
@@ -144,12 +125,8 @@ def usage(case: Case, arch: int) -> Usage:
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
-        elif name in INTEGERS:
-            signature[name] = INTEGERS[name]
-        elif name in FLOATS:
-            signature[name] = "fp32"
-        elif name in POINTERS:
-            signature[name] = POINTERS[name]
+        elif name in TYPES:
+            signature[name] = TYPES[name]
         else:
             signature[name] = (
                 f"*{case.dtype}" if name in large and (is_groups or name in ("logits", "out", "x")) else "*fp32"

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from fixtures.tiny_checkpoints import makers
+from fixtures.tiny_checkpoints.common import write_checkpoint
 from tests.helpers.features import Features, tell
 from tests.helpers.interpreter import interpret_triton
 from tests.helpers.launching import run_on_ranks
 from tests.helpers.tiny import TINY
-from tests.tiny_checkpoints import makers
-from tests.tiny_checkpoints.common import write_checkpoint
 
 pytest.register_assert_rewrite("tests.helpers.runs")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -13,8 +13,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from dyme.config import RunConfig
+from fixtures.tiny_checkpoints import makers
 from tests.helpers.launching import ROOT
-from tests.tiny_checkpoints import makers
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("dyme", "kernels", "launchers", "configs", "ds_configs", "docs", "tests")

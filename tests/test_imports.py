@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -32,6 +33,11 @@ def test_kernels_is_the_hugging_face_package():
     needs("kernels")
     assert python("import kernels; print(hasattr(kernels, 'get_kernel'))") == "True"
     assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_benchmarks_need_nothing_of_the_tests():
+    files = [file for folder in ("benchmarks", "fixtures") for file in (ROOT / folder).rglob("*.py")]
+    assert [file for file in files if re.search(r"^\s*(from|import) tests\b", file.read_text(), re.MULTILINE)] == []
 
 
 def test_trl_and_ours_live_side_by_side():

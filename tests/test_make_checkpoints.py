@@ -11,10 +11,10 @@ import torch
 
 from dyme.families import ModelError, load_family, open_family
 from dyme.families.files import read_weights
+from fixtures.tiny_checkpoints import makers
+from fixtures.tiny_checkpoints.common import Tiny
 from tests import make_checkpoints
 from tests.helpers.launching import ROOT
-from tests.tiny_checkpoints import makers
-from tests.tiny_checkpoints.common import Tiny
 
 
 def test_from_the_repository_root(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
@@ -25,8 +26,23 @@ from benchmarks.kernels.provider import (
 TRL_VOCABULARY_CHUNK = 32768  # trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE of 1.16
 
 
-def _live_count(inputs: Inputs) -> int:
-    return inputs.case.tokens if inputs.live is None else inputs.live.numel()
+def _needs(package: str, gpu: str = "") -> Callable[[torch.device], str | None]:
+    """An obstacle where the package lacks, or a GPU. gpu: why one is needed; "triton" where an interpreter does too."""
+
+    def obstacle(device: torch.device) -> str | None:
+        if why := needs_package(package):
+            return why
+        if gpu == "triton":
+            return needs_triton(device)
+        return gpu if gpu and device.type != "cuda" else None
+
+    return obstacle
+
+
+def _mean_ce(inputs: Inputs, total: Callable[[Tensor, Tensor], Tensor]) -> Calls:
+    """Calls of a sum of cross-entropies, from hidden states and weight, over the number of live tokens."""
+    count = max(1, inputs.case.tokens if inputs.live is None else inputs.live.numel())
+    return linear_calls(inputs, lambda hidden, weight: (total(hidden, weight) / count, None))
 
 
 def torch_obstacle(device: torch.device) -> str | None:
@@ -36,23 +52,9 @@ def torch_obstacle(device: torch.device) -> str | None:
 
 def make_torch_linear(inputs: Inputs) -> Calls:
     options: Any = torch.nn.LinearCrossEntropyOptions()  # type: ignore[attr-defined]
-    count = max(1, _live_count(inputs))
-
-    def compute(hidden: Tensor, weight: Tensor) -> Result:
-        total = torch.nn.functional.linear_cross_entropy(  # type: ignore[attr-defined]
-            hidden, weight, inputs.labels, reduction="sum", ignore_index=-100, options=options
-        )
-        return total / count, None
-
-    return linear_calls(inputs, compute)
-
-
-def trl_obstacle(device: torch.device) -> str | None:
-    return needs_package("trl")
-
-
-def trl_logits_obstacle(device: torch.device) -> str | None:
-    return needs_package("trl") or needs_triton(device)
+    loss = torch.nn.functional.linear_cross_entropy  # type: ignore[attr-defined]
+    given = {"reduction": "sum", "ignore_index": -100, "options": options}
+    return _mean_ce(inputs, lambda hidden, weight: loss(hidden, weight, inputs.labels, **given))
 
 
 def _trl_utils() -> None:
@@ -94,10 +96,6 @@ def make_trl_logits(inputs: Inputs) -> Calls:
         return losses.sum(), logprobs
 
     return logits_calls(inputs, compute)
-
-
-def liger_obstacle(device: torch.device) -> str | None:
-    return needs_package("liger_kernel") or needs_triton(device)
 
 
 def liger_linear_obstacle(device: torch.device) -> str | None:
@@ -146,47 +144,28 @@ def make_liger_linear_ce(inputs: Inputs) -> Calls:
     from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
 
     loss = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-    count = max(1, _live_count(inputs))
-    return linear_calls(inputs, lambda hidden, weight: (loss(weight, hidden, inputs.labels) / count, None))
-
-
-def cce_obstacle(device: torch.device) -> str | None:
-    return needs_package("cut_cross_entropy") or needs_triton(device)
+    return _mean_ce(inputs, lambda hidden, weight: loss(weight, hidden, inputs.labels))
 
 
 def make_cce(inputs: Inputs) -> Calls:
-    from cut_cross_entropy import linear_cross_entropy
+    from cut_cross_entropy import linear_cross_entropy as loss
 
-    count = max(1, _live_count(inputs))
-
-    def compute(hidden: Tensor, weight: Tensor) -> Result:
-        return linear_cross_entropy(hidden, weight, inputs.labels, reduction="sum") / count, None
-
-    return linear_calls(inputs, compute)
-
-
-def quack_obstacle(device: torch.device) -> str | None:
-    return needs_package("quack") or (None if device.type == "cuda" else "needs a GPU (Hopper or newer)")
+    return _mean_ce(inputs, lambda hidden, weight: loss(hidden, weight, inputs.labels, reduction="sum"))
 
 
 def make_quack(inputs: Inputs) -> Calls:
-    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy as loss
 
-    count = max(1, _live_count(inputs))
-
-    def compute(hidden: Tensor, weight: Tensor) -> Result:
-        return chunked_linear_cross_entropy(hidden, weight, inputs.labels, reduction="sum") / count, None
-
-    return linear_calls(inputs, compute)
+    return _mean_ce(inputs, lambda hidden, weight: loss(hidden, weight, inputs.labels, reduction="sum"))
 
 
 PROVIDERS = (
     Provider("torch linear_cross_entropy", ("linear_ce",), "computes", torch_obstacle, make_torch_linear),
-    Provider("trl chunked_logprob", ("linear_policy", "linear_ce"), "drops", trl_obstacle, make_trl_chunked),
-    Provider("trl logprob_entropy", ("logits_policy", "logprobs"), "skips", trl_logits_obstacle, make_trl_logits),
-    Provider("liger triton_grpo_loss", ("logits_policy",), "skips", liger_obstacle, make_liger_grpo),
+    Provider("trl chunked_logprob", ("linear_policy", "linear_ce"), "drops", _needs("trl"), make_trl_chunked),
+    Provider("trl logprob_entropy", ("logits_policy", "logprobs"), "skips", _needs("trl", "triton"), make_trl_logits),
+    Provider("liger triton_grpo_loss", ("logits_policy",), "skips", _needs("liger_kernel", "triton"), make_liger_grpo),
     Provider("liger linear grpo", ("linear_policy",), "computes", liger_linear_obstacle, make_liger_linear_grpo),
-    Provider("liger linear ce", ("linear_ce",), "computes", liger_obstacle, make_liger_linear_ce),
-    Provider("cut-cross-entropy", ("linear_ce",), "drops", cce_obstacle, make_cce),
-    Provider("quack", ("linear_ce",), "computes", quack_obstacle, make_quack),
+    Provider("liger linear ce", ("linear_ce",), "computes", _needs("liger_kernel", "triton"), make_liger_linear_ce),
+    Provider("cut-cross-entropy", ("linear_ce",), "drops", _needs("cut_cross_entropy", "triton"), make_cce),
+    Provider("quack", ("linear_ce",), "computes", _needs("quack", "needs a GPU (Hopper or newer)"), make_quack),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -68,10 +69,6 @@ def measure_ceilings(device: torch.device, dtype: str, small: bool) -> Ceilings:
     side = 256 if small else 8192
     a, b = (torch.randn(side, side, device=device).to(getattr(torch, dtype)) for _ in range(2))
     out = torch.empty_like(a)
-    copy = _median([clock.time(lambda: target.copy_(source)) for _ in range(13)][3:])
-    product = _median([clock.time(lambda: torch.mm(a, b, out=out)) for _ in range(13)][3:])
+    copy = statistics.median_high([clock.time(lambda: target.copy_(source)) for _ in range(13)][3:])
+    product = statistics.median_high([clock.time(lambda: torch.mm(a, b, out=out)) for _ in range(13)][3:])
     return Ceilings(copy=2 * 4 * count / (copy / 1e3), matmul=2 * side**3 / (product / 1e3), dtype=dtype)
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figure import save, unavailable
 from benchmarks.kernels.case import Case
 
 HEADER = (
@@ -104,33 +106,24 @@ def name_with_all_live(case: dict[str, Any]) -> str:
 def plot(data: dict[str, Any], path: Path) -> str | None:
     """Bars of forward and backward times with a cold cache, one panel a case, the floor as a line. Returns why there is
     no figure, or None."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "matplotlib is not installed: no figure"
+    if (why := unavailable()) is not None:
+        return why
     rows = [r for r in data["rows"] if r["mode"] == "forward_backward" and r["cache"] == "cold"]
     names = list(dict.fromkeys(r["name"] for r in rows))
     if not names:
         return "nothing measured: no figure"
-    columns = 3
-    figure = Figure(figsize=(14, 2.1 * -(-len(names) // columns)), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     providers = list(dict.fromkeys(r["provider"] for r in rows))
-    for i, name in enumerate(names):
-        axes = figure.add_subplot(-(-len(names) // columns), columns, i + 1)
+
+    def panel(name: str, ax: Any) -> None:
         mine = [r for r in rows if r["name"] == name]
-        heights = [r["median_ms"] for r in mine]
         spread = [[r["median_ms"] - r["q1_ms"] for r in mine], [r["q3_ms"] - r["median_ms"] for r in mine]]
         colours = [COLOURS[providers.index(r["provider"]) % len(COLOURS)] for r in mine]
-        axes.barh([r["provider"] for r in mine], heights, xerr=spread, color=colours)
+        ax.barh([r["provider"] for r in mine], [r["median_ms"] for r in mine], xerr=spread, color=colours)
         if mine[0]["floor_ms"] is not None:
-            axes.axvline(mine[0]["floor_ms"], color="black", linestyle=":", linewidth=1)
-        axes.invert_yaxis()
-        axes.set_title(name, fontsize=7)
-        axes.tick_params(labelsize=6)
-        axes.set_xlabel("ms, forward and backward; dotted: floor", fontsize=6)
-    figure.suptitle(f"{data['hardware']['device']}, torch {data['versions']['torch']}", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+            ax.axvline(mine[0]["floor_ms"], color="black", linestyle=":", linewidth=1)
+        ax.invert_yaxis()
+        ax.set(title=name, xlabel="ms, forward and backward; dotted: floor")
+
+    title = f"{data['hardware']['device']}, torch {data['versions']['torch']}"
+    save(path, [partial(panel, name) for name in names], (14, 2.1 * -(-len(names) // 3)), title=title, columns=3)
     return None

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling [--metrics RUN/metrics.jsonl] [--network FILE] [--out DIR]
 
-Without --metrics the phase times are assumptions. --network: a network.json of benchmarks.network; the model is then
+Without --metrics the phase times are assumptions. --network: a network.json of tests.stress.network; the model is then
 held against what was measured there. Writes DIR/scaling.json and scaling.png. docs/scaling.md has the formulas'
 meaning.
 """
@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import figure
 from benchmarks.kernels.results import command, load, save
 from benchmarks.scaling.inputs import ASSUMED, NETWORKS, with_phases
 from benchmarks.scaling.model import STRATEGIES, Network, Workload, predict
@@ -36,28 +38,21 @@ def table(work: Workload, network: Network) -> dict[str, list[dict[str, Any]]]:
 
 def plot(data: dict[str, Any], path: Path) -> None:
     """A panel for every network: lines without overlap, dotted with all that can overlap hidden."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(data["networks"]), 4.6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, (name, held) in enumerate(data["predicted"].items()):
-        axes = figure.add_subplot(1, len(data["predicted"]), i + 1)
-        for strategy, points in held.items():
+    def panel(name: str, ax: Any) -> None:
+        for strategy, points in data["predicted"][name].items():
             xs, colour = [p["gpus"] for p in points], COLOURS[strategy]
-            axes.plot(xs, [p["exposed_s"] for p in points], "-", color=colour, label=f"{strategy}, nothing overlaps")
-            axes.plot(xs, [p["hidden_s"] for p in points], ":", color=colour, label=f"{strategy}, all that can")
-        axes.plot(xs, [p["rollout"] + p["compute"] for p in points], "--", color="#777777", label="no communication")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(GPUS, [str(n) for n in GPUS])
-        axes.set_ylim(bottom=0)
-        axes.set_title(name, fontsize=8)
-        axes.set_xlabel("GPUs, as many prompts each", fontsize=8)
-        axes.set_ylabel("predicted step, s", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.legend(fontsize=6)
-    figure.suptitle("\n".join(assumptions(data)), fontsize=7)
-    figure.savefig(path)
+            ax.plot(xs, [p["exposed_s"] for p in points], "-", color=colour, label=f"{strategy}, nothing overlaps")
+            ax.plot(xs, [p["hidden_s"] for p in points], ":", color=colour, label=f"{strategy}, all that can")
+        ax.plot(xs, [p["rollout"] + p["compute"] for p in points], "--", color="#777777", label="no communication")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(GPUS, [str(n) for n in GPUS])
+        ax.set(title=name, xlabel="GPUs, as many prompts each", ylabel="predicted step, s")
+        ax.set_ylim(bottom=0)
+        ax.legend()
+
+    panels = [partial(panel, name) for name in data["predicted"]]
+    figure.save(path, panels, (5 * len(panels), 4.6), title="\n".join(assumptions(data)))
 
 
 def assumptions(data: dict[str, Any]) -> list[str]:
@@ -92,7 +87,7 @@ def summary(data: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metrics", type=Path, help="metrics.jsonl of a run on one GPU")
-    parser.add_argument("--network", type=Path, help="network.json of benchmarks.network")
+    parser.add_argument("--network", type=Path, help="network.json of tests.stress.network")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     args = parser.parse_args(arguments)
     try:

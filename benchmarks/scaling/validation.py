@@ -1,15 +1,30 @@
-"""The model against the CPU ranks of benchmarks.network: step time under latency, predicted from the step without
+"""The model against the CPU ranks of tests.stress.network: step time under latency, predicted from the step without
 it."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
-
-from benchmarks.network.collectives import one_way_trips
 
 HANDSHAKE = 2
 """gloo's receiver tells the sender that it is ready, then the message comes: two one-way trips for each message of a
 ring. Bare collectives measured alone show it (`probe_slopes`: twice `one_way_trips`)."""
+
+
+def one_way_trips(name: str, ranks: int) -> int:
+    """Messages that wait for one another in a collective of `ranks`, by the algorithm it is expected to use.
+
+    Ring: all-gather and reduce-scatter n - 1, all-reduce 2 (n - 1) (Thakur, Rabenseifner, Gropp: Optimization of
+    collective communication operations in MPICH, 2005, sections 4.1 to 4.5). Broadcast and reduce: a binomial tree,
+    ceil(log2 n). Barrier: dissemination, ceil(log2 n).
+    """
+    if ranks == 1:
+        return 0
+    if name == "all_reduce":
+        return 2 * (ranks - 1)
+    if name in ("broadcast", "reduce", "barrier"):
+        return math.ceil(math.log2(ranks))
+    return ranks - 1
 
 
 def trips(collectives: dict[str, int], ranks: int) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.figure import save, unavailable
 from benchmarks.step.case import WARM_UP, Case
 
 SIDES = ("ours", "published")
@@ -88,32 +90,24 @@ def on_axis(steps: dict[str, Any], axis: str) -> list[dict[str, Any]]:
 
 def plot(data: dict[str, Any], path: Path) -> str | None:
     """One panel an axis: points and lines of the whole step, dashed of its update. Why there is no figure, or None."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "matplotlib is not installed: no figure"
+    if (why := unavailable()) is not None:
+        return why
     if not data.get("fits"):
         return "nothing measured: no figure"
-    figure = Figure(figsize=(11, 3.4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, (axis, lines) in enumerate(data["fits"].items()):
-        axes = figure.add_subplot(1, len(data["fits"]), i + 1)
+
+    def panel(axis: str, ax: Any) -> None:
         held = on_axis(data["steps"], axis)
         xs = np.array([point["x"] for point in held])
         for side in SIDES:
             for what, marker, line in (("step", "o", "-"), ("update", "x", "--")):
-                fit = lines[f"{side} {what}"]
+                fit, colour = data["fits"][axis][f"{side} {what}"], COLOURS[side]
                 label = f"{side}, {what}: slope {fit['slope']:.2g}"
-                axes.plot(xs, [p[side][what] for p in held], marker, color=COLOURS[side], markersize=4)
-                axes.plot(xs, fit["intercept"] + fit["slope"] * xs, line, color=COLOURS[side], label=label, linewidth=1)
-        axes.set_xlabel(AXES[axis], fontsize=8)
-        axes.set_ylabel("processor seconds", fontsize=8)
-        axes.set_ylim(bottom=0)
-        axes.tick_params(labelsize=7)
-        axes.legend(fontsize=6)
-    versions = data["versions"]
-    figure.suptitle(f"{data['hardware']['device']}, tiny model, torch {versions['torch']}", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+                ax.plot(xs, [p[side][what] for p in held], marker, color=colour, markersize=4)
+                ax.plot(xs, fit["intercept"] + fit["slope"] * xs, line, color=colour, label=label, linewidth=1)
+        ax.set(xlabel=AXES[axis], ylabel="processor seconds")
+        ax.set_ylim(bottom=0)
+        ax.legend()
+
+    title = f"{data['hardware']['device']}, tiny model, torch {data['versions']['torch']}"
+    save(path, [partial(panel, axis) for axis in data["fits"]], (11, 3.4), title=title)
     return None

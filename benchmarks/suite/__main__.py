@@ -5,8 +5,8 @@
 Runs the cells of a grid, one process each, and writes DIR/cells/<id>/cell.json for every one; the same command goes on
 where the last one ended or was killed. Then it makes DIR/results.md, results.json and the plots of what is there.
 --only: cells whose id matches, and what they need. --minutes: nothing is begun after so many. --render: no runs.
---docs: docs/results.md, its plots and benchmarks/results/suite-PRESET.jsonl.gz too; what that file holds is not run
-again.
+--docs: benchmarks/results/suite-PRESET.jsonl.gz too, whose cells are not run again, and for the cpu preset the plots
+and tables of docs/results.md. The sentences there are written by hand: read them again after it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         failed = run_grid(grid, args.preset, out, jobs=jobs, minutes=args.minutes, only=args.only)
     from benchmarks.suite.render import render  # matplotlib, only where it is used
 
-    render(grid, args.preset, out, docs=args.docs)
+    render(grid, args.preset, out, docs=args.docs and args.preset == "cpu")
     if args.docs:
         record.write(grid, out, record.path_of(args.preset))
     return 1 if failed else 0

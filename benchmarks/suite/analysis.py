@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -39,15 +40,27 @@ def estimate(scores: Sequence[Sequence[float]], resamples: int = RESAMPLES, seed
     runs, items = table.shape
     if items < 2:
         return Estimate(float(table.mean()), None, None, runs, items)
+    draws = _draws(runs, items, resamples, seed)
+    means = np.concatenate([np.einsum("rs,si,ri->r", r, table, i, optimize=True) for r, i in draws])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(_exact(table.mean()), _exact(low), _exact(high), runs, items)
+
+
+@lru_cache(maxsize=8)
+def _draws(runs: int, items: int, resamples: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights of the runs [500, runs] and of the items [500, items] in every resample, in parts that bound memory."""
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for start in range(0, resamples, 500):  # bounds memory: 500 x items weights at once
+    parts = []
+    for start in range(0, resamples, 500):
         n = min(500, resamples - start)
         of_runs = rng.multinomial(runs, np.full(runs, 1 / runs), size=n) / runs
-        of_items = rng.multinomial(items, np.full(items, 1 / items), size=n) / items
-        means[start : start + n] = np.einsum("rs,si,ri->r", of_runs, table, of_items, optimize=True)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(table.mean()), float(low), float(high), runs, items)
+        parts.append((of_runs, rng.multinomial(items, np.full(items, 1 / items), size=n) / items))
+    return parts
+
+
+def _exact(value: float) -> float:
+    """Without the last digits, which differ between processors: a zero is a zero, without a sign."""
+    return round(float(value), 9) + 0.0
 
 
 def difference(

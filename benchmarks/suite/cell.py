@@ -1,6 +1,6 @@
 """Runs one cell: trains it, measures it, writes its cell.json. Started by the suite:
 
-deepspeed --num_gpus 1 benchmarks/suite/cell.py --preset cpu --id charts-low-dyme-s1 --out DIR
+deepspeed --num_gpus 1 --module benchmarks.suite.cell --preset cpu --id charts-low-dyme-s1 --out DIR
 """
 
 from __future__ import annotations
@@ -14,7 +14,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
+
+from benchmarks.suite.cells import DONE, Cell, digest, settings
+from benchmarks.suite.grid import GRIDS, Grid
+from benchmarks.suite.measure import curve, mean_of, measure_split, summed
+from benchmarks.suite.methods import MERGE
+from benchmarks.suite.noise import noisy
+from benchmarks.suite.task import Split
+from benchmarks.suite.tasks import TASKS
+from dyme import trainer
+from dyme.checkpoint.store import versions
+from dyme.config import RunConfig, load_config
+from dyme.engine.train_engine import close_distributed, init_distributed
+from dyme.evaluation.held_out import Evaluation, majority_rates
+from dyme.families import load_family
+from dyme.families.attention import resolve_attention, set_attention
+from dyme.fault_tolerance.launch import quiet, run_and_exit
+from dyme.fault_tolerance.preemption import die_with_parent
+from dyme.run import Run
+from dyme.text.json_lines import plain, read_jsonl
+
 ROOT = Path(__file__).resolve().parents[2]
+<<<<<<< HEAD
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import torch  # noqa: E402  after the path
@@ -40,6 +63,8 @@ from dyme.rollout.engine import FixedWeights  # noqa: E402
 from dyme.rollout.registry import open_engine  # noqa: E402
 from dyme.run import Run  # noqa: E402
 from dyme.text.json_lines import plain, read_jsonl  # noqa: E402
+=======
+>>>>>>> bench
 
 
 class SuiteRun(Run):

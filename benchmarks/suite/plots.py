@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from benchmarks.suite.cells import Cell
 from benchmarks.suite.methods import LABELS, MAIN
 from benchmarks.suite.results import Found, Results
-from dyme.report.figure import RUN_COLORS, STYLE, WIDTH
+from dyme.report.figure import RUN_COLORS
 
 COLOURS: Mapping[str, str] = {"sft": RUN_COLORS[1], "grpo": RUN_COLORS[0], "two_stage": RUN_COLORS[4]} | {
     "dyme": RUN_COLORS[2],
     "base": "#777777",
 }
 Named = Sequence[tuple[str, Cell]]
-
-
-def save(path: Path, panels: int, draw: Callable[[Sequence[Axes]], None], height: float = 2.3) -> None:
-    """A double-column figure with one row of panels."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        draw(axes)
-        FigureCanvasAgg(figure)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200, facecolor="white")
 
 
 def curves(ax: Axes, found: Results, cells: Named, key: str, title: str, evals: bool = False) -> None:
@@ -116,7 +101,7 @@ def lines(
 def heat(ax: Axes, values: Mapping[tuple[int, float], float | None], title: str) -> None:
     """DyME minus SFT over records (x) and noise (y); green where DyME is ahead."""
     items, noises = sorted({i for i, _ in values}), sorted({n for _, n in values})
-    table = np.array([[_number(values.get((i, n))) for i in items] for n in noises])
+    table = np.array([[values.get((i, n)) for i in items] for n in noises], dtype=float)  # None: nan
     ax.imshow(table, cmap="PRGn", vmin=-0.5, vmax=0.5, aspect="auto", origin="lower")
     for y, noise in enumerate(noises):
         for x, count in enumerate(items):
@@ -134,10 +119,6 @@ def _points(run: Found, key: str, evals: bool) -> Any:
 
 def _by_method(cells: Named) -> bool:
     return len({cell.method for _, cell in cells}) == len(cells) and {c.method for _, c in cells} <= set(MAIN)
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def _end(ax: Axes, drawn: bool) -> None:

@@ -1,78 +1,84 @@
-"""The questions of the results page, each with its plot and its table."""
+"""The questions of the results page, each with its plot and its table. docs/results.md answers them by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.axes import Axes
-
-from benchmarks.suite import answers, plots, tables
-from benchmarks.suite.answers import PAPER
+from benchmarks.figure import Draw, save
+from benchmarks.suite import plots, tables
 from benchmarks.suite.cells import Cell
-from benchmarks.suite.grid import FLIPS, MAP_ITEMS, MAP_NOISE, MORE_ITEMS, NORMS, SIZES, TAUS
-from benchmarks.suite.methods import LABELS, MAIN
+from benchmarks.suite.grid import FLIPS, MAP_ITEMS, MAP_NOISE, MORE_ITEMS, NORMS, RATES, SIZES, TAUS
+from benchmarks.suite.methods import LABELS, MAIN, METHODS
+from benchmarks.suite.plots import Named
 from benchmarks.suite.results import Results
 from benchmarks.suite.tasks import TASKS
+from dyme.report.figure import STYLE, WIDTH
 
-Named = list[tuple[str, Cell]]
-RULES = (
-    "The rules are those of docs/method.md with the defaults of docs/configuration.md, but for what "
-    "`benchmarks/suite/methods.py` sets: a threshold of 1.5 on rewards of 3 at most, a KL weight that rises to "
-    "0.04, modulation 0.2, a length reward of 0.5 in the last third. With gamma = 0 and verdicts of 0 or 1 `any "
-    "right` and the accuracy gate are DyME's rule. PCuRL and GRPO with KL memorize nothing, so they end as GRPO "
-    "does. CHORD's token weight p (1 - p) is next to nothing where p is: the answer flag, which the base never "
-    "writes, is hardly learned with it.\n"
-)
+MEMORIZE, VALIDATION = "share of groups that memorize", "validation accuracy"
+PAPER = ("dyme", "reward_threshold", "annealed", "buffered")
+"""The paper's order of switches: 64.9 > 64.0 > 59.6 > 52.4."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """`answer` is what the figures say, "" before they are there; `draw(path)` makes the plot, `table` the table."""
+    """name: of its plot, and of its table's place in docs/results.md. panels: of its plot. table: Markdown, "" where
+    there is only a plot. height: of the plot, in inches."""
 
     name: str
-    text: str
-    answer: str
-    draw: Callable[[Path], None]
-    table: str
+    panels: Sequence[Draw]
+    table: str = ""
+    height: float = 2.3
+
+    def draw(self, path: Path) -> None:
+        save(path, self.panels, (WIDTH, self.height), style={**STYLE, "savefig.dpi": 200})
 
 
 def questions(found: Results) -> list[Question]:
     """Of the grid's first task, where they are not about all of them."""
-    first = found.grid.tasks[0]
+    first, regime = found.grid.tasks[0], found.grid.regime
     base = tables.base_of(found, first)
-    trace = "low" if "low" in TASKS[first].traces else "own"
+    trace = _worst(first)
 
-    def dyme(**changes: object) -> Cell:
-        return Cell(first, "dyme", trace, 1, base.capacity, tuple(changes.items()))
+    def cell(method: str, **changes: object) -> Cell:
+        return Cell(first, method, trace, 1, base.capacity, tuple(changes.items()))
 
-    plain = dyme()
-    size, rate = found.grid.regime.group, found.grid.regime.lr
-    by_task: dict[str, Named] = {
-        task: [
-            (LABELS[m], Cell(task, m, "low" if "low" in TASKS[task].traces else "own", 1, base.capacity)) for m in MAIN
-        ]
-        for task in found.grid.tasks
+    def cells(task: str, methods: Sequence[str], traces: Sequence[str]) -> Named:
+        return [(f"{LABELS[m]}, {t}", Cell(task, m, t, 1, base.capacity)) for t in traces for m in methods]
+
+    def bars(named: Named, title: str, level: Cell | None = base) -> Draw:
+        return lambda ax: plots.bars(ax, found, named, title, level)
+
+    def curves(named: Named, key: str, title: str, evals: bool = False) -> Draw:
+        return lambda ax: plots.curves(ax, found, named, key, title, evals)
+
+    def table(named: Named, heads: Sequence[str] = tables.VARIANT, first: str = "") -> str:
+        return tables.cells_table(found, named, heads, first)
+
+    plain, at = cell("dyme"), f"{first}, {trace} traces"
+    thinking = [m for m in MAIN if m != "grpo"]
+    by_task = {
+        task: [(LABELS[m], Cell(task, m, _worst(task), 1, base.capacity)) for m in MAIN] for task in found.grid.tasks
     }
-    norms: Named = [("group (default)", plain), *((_norm(name), dyme(norm=name)) for name in NORMS)]
-    sizes: Named = [(f"K = {k}", plain if k == size else dyme(K=k)) for k in sorted({*SIZES, size})]
-    taus: Named = [("tau = 0", plain), *((f"tau = {tau:g}", dyme(tau=tau)) for tau in TAUS)]
-    qualities: Named = [
-        (t, Cell(first, "dyme", t, 1, base.capacity)) for t in tables.TRACES if t in TASKS[first].traces
+    norms: Named = [
+        ("group (default)", plain),
+        *((f"{n} (published code)" if n == "row" else n, cell("dyme", norm=n)) for n in NORMS),
     ]
+    sizes: Named = [
+        (f"K = {k}", plain if k == regime.group else cell("dyme", K=k)) for k in sorted({*SIZES, regime.group})
+    ]
+    taus: Named = [("tau = 0", plain), *((f"tau = {tau:g}", cell("dyme", tau=tau)) for tau in TAUS)]
+    qualities: Named = [(t, Cell(first, "dyme", t, 1, base.capacity)) for t in _traces(first)]
     noisy: Named = [
-        (
-            f"{LABELS[m]}, {flips:.0%}",
-            plain.of(m) if not flips else Cell(first, m, trace, 1, base.capacity, (("flips", flips),)),
-        )
+        (f"{LABELS[m]}, {flips:.0%}", cell(m, flips=flips) if flips else cell(m))
         for m in ("grpo", "dyme")
         for flips in (0.0, *FLIPS)
     ]
     rates: Named = [
-        (f"{LABELS[m]}, {lr:g}", plain.of(m) if lr == rate else Cell(first, m, trace, 1, base.capacity, (("lr", lr),)))
+        (f"{LABELS[m]}, {lr:g}", cell(m) if lr == regime.lr else cell(m, lr=lr))
         for m in MAIN
-        for lr in sorted({rate, *_rates(found)})
+        for lr in sorted({regime.lr, *RATES})
     ]
     unchecked: Named = [
         (f"{task}, {words}", Cell(task, "dyme", "medium", 1, base.capacity, changes))
@@ -80,146 +86,64 @@ def questions(found: Results) -> list[Question]:
         for words, changes in (("weight 1", ()), ("weight 0", (("thinking", 0.0),)))
         if "medium" in TASKS[task].traces
     ]
-    polished = dyme(refiner="rules")
     refined: Named = [
-        (f"{LABELS[m]}, {words}", cell.of(m))
-        for m in ("sft", "two_stage", "dyme")
-        for words, cell in (("as they are", plain), ("refined", polished))
+        (f"{LABELS[m]}, {words}", made)
+        for m in thinking
+        for words, made in (("as they are", cell(m)), ("refined", cell(m, refiner="rules")))
     ]
-    switches: Named = [(LABELS[m], Cell(first, m, "medium", 1, base.capacity)) for m in _methods(found, first)]
+    switches, methods = (
+        [(LABELS[m], Cell(first, m, "medium", 1, base.capacity)) for m in names]
+        for names in (_methods(found, first), METHODS)
+    )
+    capacities = _capacities(found, first)
     border = [
         Cell(first, "dyme", trace, 1, capacity, (("items", items), ("noise", noise)))
-        for capacity in _capacities(found, first)
+        for capacity in capacities
         for items in MAP_ITEMS
         for noise in MAP_NOISE
     ]
-    ends: dict[str, Named] = {
-        task: [
-            (f"{LABELS[m]}, {t}", Cell(task, m, t, 1, base.capacity))
-            for t in tables.TRACES
-            if t in TASKS[task].traces
-            for m in MAIN
-            if m != "grpo"
-        ]
-        for task in found.grid.tasks
-    }
+    ends = {task: cells(task, thinking, _traces(task)) for task in found.grid.tasks}
     return [
         Question(
+            "main", [bars(cells(t, MAIN, _traces(t)), t, tables.base_of(found, t)) for t in found.grid.tasks], "", 3.2
+        ),
+        Question(
             "collapse",
-            "Does GRPO collapse where DyME does not?",
-            answers.collapse(found, by_task),
-            _row([_curves(found, cells, "all_wrong", f"{t}: groups all wrong") for t, cells in by_task.items()]),
-            "".join(f"{t}, {trace} traces\n\n{tables.behaviour_table(found, c)}\n" for t, c in by_task.items()),
+            [curves(named, "all_wrong", f"{t}: groups all wrong") for t, named in by_task.items()],
+            "".join(f"{t}, {trace} traces\n\n{table(c, tables.BEHAVIOUR)}\n" for t, c in by_task.items()),
         ),
         Question(
             "copying",
-            "Does SFT copy pseudo traces, and does exploration undo it?",
-            answers.copying(found, qualities),
-            _row([_qualities(found, first, base, what) for what in ("accuracy", "faithful", "pseudo")]),
-            tables.behaviour_table(found, [(f"{LABELS[m]}, {t}", c.of(m)) for t, c in qualities for m in MAIN]),
+            [_qualities(found, first, base, what) for what in ("accuracy", "faithful", "pseudo")],
+            table(cells(first, MAIN, _traces(first)), tables.BEHAVIOUR),
         ),
         Question(
             "outcomes",
-            "Are wrong answers wrong readings or wrong steps?",
-            answers.outcomes(found, ends),
-            _row([_stacks(found, named, task) for task, named in ends.items()]),
-            "".join(f"{task}\n\n{tables.outcomes_table(found, named)}\n" for task, named in ends.items()),
+            [_stacks(found, named, task) for task, named in ends.items()],
+            "".join(f"{task}\n\n{table(named, ('seeds', 'test', *tables.OUTCOMES))}\n" for task, named in ends.items()),
         ),
-        Question(
-            "two_stage",
-            "Where does SFT then GRPO end?",
-            answers.two_stage(found, by_task),
-            _row([_curves(found, c, "accuracy", f"{t}: validation accuracy", True) for t, c in by_task.items()]),
-            "",
-        ),
-        Question(
-            "switches",
-            "Binary switch against threshold, annealing, buffer and the others: does the paper's order hold?",
-            answers.switches(found, switches),
-            _row([lambda ax: plots.bars(ax, found, switches, f"{first}, medium traces", base)], 4.2),
-            f"{tables.methods_table(found, first)}\n{RULES}",
-        ),
+        Question("two_stage", [curves(c, "accuracy", f"{t}: {VALIDATION}", True) for t, c in by_task.items()]),
+        Question("switches", [bars(switches, f"{first}, medium traces")], table(methods, tables.METHOD, "method"), 4.2),
         Question(
             "normalization",
-            "What does the 1/K weight of the published code (`row`) cost against `component` and `group`?",
-            answers.variants(found, norms),
-            _row(
-                [
-                    lambda ax: plots.bars(ax, found, norms, f"{first}, {trace} traces", base),
-                    _curves(found, norms, "memorize", "share of groups that memorize"),
-                    _curves(found, norms, "accuracy", "validation accuracy", True),
-                ]
-            ),
-            tables.variants_table(found, norms),
+            [bars(norms, at), curves(norms, "memorize", MEMORIZE), curves(norms, "accuracy", VALIDATION, True)],
+            table(norms),
         ),
         Question(
             "modes",
-            "How do K, tau and the quality of traces move the mode share?",
-            answers.shares(found, K=sizes, tau=taus, traces=qualities),
-            _row(
-                [
-                    _curves(found, named, "memorize", f"memorize share by {what}")
-                    for what, named in (("K", sizes), ("tau", taus), ("traces", qualities))
-                ]
-            ),
-            tables.variants_table(found, [*sizes, *taus, *qualities]),
+            [
+                curves(named, "memorize", f"memorize share by {what}")
+                for what, named in (("K", sizes), ("tau", taus), ("traces", qualities))
+            ],
+            table([*sizes, *taus, *qualities]),
         ),
-        Question(
-            "noise",
-            "What happens when verdicts are noisy?",
-            answers.variants(found, noisy),
-            _row([_noise(found, noisy), _curves(found, noisy, "memorize", "share of groups that memorize")]),
-            tables.variants_table(found, noisy),
-        ),
+        Question("noise", [_noise(found, noisy), curves(noisy, "memorize", MEMORIZE)], table(noisy)),
         *[_records(found, task) for task in found.grid.tasks if _has_more_records(found, task)],
-        Question(
-            "refiner",
-            f"What does the refiner add? Rules rewrite the reference traces from the facts; {first}, {trace} traces",
-            _all(
-                answers.variants(found, refined),
-                answers.beside(found, [("traces as they are", plain), ("refined traces", polished)]),
-            ),
-            _row([lambda ax: plots.bars(ax, found, refined, f"{first}, {trace} traces", base)]),
-            tables.variants_table(found, refined),
-        ),
-        Question(
-            "thinking",
-            "What is the thinking reward worth?",
-            _all(answers.variants(found, unchecked), answers.readings(found, unchecked)),
-            _row([lambda ax: plots.bars(ax, found, unchecked, "medium traces")]),
-            tables.variants_table(found, unchecked),
-        ),
-        Question(
-            "map",
-            "Where is the border between SFT and DyME? Records, noise of traces and capacity at equal steps",
-            answers.border(found, border),
-            _row([_heat(found, border, capacity) for capacity in _capacities(found, first)]),
-            tables.map_table(found, border),
-        ),
-        Question(
-            "rates",
-            "The learning rate, swept equally for the main methods at one seed",
-            answers.rates(found, rates),
-            _row([lambda ax: plots.bars(ax, found, rates, f"{first}, {trace} traces", base)], 3.4),
-            tables.variants_table(found, rates),
-        ),
+        Question("refiner", [bars(refined, at)], table(refined)),
+        Question("thinking", [bars(unchecked, "medium traces", None)], table(unchecked)),
+        Question("map", [_heat(found, border, each) for each in capacities], tables.map_table(found, border)),
+        Question("rates", [bars(rates, at)], table(rates), 3.4),
     ]
-
-
-def draw_main(found: Results, path: Path) -> None:
-    """The main methods on all qualities of traces, a panel for each task."""
-
-    def panel(task: str) -> Draw:
-        base = tables.base_of(found, task)
-        named = [
-            (f"{LABELS[m]}, {trace}", Cell(task, m, trace, 1, base.capacity))
-            for trace in tables.TRACES
-            if trace in TASKS[task].traces
-            for m in MAIN
-        ]
-        return lambda ax: plots.bars(ax, found, named, task, base)
-
-    _row([panel(task) for task in found.grid.tasks], 3.2)(path)
 
 
 def _records(found: Results, task: str) -> Question:
@@ -228,68 +152,37 @@ def _records(found: Results, task: str) -> Question:
         items: Cell(task, "dyme", "medium", 1, capacity, () if items == own else (("items", items),))
         for items in sorted({own, *MORE_ITEMS})
     }
-    groups: dict[str, list[tuple[str, float | None]]] = {}
-    for method in ("sft", "two_stage", "dyme"):
-        for items, cell in cells.items():
-            value = found.accuracy(cell.of(method))
-            groups.setdefault(method, []).append((str(items), value.value if value else None))
-    level = found.accuracy(tables.base_of(found, task))
+    groups = {
+        method: [(str(items), _value(found, cell.of(method))) for items, cell in cells.items()]
+        for method in ("sft", "two_stage", "dyme")
+    }
+    level = _value(found, tables.base_of(found, task))
     return Question(
         "records",
-        f"Do more records help? {task}, medium traces, equal steps",
-        answers.beside(found, [(f"{items} records", cell) for items, cell in cells.items()]),
-        _row([lambda ax: plots.lines(ax, groups, f"{task}: test accuracy by records", level.value if level else None)]),
+        [lambda ax: plots.lines(ax, groups, f"{task}: test accuracy by records", level)],
         tables.records_table(found, cells),
     )
 
 
-Draw = Callable[[Axes], None]
-
-
-def _row(panels: Sequence[Draw], height: float = 2.3) -> Callable[[Path], None]:
-    def all_of(axes: Sequence[Axes]) -> None:
-        for ax, draw in zip(axes, panels):
-            draw(ax)
-
-    return lambda path: plots.save(path, len(panels), all_of, height)
-
-
-def _curves(found: Results, cells: Named, key: str, title: str, evals: bool = False) -> Draw:
-    return lambda ax: plots.curves(ax, found, cells, key, title, evals)
-
-
 def _qualities(found: Results, task: str, base: Cell, what: str) -> Draw:
-    titles = {
-        "accuracy": "test accuracy",
-        "faithful": "readings that are right",
-        "pseudo": "right answers, wrong reading",
-    }
-
-    def value(cell: Cell) -> float | None:
-        if what == "accuracy":
-            found_ = found.accuracy(cell)
-            return found_.value if found_ else None
-        return found.faithful(cell) if what == "faithful" else found.pseudo(cell)
-
-    groups = {
-        m: [(t, value(Cell(task, m, t, 1, base.capacity))) for t in tables.TRACES if t in TASKS[task].traces]
-        for m in MAIN
-    }
+    title, value = {
+        "accuracy": ("test accuracy", lambda cell: _value(found, cell)),
+        "faithful": ("readings that are right", found.faithful),
+        "pseudo": ("right answers, wrong reading", found.pseudo),
+    }[what]
+    groups = {m: [(t, value(Cell(task, m, t, 1, base.capacity))) for t in _traces(task)] for m in MAIN}
     level = value(base) if what == "accuracy" else None
-    return lambda ax: plots.lines(ax, groups, f"{task}: {titles[what]}", level)
+    return lambda ax: plots.lines(ax, groups, f"{task}: {title}", level)
 
 
 def _stacks(found: Results, named: Named, task: str) -> Draw:
-    names = ("right, a wrong reading", "wrong, a wrong reading", "wrong, no wrong reading")
-    return lambda ax: plots.stacks(ax, {words: found.outcomes(cell) for words, cell in named}, names, task)
+    return lambda ax: plots.stacks(ax, {words: found.outcomes(cell) for words, cell in named}, tables.OUTCOMES, task)
 
 
 def _noise(found: Results, noisy: Named) -> Draw:
     groups: dict[str, list[tuple[str, float | None]]] = {}
     for _, cell in noisy:
-        value = found.accuracy(cell)
-        place = f"{cell.change('flips', 0.0):.0%}"
-        groups.setdefault(cell.method, []).append((place, value.value if value else None))
+        groups.setdefault(cell.method, []).append((f"{cell.change('flips', 0.0):.0%}", _value(found, cell)))
     return lambda ax: plots.lines(ax, groups, "test accuracy by share of wrong verdicts")
 
 
@@ -300,6 +193,20 @@ def _heat(found: Results, border: Sequence[Cell], capacity: str) -> Draw:
             value = found.versus(cell, cell.of("sft"))
             values[cell.change("items", 0), cell.change("noise", 0.0)] = value.value if value else None
     return lambda ax: plots.heat(ax, values, f"DyME minus SFT, model {capacity}")
+
+
+def _value(found: Results, cell: Cell) -> float | None:
+    """Test accuracy."""
+    estimate = found.accuracy(cell)
+    return estimate.value if estimate else None
+
+
+def _traces(task: str) -> list[str]:
+    return [trace for trace in tables.TRACES if trace in TASKS[task].traces]
+
+
+def _worst(task: str) -> str:
+    return "low" if "low" in TASKS[task].traces else "own"
 
 
 def _capacities(found: Results, task: str) -> list[str]:
@@ -319,17 +226,4 @@ def _methods(found: Results, task: str) -> list[str]:
         for c in found.grid.cells
         if (c.task, c.trace, c.changes) == (task, "medium", ()) and c.method in LABELS
     ]
-    there = [method for method in dict.fromkeys(there) if method != "base"]
-    return [*PAPER, *(method for method in there if method not in PAPER)]
-
-
-def _rates(found: Results) -> set[float]:
-    return {cell.change("lr", found.grid.regime.lr) for cell in found.grid.cells}
-
-
-def _all(*sentences: str) -> str:
-    return " ".join(filter(None, sentences))
-
-
-def _norm(name: str) -> str:
-    return f"{name} (published code)" if name == "row" else name
+    return list(dict.fromkeys([*PAPER, *(method for method in there if method != "base")]))

@@ -1,72 +1,71 @@
-"""Render: results.md, results.json and the plots of what is done, and docs/results.md with its plots."""
+"""Render: results.md, results.json and the plots of what is done, and the tables and plots of docs/results.md."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite import answers, tables
+from benchmarks.suite import tables
 from benchmarks.suite.cells import Cell
 from benchmarks.suite.grid import Grid
 from benchmarks.suite.methods import BASE, LABELS, MAIN
-from benchmarks.suite.questions import Question, draw_main, questions
+from benchmarks.suite.questions import Question, questions
 from benchmarks.suite.results import Found, Results, load
 from benchmarks.suite.tasks import TASKS
 
-ROOT = Path(__file__).resolve().parents[2]
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEAVY = ("score", "agreed", "read", "samples")  # item by item; they stay in the cells
+PLACE = re.compile(r"(<!-- table: ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def render(grid: Grid, preset: str, out: Path, *, docs: bool) -> None:
-    """Works on a part of the grid too, and says what is missing. `docs`: writes docs/results.md and its plots."""
+    """Works on a part of the grid too, and says what is missing. `docs`: fills docs/results.md and its plots."""
     found = load(grid, out)
     asked = questions(found)
-    draw_main(found, out / "main.png")
     for question in asked:
         question.draw(out / f"{question.name}.png")
     (out / "results.json").write_text(json.dumps(summary(found, preset), indent=1) + "\n", encoding="utf-8")
-    (out / "results.md").write_text(page(found, preset, asked, ""), encoding="utf-8")
+    (out / "results.md").write_text(page(found, asked), encoding="utf-8")
     if docs:
-        text = page(found, preset, asked, "images/results-")
-        (ROOT / "docs" / "results.md").write_text(text, encoding="utf-8")
-        for name in ("main", *(question.name for question in asked if answered(question))):
-            shutil.copy(out / f"{name}.png", ROOT / "docs" / "images" / f"results-{name}.png")
+        path = DOCS / "results.md"
+        path.write_text(fill(path.read_text(encoding="utf-8"), texts(found, asked)), encoding="utf-8")
+        for question in asked:
+            shutil.copy(out / f"{question.name}.png", DOCS / "images" / f"results-{question.name}.png")
 
 
-def page(found: Results, preset: str, asked: Sequence[Question], images: str) -> str:
-    """The results page; plots lie at `images` + name."""
-    regime, parts = found.grid.regime, ["# Results\n"]
-    records = ", ".join(f"{regime.items_of(task)} ({task})" for task in found.grid.tasks)
-    parts.append(
-        f"Made by `python -m benchmarks.suite --preset {preset} --out DIR`; do not edit. {_state(found)}\n\n"
-        f"Every run of stage 2 starts from one base, which answers directly, and takes {regime.steps} steps of "
-        f"{regime.prompts} prompts on {records} records, K = {regime.group}, lr {regime.lr:g}, unless the table "
-        "says otherwise. Seeds change the records of stage 2, their order and the sampling; the base is the same. "
-        "Accuracy counts a right answer in a valid format, greedy. Brackets are 95 % bootstrap intervals over "
-        "seeds and items (over items alone with one seed); differences are over the same seeds and items, **bold** "
-        "where the interval excludes zero. *best checkpoint* is the one that was best on validation records, which are "
-        f"drawn like those of training; it is one of about {regime.evals}. A low trace holds a wrong reading with "
-        f"probability {regime.noise:g}.\n"
-    )
-    parts += filter(None, [f"![main]({images}main.png)\n", answers.headline(found)])
+def texts(found: Results, asked: Sequence[Question]) -> dict[str, str]:
+    """What is generated for a page, by name: the state of the grid, tables ("" where there is a plot alone), missing
+    cells."""
+    out = {"state": _state(found)}
     for task in found.grid.tasks:
-        parts.append(f"## {task}\n\n{tables.main_table(found, task)}")
-        parts.append(f"### What DyME adds on {task}\n\n{tables.difference_table(found, task)}")
-    for task in [name for name in TASKS if name not in found.grid.tasks and _has(found, name)]:
-        parts.append(f"## {task}\n\n{tables.main_table(found, task)}")
-    for question in asked:
-        image = f"![{question.name}]({images}{question.name}.png)\n"
-        shown = (_lines(question.answer), image, question.table) if answered(question) else ("Not run yet.\n",)
-        parts.append(f"## {question.text}\n\n" + "\n".join(filter(None, shown)))
-    parts.append(_what_lacks(found))
+        out[task] = tables.main_table(found, task)
+        out[f"{task} differences"] = tables.difference_table(found, task)
+    done = {run["task"] for run in found.cells.values()}
+    out |= {task: tables.main_table(found, task) for task in TASKS if task in done.difference(found.grid.tasks)}
+    return out | {question.name: question.table for question in asked} | {"Not run": _what_lacks(found)}
+
+
+def page(found: Results, asked: Sequence[Question]) -> str:
+    """results.md of the folder: every text under its name, with its plot."""
+    parts = ["# Results\n"]
+    drawn = {question.name: question for question in asked}
+    for name, text in texts(found, asked).items():
+        image = f"![{name}]({name}.png)\n" if name in drawn else ""
+        shown = (image, text) if name not in drawn or answered(drawn[name]) else ("Not run yet.\n",)
+        parts.append(f"## {name}\n\n" + "\n".join(filter(None, shown)))
     return "\n".join(parts).rstrip() + "\n"
+
+
+def fill(page: str, made: Mapping[str, str]) -> str:
+    """The page with each `<!-- table: NAME -->` ... `<!-- end -->` filled anew; all else is written by hand. Raises
+    KeyError for a name that is not made."""
+    return PLACE.sub(lambda place: f"{place[1]}\n{made[place[2]].rstrip()}\n\n{place[3]}", page)
 
 
 def answered(question: Question) -> bool:
@@ -95,14 +94,10 @@ def summary(found: Results, preset: str) -> dict[str, Any]:
     }
 
 
-def _lines(text: str) -> str:
-    return f"{textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)}\n" if text else ""
-
-
 def _state(found: Results) -> str:
     cells = len(found.grid.cells)
     if not found.cells:
-        return f"0 of {cells} cells are done."
+        return f"0 of {cells} cells are done.\n"
     devices = Counter(run["versions"]["device"] for run in found.cells.values())
     commits = sorted({run["commit"] for run in found.cells.values()})
     first = next(iter(found.cells.values()))["versions"]
@@ -110,30 +105,26 @@ def _state(found: Results) -> str:
     return (
         f"{len(found.cells)} of {cells} cells are done, {minutes:.0f} CPU minutes on {', '.join(devices)} (one process "
         f"a cell), torch {first['torch']}, deepspeed {first['deepspeed']}, transformers {first['transformers']}, "
-        f"commit {', '.join(commits)}."
+        f"commit {', '.join(commits)}.\n"
     )
 
 
 def _what_lacks(found: Results) -> str:
     """Missing cells by method and task."""
     if not found.missing:
-        return "## Not run\n\nNothing: the grid is whole.\n"
+        return "Nothing: the grid is whole.\n"
     counts = Counter((cell.task, LABELS[cell.method], _words(cell)) for cell in found.missing)
     rows = [[task, method, words, str(count)] for (task, method, words), count in counts.items()]
     failed = "".join(
         f"- {name}: {entry['tail'][-1] if entry['tail'] else ''}\n" for name, entry in found.failed.items()
     )
     told = f"\nFailed:\n\n{failed}" if failed else ""
-    return f"## Not run\n\n{tables.table(['task', 'method', 'what', 'cells'], rows)}{told}"
+    return f"{tables.table(['task', 'method', 'what', 'cells'], rows)}{told}"
 
 
 def _words(cell: Cell) -> str:
     changes = ", ".join(name for name, _ in cell.changes)
     return changes or ("main table" if cell.method in MAIN else "base" if cell.method == BASE else "other methods")
-
-
-def _has(found: Results, task: str) -> bool:
-    return any(run["task"] == task for run in found.cells.values())
 
 
 def _plain(value: Any) -> dict[str, Any] | None:

@@ -24,21 +24,19 @@ class Results:
     cells: dict[str, Found]
     failed: dict[str, Found]
 
-    def runs(self, cell: Cell, seeds: Sequence[int] = SEEDS) -> list[Found]:
+    def runs(self, cell: Cell) -> list[Found]:
         """The cell at every seed that is done; a base has one for all seeds."""
-        ids = dict.fromkeys(replace(cell, seed=seed).id for seed in seeds)
+        ids = dict.fromkeys(replace(cell, seed=seed).id for seed in SEEDS)
         return [self.cells[id_] for id_ in ids if id_ in self.cells]
 
-    def accuracy(
-        self, cell: Cell, split: str = "test", best: bool = False, seeds: Sequence[int] = SEEDS
-    ) -> Estimate | None:
-        scores = [got for run in self.runs(cell, seeds) if (got := scores_of(run, split, best)) is not None]
+    def accuracy(self, cell: Cell, split: str = "test", best: bool = False) -> Estimate | None:
+        scores = [got for run in self.runs(cell) if (got := scores_of(run, split, best)) is not None]
         return estimate(scores) if scores else None
 
-    def versus(self, ours: Cell, theirs: Cell, split: str = "test", seeds: Sequence[int] = SEEDS) -> Estimate | None:
+    def versus(self, ours: Cell, theirs: Cell, split: str = "test") -> Estimate | None:
         """ours - theirs over seeds that both have; a base is the same for all seeds."""
         pairs = []
-        for seed in seeds:
+        for seed in SEEDS:
             found = [self.cells.get(replace(cell, seed=seed).id) for cell in (ours, theirs)]
             held = [run["splits"][split] for run in found if run and split in run["splits"]]
             if len(held) == 2:

@@ -177,7 +177,7 @@ def run_grid(grid: Grid, preset: str, out: Path, *, jobs: int, minutes: float | 
 def command(cell: Cell, preset: str, out: Path, slot: int) -> list[str]:
     where = f"--include=localhost:{slot % torch.cuda.device_count()}" if torch.cuda.is_available() else "--num_gpus=1"
     launcher = str(Path(sys.executable).parent / "deepspeed")
-    words = [launcher, where, f"--master_port={_port()}", "benchmarks/suite/cell.py"]
+    words = [launcher, where, f"--master_port={_port()}", "--module", "benchmarks.suite.cell"]
     return [*words, "--preset", preset, "--id", cell.id, "--out", str(out)]
 
 

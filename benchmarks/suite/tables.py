@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.suite.analysis import Estimate
 from benchmarks.suite.cells import Cell
-from benchmarks.suite.methods import BASE, LABELS, MAIN, METHODS
+from benchmarks.suite.methods import BASE, LABELS, MAIN
 from benchmarks.suite.results import Results, mean
 from benchmarks.suite.tasks import TASKS
 
@@ -37,21 +37,54 @@ def main_table(found: Results, task: str) -> str:
     return table(head, rows)
 
 
-def behaviour_table(found: Results, cells: Sequence[tuple[str, Cell]]) -> str:
-    """What the runs did: modes, thinking, tokens, time. `cells` with the words of their first column."""
-    head = ["", "asked directly", "format", "collapse", "memorize", "readings right", "readings", "thinking tokens"]
-    head += ["tokens sampled", "tokens trained", "training s"]
-    rows = []
-    for words, cell in cells:
-        runs = found.runs(cell)
-        read = mean([sum(t["read"]) / len(t["read"]) for run in runs if (t := run["splits"]["test"].get("think"))])
-        figures = [found.direct(cell), found.of_thinking(cell, "format"), found.mean(cell, "collapse")]
-        figures += [found.mean(cell, "memorize"), found.faithful(cell)]
-        shares = [share(value) for value in figures]
-        sizes = [number(read, 1), number(found.of_thinking(cell, "thinking_tokens"), 1)]
-        cost = [thousands(found.mean(cell, key)) for key in ("rollout_tokens", "trained_tokens")]
-        rows.append([words, *shares, *sizes, *cost, number(found.mean(cell, "train_s"), 0)])
-    return table(head, rows)
+def columns(found: Results) -> dict[str, Callable[[Cell], str]]:
+    """What a table may say of a cell, the mean over its seeds; by the head of the column."""
+
+    def readings(cell: Cell) -> float | None:
+        read = [t["read"] for run in found.runs(cell) if (t := run["splits"]["test"].get("think"))]
+        return mean([sum(items) / len(items) for items in read])
+
+    def outcome(cell: Cell, part: int) -> str:
+        return share((found.outcomes(cell) or (None, None, None))[part])
+
+    def over(cell: Cell) -> str:
+        return NOTHING if cell.method == "dyme" else say(found.versus(cell.of("dyme"), cell), True)
+
+    return {
+        "seeds": lambda cell: str(len(found.runs(cell))),
+        "test": lambda cell: say(found.accuracy(cell)),
+        "best checkpoint": lambda cell: say(found.accuracy(cell, best=True)),
+        "DyME minus it": over,
+        "asked directly": lambda cell: share(found.direct(cell)),
+        "format": lambda cell: share(found.of_thinking(cell, "format")),
+        "collapse": lambda cell: share(found.mean(cell, "collapse")),
+        "memorize": lambda cell: share(found.mean(cell, "memorize")),
+        "readings right": lambda cell: share(found.faithful(cell)),
+        "readings": lambda cell: number(readings(cell), 1),
+        "thinking tokens": lambda cell: number(found.of_thinking(cell, "thinking_tokens"), 1),
+        "tokens sampled": lambda cell: thousands(found.mean(cell, "rollout_tokens")),
+        "tokens trained": lambda cell: thousands(found.mean(cell, "trained_tokens")),
+        "training s": lambda cell: number(found.mean(cell, "train_s"), 0),
+        "right, a wrong reading": lambda cell: outcome(cell, 0),
+        "wrong, a wrong reading": lambda cell: outcome(cell, 1),
+        "wrong, no wrong reading": lambda cell: outcome(cell, 2),
+    }
+
+
+ACCURACY = ("seeds", "test", "best checkpoint")
+METHOD = (*ACCURACY, "DyME minus it", "memorize")
+VARIANT = (*ACCURACY, "collapse", "memorize", "readings right")
+BEHAVIOUR = (
+    *("asked directly", "format", "collapse", "memorize", "readings right", "readings", "thinking tokens"),
+    *("tokens sampled", "tokens trained", "training s"),
+)
+OUTCOMES = ("right, a wrong reading", "wrong, a wrong reading", "wrong, no wrong reading")
+
+
+def cells_table(found: Results, cells: Sequence[tuple[str, Cell]], heads: Sequence[str], first: str = "") -> str:
+    """A row for each cell, with its words, and a column for each head of `columns`."""
+    known = columns(found)
+    return table([first, *heads], [[words, *(known[head](cell) for head in heads)] for words, cell in cells])
 
 
 def difference_table(found: Results, task: str) -> str:
@@ -65,37 +98,6 @@ def difference_table(found: Results, task: str) -> str:
             if method != "dyme":
                 rows.append([trace, LABELS[method], *(say(found.versus(ours, theirs, s), True) for s in splits)])
     return table(["traces", "DyME minus", *splits], rows)
-
-
-def methods_table(found: Results, task: str) -> str:
-    """All methods on medium traces, and what DyME has over them."""
-    base = base_of(found, task)
-    ours = Cell(task, "dyme", "medium", 1, base.capacity)
-    rows = []
-    for method in METHODS:
-        cell = ours.of(method)
-        against = NOTHING if method == "dyme" else say(found.versus(ours, cell), True)
-        row = [LABELS[method], str(len(found.runs(cell))), say(found.accuracy(cell))]
-        row += [say(found.accuracy(cell, best=True)), against, share(found.mean(cell, "memorize"))]
-        rows.append(row)
-    return table(["method", "seeds", "test", "best checkpoint", "DyME minus it", "memorize"], rows)
-
-
-def variants_table(found: Results, cells: Sequence[tuple[str, Cell]]) -> str:
-    """Test accuracy, collapse and mode share of single cells over their seeds."""
-    rows = [
-        [
-            words,
-            str(len(found.runs(cell))),
-            say(found.accuracy(cell)),
-            say(found.accuracy(cell, best=True)),
-            share(found.mean(cell, "collapse")),
-            share(found.mean(cell, "memorize")),
-            share(found.faithful(cell)),
-        ]
-        for words, cell in cells
-    ]
-    return table(["", "seeds", "test", "best checkpoint", "collapse", "memorize", "readings right"], rows)
 
 
 def records_table(found: Results, by_items: Mapping[int, Cell]) -> str:
@@ -118,17 +120,6 @@ def map_table(found: Results, cells: Sequence[Cell]) -> str:
         row = [cell.capacity, str(items), f"{noise:g}", say(found.accuracy(cell.needs[0])), say(found.accuracy(sft))]
         rows.append([*row, say(found.accuracy(cell)), say(found.versus(cell, sft), True)])
     return table(["model", "records", "noise", "base, directly", "SFT", "DyME", "DyME minus SFT"], rows)
-
-
-def outcomes_table(found: Results, cells: Sequence[tuple[str, Cell]]) -> str:
-    """Right and wrong answers by whether their traces hold a wrong reading, as shares of all replies."""
-    rows = []
-    for words, cell in cells:
-        got = found.outcomes(cell)
-        row = [words, str(len(found.runs(cell))), say(found.accuracy(cell))]
-        rows.append([*row, *(share(value) for value in (got or (None, None, None)))])
-    head = ["", "seeds", "test", "right, a wrong reading", "wrong, a wrong reading", "wrong, no wrong reading"]
-    return table(head, rows)
 
 
 def base_of(found: Results, task: str) -> Cell:

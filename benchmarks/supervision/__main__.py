@@ -17,17 +17,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
-from benchmarks.supervision.picture import save
+from benchmarks.kernels.results import command, load
+from benchmarks.supervision import picture
 from dyme.checkpoint.store import versions
 from dyme.config import load_config
 from dyme.data import load_records
 from dyme.supervision.readings import contradicted_share
 from dyme.text.json_lines import read_jsonl
-from tests.helpers.judge_server import Call, JudgeServer
+from fixtures.judge_server import Call, JudgeServer
 
 PARTS = ("calls", "latency", "quality")
 CONFIG = "configs/quickstart.yaml"
@@ -55,8 +57,8 @@ def answer(call: Call) -> dict[str, Any]:
 def train(run: Path, *overrides: object, ranks: int) -> list[dict[str, Any]]:
     """The steps of a run in folder `run`, which is made unless it is there."""
     if not (run / "DONE").exists():
-        command = [*_deepspeed(ranks), "launchers/train.py", "--config", CONFIG, f"run.dir={run}"]
-        subprocess.run([*command, *map(str, overrides)], check=True)
+        words = [*_deepspeed(ranks), "launchers/train.py", "--config", CONFIG, f"run.dir={run}"]
+        subprocess.run([*words, *map(str, overrides)], check=True)
     return [line for line in read_jsonl(run / "metrics.jsonl") if not line.get("eval")]
 
 
@@ -98,9 +100,9 @@ def latency(options: argparse.Namespace) -> dict[str, Any]:
         found[name] = {
             "questions_a_step": sum(line["supervision/judge/asked"] for line in steps) / len(steps),
             "sent_a_step": sum(line["supervision/judge/sent"] for line in steps) / len(steps),
-            "wait_median_s": waits[len(waits) // 2],
+            "wait_median_s": median_high(waits),
             "wait_most_s": waits[-1],
-            "score_and_refine_median_s": _median([line["time/score"] + line["time/refine"] for line in steps[1:]]),
+            "score_and_refine_median_s": median_high([line["time/score"] + line["time/refine"] for line in steps[1:]]),
         }
     return found
 
@@ -168,14 +170,9 @@ def _base(options: argparse.Namespace) -> tuple[str, ...]:
     return (f"model.path={options.base}", *([f"train.max_steps={options.steps}"] if options.steps else []))
 
 
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
 def _write(out: Path, found: dict[str, Any]) -> dict[str, Any]:
     path = out / "supervision.json"
-    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    held |= {"versions": versions(), "command": "python -m benchmarks.supervision " + " ".join(sys.argv[1:]), **found}
+    held = load(path) | {"versions": versions(), "command": command(), **found}
     path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
     return held
 
@@ -197,16 +194,13 @@ def main(arguments: list[str]) -> int:
             print(f"error: {folder} does not exist: run make quickstart, or name a checkpoint", file=sys.stderr)
             return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    functions: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-        "calls": calls,
-        "latency": latency,
-        "quality": quality,
-    }
+    functions: dict[str, Callable[[argparse.Namespace], dict[str, Any]]]
+    functions = {"calls": calls, "latency": latency, "quality": quality}
     held: dict[str, Any] = {}
     for part in options.parts:
         held = _write(options.out, {part: functions[part](options)})
     if "quality" in held:
-        save(held["quality"], options.out / "supervision.png")
+        picture.save(held["quality"], options.out / "supervision.png")
     print(json.dumps({part: held[part] for part in PARTS if part in held}, indent=1))
     return 0
 

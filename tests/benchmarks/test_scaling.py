@@ -10,7 +10,7 @@ import pytest
 from benchmarks.scaling.__main__ import main
 from benchmarks.scaling.inputs import ASSUMED, lognormal, with_phases
 from benchmarks.scaling.model import Network, Workload, expected_longest, predict, ring, two_levels
-from benchmarks.scaling.validation import compare, trips
+from benchmarks.scaling.validation import compare, one_way_trips, trips
 
 NETWORK = Network("by hand", 2, 1.0, 10.0, 3.0, 5.0)
 WORK = Workload(
@@ -86,3 +86,18 @@ def test_command_writes_figure_and_json(tmp_path, capsys):
     found = json.loads((tmp_path / "scaling.json").read_text())
     assert found["phases"] == "assumed" and "512" in capsys.readouterr().out
     assert main(["--metrics", str(tmp_path / "none.jsonl")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "trips"),
+    [
+        ("all_gather", 4, 3),
+        ("reduce_scatter_tensor", 8, 7),
+        ("all_reduce", 4, 6),
+        ("broadcast", 4, 2),
+        ("barrier", 5, 3),
+        ("all_reduce", 1, 0),
+    ],
+)
+def test_one_way_trips(name, ranks, trips):
+    assert one_way_trips(name, ranks) == trips

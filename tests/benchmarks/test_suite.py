@@ -16,18 +16,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.suite import answers, arithmetic, easy_vqa, record
+from benchmarks.suite import arithmetic, easy_vqa, record
 from benchmarks.suite.analysis import difference, estimate, ratio
 from benchmarks.suite.cells import FAILED, Cell, digest, settings
 from benchmarks.suite.grid import GRIDS, with_needs
 from benchmarks.suite.measure import curve
 from benchmarks.suite.methods import METHODS
 from benchmarks.suite.noise import flipped, noisy
-from benchmarks.suite.questions import Question
-from benchmarks.suite.render import answered, page, summary
+from benchmarks.suite.questions import Question, questions
+from benchmarks.suite.render import PLACE, answered, fill, page, summary, texts
 from benchmarks.suite.results import Results
 from benchmarks.suite.runner import ATTEMPTS, attempts, is_done, not_there, run_grid
-from benchmarks.suite.tables import outcomes_table
+from benchmarks.suite.tables import OUTCOMES, cells_table
 from benchmarks.suite.task import Split
 from benchmarks.suite.tasks import SMOKE, TASKS
 from dyme.config import RunConfig
@@ -342,7 +342,7 @@ def test_the_page_of_a_part_of_a_grid_has_its_figures_and_says_what_lacks():
     cells = [ours, ours.of("sft"), Cell("charts", "dyme", "low", 2), Cell("charts", "sft", "low", 2), *ours.needs]
     scores = [[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]]
     found = Results(grid, {c.id: _found(c, s) for c, s in zip(cells, scores)}, {})
-    text = page(found, "cpu", [], "")
+    text = page(found, [])
     assert "| low | DyME | 2 | 1.000 [1.000, 1.000] | +0.500 [+0.000, +1.000] |" in text
     assert "| low | SFT | **+1.000 [+1.000, +1.000]** |" in text
     assert "| – | base, direct answers | 1 | 0.500 [" in text
@@ -354,110 +354,14 @@ def test_the_page_of_a_part_of_a_grid_has_its_figures_and_says_what_lacks():
     assert found.faithful(ours) == 0.5
 
 
-def _results(**scores: list[int]) -> tuple[Results, dict[str, Cell]]:
-    """One seed of charts: a method's name, or dyme with its change, and the scores of its items."""
-    cells, runs = {}, {}
-    for name, score in scores.items():
-        method, _, change = name.partition("__")
-        key, _, value = change.partition("_")
-        cells[name] = cell = Cell("charts", method, "low", 1, changes=((key, float(value)),) if change else ())
-        runs[cell.id] = _found(cell, score) | {"seed": 1}
-    return Results(GRIDS["cpu"](), runs, {}), cells
-
-
-RIGHT, WRONG, MIXED = [1] * 8, [0] * 8, [1, 0] * 4
-
-
-def test_answers_say_what_the_intervals_say():
-    found, cells = _results(dyme=RIGHT, grpo=WRONG, two_stage=MIXED, sft=MIXED)
-    by_task = {"charts": [(name, cell) for name, cell in cells.items()]}
-    assert "no right answer in 50 % of GRPO's groups" in answers.collapse(found, by_task)
-    assert "DyME is ahead of GRPO (+1.000 [+1.000, +1.000])" in answers.collapse(found, by_task)
-    said = answers.two_stage(found, by_task)
-    assert "not told apart from SFT alone (+0.000 [+0.000, +0.000])" in said and "DyME is ahead of it (+0.500" in said
-    assert "SFT 100 %" in answers.copying(found, [("low", cells["dyme"])])  # half of two readings is wrong everywhere
-    base = cells["dyme"].needs[0]
-    told = answers.headline(Results(found.grid, found.cells | {base.id: _found(base, RIGHT)}, {}))
-    assert "- charts, low traces: ahead of SFT (+0.500" in told and "not told apart from the base" in told
-
-
-def test_an_order_of_switches_is_told_pair_by_pair():
-    found, cells = _results(dyme=RIGHT, reward_threshold=RIGHT, annealed=WRONG, buffered=MIXED)
-    said = answers.switches(found, list(cells.items()))
-    assert "1 hold with intervals that exclude zero, 1 are turned round, 1 cannot be told" in said
-    assert "DyME is ahead of annealed weights, buffer (ReLIFT). DyME is not told apart from threshold" in said
-    assert (
-        "Here, over the 1 seed that all four have, DyME 1.000 > threshold on the reward 1.000 > buffer (ReLIFT) 0.500"
-        in said
-    )
-
-
-def test_what_is_changed_is_set_beside_the_same_without_the_change():
-    found, cells = _results(dyme=RIGHT, dyme__tau_0=MIXED, grpo=MIXED, grpo__flips_1=WRONG)
-    plain, tau = ("plain", cells["dyme"]), ("tau 0", cells["dyme__tau_0"])
-    said = answers.variants(found, [plain, tau, ("all", cells["grpo__flips_1"])])
-    assert said.startswith("tau 0 is behind its default (-0.500 [")
-    assert "; all is behind its default (-0.500 [" in said and "plain" not in said
-    assert answers.readings(found, [plain, tau]) == "Readings that are right: plain 50 %, tau 0 25 %."
-    assert answers.shares(found, tau=[plain, tau]).endswith("By tau: plain 100 %, tau 0 100 %.")
-
-
 def test_wrong_answers_are_told_by_their_readings():
-    found, cells = _results(dyme=MIXED)
-    run = found.cells[cells["dyme"].id]
+    cell = Cell("charts", "dyme", "low", 1)
+    run = _found(cell, [1, 0] * 4)
     run["splits"]["test"]["think"] |= {"agreed": [2, 2, 1, 1, 2, 0, 0, 2], "read": [2, 2, 2, 2, 2, 2, 0, 2]}
-    assert found.outcomes(cells["dyme"]) == (1 / 8, 2 / 8, 2 / 8)
-    said = answers.outcomes(found, {"charts": [("DyME", cells["dyme"])]})
-    assert said.endswith("of all replies. charts: DyME 25 % and 25 %.")
-    assert "| DyME | 1 | 0.500 [" in outcomes_table(found, [("DyME", cells["dyme"])])
-
-
-def test_a_border_names_the_records_of_each_side():
-    changes = [(("items", items), ("noise", 0.3)) for items in (64, 256)]
-    cells = [Cell("charts", "dyme", "low", 1, changes=change) for change in changes]
-    scores = [(cells[0], RIGHT), (cells[0].of("sft"), WRONG), (cells[1], WRONG), (cells[1].of("sft"), RIGHT)]
-    found = Results(GRIDS["cpu"](), {c.id: _found(c, score) for c, score in scores}, {})
-    assert "Model tiny, 30 % of traces wrong: ahead of it at 64; behind it at 256 records." in answers.border(
-        found, cells
-    )
-
-
-def test_more_records_are_told_one_by_one():
-    found, cells = _results(dyme=RIGHT, sft=MIXED, two_stage=RIGHT, dyme__items_128=RIGHT)
-    said = answers.beside(found, [("64 records", cells["dyme"]), ("128 records", cells["dyme__items_128"])])
-    assert said.startswith("DyME is, with 64 records: ahead of SFT (+0.500") and "128" not in said
-    assert "not told apart from SFT then GRPO" in said
-
-
-def test_nothing_is_answered_without_figures():
-    found, cells = Results(GRIDS["cpu"](), {}, {}), [("DyME", Cell("charts", "dyme", "low", 1))]
-    whole = {"charts": [(m, cells[0][1].of(m)) for m in ("sft", "grpo", "two_stage", "dyme")]}
-    said = [
-        answers.collapse(found, whole),
-        answers.copying(found, cells),
-        answers.two_stage(found, whole),
-        answers.switches(found, cells),
-        answers.variants(found, cells),
-        answers.shares(found, K=cells),
-        answers.beside(found, cells),
-        answers.readings(found, cells),
-        answers.outcomes(found, whole),
-        answers.border(found, []),
-        answers.rates(found, cells),
-        answers.headline(found),
-    ]
-    assert not any(said)
-
-
-def test_rates_are_chosen_on_validation_and_compared_on_the_test_split():
-    named, runs = [], {}
-    for method in ("sft", "grpo", "two_stage", "dyme"):
-        for rate, score, validation in ((0.001, MIXED, 0.5), (0.003, RIGHT, 0.9 if method == "dyme" else 0.1)):
-            cell = Cell("charts", method, "low", 1, changes=(("lr", rate),))
-            named.append((f"{method}, {rate:g}", cell))
-            runs[cell.id] = _found(cell, score) | {"seed": 1, "evals": [{"step": 60, "accuracy": validation}]}
-    said = answers.rates(Results(GRIDS["cpu"](), runs, {}), named)
-    assert "sft, 0.001 (0.500)" in said and "dyme, 0.003 (0.900)" in said and "ahead of SFT (+0.500" in said
+    found = Results(GRIDS["cpu"](), {cell.id: run}, {})
+    assert found.outcomes(cell) == (1 / 8, 2 / 8, 2 / 8)
+    (row,) = cells_table(found, [("DyME", cell)], ("seeds", "test", *OUTCOMES)).splitlines()[2:]
+    assert row.startswith("| DyME | 1 | 0.500 [") and row.endswith("| 12 % | 25 % | 25 % |")
 
 
 def test_runs_on_other_items_are_not_compared():
@@ -466,6 +370,24 @@ def test_runs_on_other_items_are_not_compared():
     found[ours.id]["splits"]["test"]["items"] = "y"
     with pytest.raises(ValueError, match="measured on other items"):
         Results(GRIDS["cpu"](), found, {}).versus(ours, ours.of("sft"))
+
+
+def test_the_tables_of_the_results_page_are_those_of_the_record():
+    grid = GRIDS["cpu"]()
+    lines = gzip.decompress(record.path_of("cpu").read_bytes()).decode().splitlines()
+    found = Results(grid, {cell["id"]: cell for cell in map(json.loads, lines)}, {})
+    made = texts(found, questions(found))
+    before = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert fill(before, made) == before
+    assert [name for _, name, _ in PLACE.findall(before)] == [name for name, text in made.items() if text]
+
+
+def test_filling_a_page_leaves_what_is_written_by_hand():
+    page = "Said.\n\n<!-- table: a -->\n\n| 1 |\n\n<!-- end -->\n\nMore.\n<!-- table: b -->\n<!-- end -->\n"
+    filled = fill(page, {"a": "| 2 |\n", "b": "| 3 |\n"})
+    assert filled == page.replace("| 1 |", "| 2 |").replace("b -->\n", "b -->\n\n| 3 |\n\n")
+    with pytest.raises(KeyError, match="b"):
+        fill(page, {"a": ""})
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -478,7 +400,7 @@ def suite(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_question_is_answered_by_the_last_figure_of_a_row():
     def asked(table):
-        return answered(Question("q", "?", "", lambda path: None, table))
+        return answered(Question("q", [], table))
 
     assert asked("") and asked("| K = 2 | 1 | 0.4 | 17 % |\n")
     assert not asked("| model | DyME minus SFT |\n|---|---|\n| tiny | 64 | 0.954 [0.934, 0.972] | – |\n")

@@ -12,12 +12,16 @@ from PIL import Image
 
 from dyme.batching.packing import pack
 from dyme.families import IMAGE, ModelError, Prompt, PromptError, load_family
+<<<<<<< HEAD
 from dyme.rollout.noise import row_key
 from dyme.rollout.types import RolloutRequest, Sampling
 from tests.helpers.generating import generate
+=======
+from dyme.rollout import RolloutRequest, Sampling, generate, row_key
+from fixtures.tiny_checkpoints import makers
+>>>>>>> bench
 from tests.helpers.groups import NONE, SIZES, groups, picture, sees
 from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs
-from tests.tiny_checkpoints import makers
 
 QUESTION = "What is the value of bar one?"
 REPLIES = ["4", "the bar is 12.5 %\nAnswer: 12.5", "Ünïcode ☃ and <b>more</b>", "a  b"]

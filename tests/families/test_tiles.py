@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from dyme.batching.packing import pack
 from dyme.families import ModelError, load_family
 from dyme.families.attention import set_attention
+from fixtures.tiny_checkpoints import makers
+from fixtures.tiny_checkpoints.common import write_checkpoint
+from fixtures.tiny_checkpoints.internvl import published_tokenizer_config, tiny, tokenizer
 from tests.helpers.groups import picture
 from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs
-from tests.tiny_checkpoints import makers
-from tests.tiny_checkpoints.common import write_checkpoint
-from tests.tiny_checkpoints.internvl import published_tokenizer_config, tiny, tokenizer
 
 TILED = ("internvl-qwen2", "llava-onevision")
 # width and height: of one tile, smaller, larger, strips both ways, and so thin that an unpadded grid has no rows at all

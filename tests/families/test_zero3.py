@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dyme.families import FAMILIES
+from fixtures.tiny_checkpoints import makers
 from tests.helpers.packed import separate_logprobs
-from tests.tiny_checkpoints import makers
 
 pytestmark = [pytest.mark.dist, pytest.mark.feature("ZeRO-3, 2 ranks")]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dyme.supervision.judge import Judge, JudgeConfig, Question, open_judge, worker
-from tests.helpers.judge_server import JudgeServer, default_answer
+from fixtures.judge_server import JudgeServer, default_answer
 
 RATING: dict[str, Any] = {
     "type": "object",

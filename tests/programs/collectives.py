@@ -13,8 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.network.collectives import Recorder
-from benchmarks.network.workload import config
+from tests.stress.network.collectives import Recorder
+from tests.stress.network.workload import config
 
 REWARD = """import zlib
 
@@ -27,12 +27,12 @@ def reward(completions, **_):
 def main() -> None:
     recorder = Recorder()
     out, stage, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text())
-    from benchmarks.network.rank import whole_step
     from dyme.config import RunConfig
     from dyme.engine.train_engine import close_distributed, init_distributed
     from dyme.fault_tolerance.launch import quiet
     from dyme.run import Run
     from dyme.selectors import make_selector
+    from tests.stress.network.rank import whole_step
 
     quiet()
     rank = init_distributed(0)

@@ -18,8 +18,8 @@ from dyme.supervision.facts import FactsBook
 from dyme.supervision.judge.types import JudgeCounts
 from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.templates import Candidate, TemplatePool, write_pool
+from fixtures.judge_server import JudgeServer, status
 from tests.helpers.fake_judge import FakeJudge
-from tests.helpers.judge_server import JudgeServer, status
 
 PROMPTS = load_prompts()
 JUDGE = "judge: {endpoints: [{url: http://a, model: m}]}"

@@ -23,8 +23,8 @@ from dyme.settings.lora import LoraConfig
 from dyme.tools import footprint as mem
 from dyme.tools.check.__main__ import main
 from dyme.tools.check.report import adapted_linears, check, decoder_sizes
+from fixtures.tiny_checkpoints import makers
 from tests.helpers.launching import ROOT, environment
-from tests.tiny_checkpoints import makers
 
 VISION = [name for name, (family, _) in sorted(makers().items()) if FAMILIES[family].modalities]
 

@@ -14,9 +14,9 @@ import yaml
 
 from dyme.config import load_config
 from dyme.tools import memory
+from fixtures.tiny_checkpoints import makers
+from fixtures.tiny_checkpoints.common import write_checkpoint
 from tests.helpers.launching import ROOT, environment
-from tests.tiny_checkpoints import makers
-from tests.tiny_checkpoints.common import write_checkpoint
 
 GIB = 2**30
 

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from dyme.supervision.judge import worker
-from tests.helpers import judge_asking as asking
-from tests.helpers.judge_asking import judge_of, question
-from tests.helpers.judge_server import (
+from fixtures.judge_server import (
     TRUNCATED_JSON,
     WRONG_SCHEMA,
     Fault,
@@ -26,6 +24,8 @@ from tests.helpers.judge_server import (
     status,
     truncated,
 )
+from tests.helpers import judge_asking as asking
+from tests.helpers.judge_asking import judge_of, question
 
 running_server, server = asking.SERVER
 short_pauses = asking.short_pauses

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dyme.supervision.judge.__main__ import main
-from tests.helpers.judge_server import TRUNCATED_JSON, JudgeServer, free_port, raw, says, silence, status
+from fixtures.judge_server import TRUNCATED_JSON, JudgeServer, free_port, raw, says, silence, status
 
 
 def write(folder: Path, *urls: str, **fields: Any) -> Path:

@@ -1,9 +1,8 @@
-"""Which collectives a step makes, and how many one-way trips each takes, one after the other."""
+"""Which collectives a step makes."""
 
 from __future__ import annotations
 
 import functools
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -75,19 +74,3 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
 
 def count(calls: list[Call]) -> dict[str, int]:
     return dict(sorted(Counter(name for name, _ in calls).items()))
-
-
-def one_way_trips(name: str, ranks: int) -> int:
-    """Messages that wait for one another in a collective of `ranks`, by the algorithm it is expected to use.
-
-    Ring: all-gather and reduce-scatter n - 1, all-reduce 2 (n - 1) (Thakur, Rabenseifner, Gropp: Optimization of
-    collective communication operations in MPICH, 2005, sections 4.1 to 4.5). Broadcast and reduce: a binomial tree,
-    ceil(log2 n). Barrier: dissemination, ceil(log2 n).
-    """
-    if ranks == 1:
-        return 0
-    if name == "all_reduce":
-        return 2 * (ranks - 1)
-    if name in ("broadcast", "reduce", "barrier"):
-        return math.ceil(math.log2(ranks))
-    return ranks - 1

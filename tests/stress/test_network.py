@@ -1,4 +1,4 @@
-"""The network benchmark, and the claim it rests on: collectives of a step do not grow with K or the prompts."""
+"""The claim that the network program rests on: collectives of a step do not grow with K or the prompts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 from collections import Counter
 
 import pytest
-
-from benchmarks.network.collectives import one_way_trips
 
 
 def case(prompts: int, group_size: int, explore: bool, token_budget: int = 8192) -> dict:
@@ -38,18 +36,3 @@ def test_collectives_are_constant_in_group_size_and_prompts(tmp_path, run_ranks,
     assert sum(four.values()) - sum(three.values()) == sum(two.values()) - sum(same[0].values()) == per_micro_batch
     assert per_micro_batch > 0
     print(f"ZeRO-{stage}: {dict(same[0])}, {per_micro_batch} more a micro-batch: {dict(three - two)}")
-
-
-@pytest.mark.parametrize(
-    ("name", "ranks", "trips"),
-    [
-        ("all_gather", 4, 3),
-        ("reduce_scatter_tensor", 8, 7),
-        ("all_reduce", 4, 6),
-        ("broadcast", 4, 2),
-        ("barrier", 5, 3),
-        ("all_reduce", 1, 0),
-    ],
-)
-def test_one_way_trips(name, ranks, trips):
-    assert one_way_trips(name, ranks) == trips

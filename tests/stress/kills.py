@@ -1,4 +1,4 @@
-"""Kills a tiny run at random moments, again and again: `python -m benchmarks.kills --kills 20 --out FILE`.
+"""Kills a tiny run at random moments, again and again: `python -m tests.stress.kills --kills 20 --out FILE`.
 
 Each time `kill -9` hits a random process (a rank, its launcher, the deepspeed command) at a random moment: while the
 run opens, while it trains, or while a checkpoint is written. After each kill all processes must be gone by themselves,
@@ -269,7 +269,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/kills"), help="emptied first")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/kills.json"))
     args = parser.parse_args(arguments)
-    result = {"command": f"python -m benchmarks.kills {' '.join(arguments)}", "time": time.strftime("%F")}
+    result = {"command": f"python -m tests.stress.kills {' '.join(arguments)}", "time": time.strftime("%F")}
     result |= measure(args.folder, args.kills, args.minutes, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

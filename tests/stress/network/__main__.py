@@ -1,9 +1,9 @@
 """Step time against the latency and loss of the network, for ZeRO-1, -2 and -3 on 2 and 4 ranks.
 
-    python -m benchmarks.network [--ranks 2 4] [--stages 1 2 3] [--steps 9] [--out DIR]
+    python -m tests.stress.network [--ranks 2 4] [--stages 1 2 3] [--steps 9] [--out DIR]
 
 Every rank is a process in a network namespace of its own on this machine, joined by links with a one-way delay and a
-share of lost packets (benchmarks/network/link.py; needs Linux and root, no GPU). Writes DIR/network.json after every
+share of lost packets (tests/stress/network/link.py; needs Linux and root, no GPU). Writes DIR/network.json after every
 part and network.png last; a part that is there is not measured again. docs/scaling.md says what came out.
 """
 
@@ -15,18 +15,20 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks import figure
 from benchmarks.kernels.results import command, hardware, load, save, versions
-from benchmarks.network.bed import run_job
-from benchmarks.network.collectives import one_way_trips
-from benchmarks.network.link import MTU, unavailable
-from benchmarks.network.rank import Job
-from benchmarks.network.workload import config
+from benchmarks.scaling.validation import one_way_trips
+from tests.stress.network.bed import run_job
+from tests.stress.network.link import MTU, unavailable
+from tests.stress.network.rank import Job
+from tests.stress.network.workload import config
 
 DELAYS_S = (0.0, 0.001, 0.005, 0.02)
 LOSSES = (0.0, 0.01)
@@ -34,11 +36,11 @@ COLOURS = {1: "#009E73", 2: "#D55E00", 3: "#0072B2"}
 
 
 def measure(stage: int, ranks: int, steps: int) -> dict[str, Any]:
-    """One part of the sweep: medians under every weather, the fitted line, the load of the machine."""
-    weathers = tuple((delay, loss) for loss in LOSSES for delay in DELAYS_S)
+    """One part of the sweep: medians under all conditions, the fitted line, the load of the machine."""
+    conditions = tuple((delay, loss) for loss in LOSSES for delay in DELAYS_S)
     before = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
-        found = run_job(Job(config(Path(folder), stage), weathers, steps), ranks)
+        found = run_job(Job(config(Path(folder), stage), conditions, steps), ranks)
     return part(found, stage, [round(load, 1) for load in (before[0], *os.getloadavg()[:2])])
 
 
@@ -46,7 +48,7 @@ def part(found: dict[str, Any], stage: int, loads: Sequence[float]) -> dict[str,
     """What is kept of `rank.measure`. slope: ms of a step per ms of one-way delay, the trips that wait for one another;
     rings: the same from the count of collectives if none overlapped and all were rings and trees."""
     ranks, points = found["world_size"], []
-    for held in found["weathers"]:
+    for held in found["conditions"]:
         times = sorted(held["steps_s"])
         quarter = max(1, len(times) // 4)
         points.append(
@@ -59,7 +61,7 @@ def part(found: dict[str, Any], stage: int, loads: Sequence[float]) -> dict[str,
                 "probes_ms": {k: 1e3 * statistics.median(v) for k, v in held["probes_s"].items()},
             }
         )
-    counts = [each for held in found["weathers"] for each in held["collectives"]]
+    counts = [each for held in found["conditions"] for each in held["collectives"]]
     if any(each != counts[0] for each in counts):
         raise AssertionError("steps made different collectives: their times cannot be compared")
     dry = [p for p in points if not p["loss"]]
@@ -68,10 +70,10 @@ def part(found: dict[str, Any], stage: int, loads: Sequence[float]) -> dict[str,
         "stage": stage,
         "ranks": ranks,
         "parameters": found["parameters"],
-        "steps": len(found["weathers"][0]["steps_s"]),
+        "steps": len(found["conditions"][0]["steps_s"]),
         "load_before_during_after": list(loads),
         "collectives": counts[0],
-        "elements": statistics.median(e for held in found["weathers"] for e in held["elements"]),
+        "elements": statistics.median(e for held in found["conditions"] for e in held["elements"]),
         "rings": sum(n * one_way_trips(name, ranks) for name, n in counts[0].items()),
         **fit([p["delay_ms"] for p in dry], [p["step_ms"] for p in dry]),
         "probe_slopes": {
@@ -95,38 +97,28 @@ def fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
 
 def plot(data: dict[str, Any], path: Path) -> None:
     """A panel for every number of ranks: points and line without loss, crosses with it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    sizes = sorted({held["ranks"] for held in data["parts"].values()})
-    figure = Figure(figsize=(5 * len(sizes), 4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, ranks in enumerate(sizes):
-        axes = figure.add_subplot(1, len(sizes), i + 1)
-        for held in sorted(data["parts"].values(), key=lambda p: p["stage"]):
-            if held["ranks"] != ranks:
-                continue
+    def panel(ranks: int, ax: Any) -> None:
+        for held in sorted((p for p in data["parts"].values() if p["ranks"] == ranks), key=lambda p: p["stage"]):
             colour = COLOURS[held["stage"]]
             dry, wet = ([p for p in held["points"] if bool(p["loss"]) == lossy] for lossy in (False, True))
             xs = np.array([p["delay_ms"] for p in dry])
             label = f"ZeRO-{held['stage']}: slope {held['slope']:.0f}, {sum(held['collectives'].values())} collectives"
-            axes.plot(xs, held["intercept"] + held["slope"] * xs, color=colour, linewidth=1, label=label)
-            axes.plot(xs, [p["step_ms"] for p in dry], "o", color=colour, markersize=4)
-            axes.plot([p["delay_ms"] for p in wet], [p["step_ms"] for p in wet], "x", color=colour, markersize=5)
-        axes.set_title(f"{ranks} ranks (x: {max(LOSSES):.0%} of the packets lost)", fontsize=8)
-        axes.set_xlabel("one-way latency, ms", fontsize=8)
-        axes.set_ylabel("step, ms (median)", fontsize=8)
-        axes.set_ylim(bottom=0)
-        axes.tick_params(labelsize=7)
-        axes.legend(fontsize=7)
-    cores = data["hardware"]["cores"]
+            ax.plot(xs, held["intercept"] + held["slope"] * xs, color=colour, linewidth=1, label=label)
+            ax.plot(xs, [p["step_ms"] for p in dry], "o", color=colour, markersize=4)
+            ax.plot([p["delay_ms"] for p in wet], [p["step_ms"] for p in wet], "x", color=colour, markersize=5)
+        ax.set(title=f"{ranks} ranks (x: {max(LOSSES):.0%} of the packets lost)")
+        ax.set(xlabel="one-way latency, ms", ylabel="step, ms (median)")
+        ax.set_ylim(bottom=0)
+        ax.legend()
+
+    sizes = sorted({held["ranks"] for held in data["parts"].values()})
     loads = [value for held in data["parts"].values() for value in held["load_before_during_after"]]
-    figure.suptitle(
-        f"{cores} CPU cores for all ranks, load {min(loads):.0f} to {max(loads):.0f}, gloo, tiny model, "
-        f"1 micro-batch, torch {data['versions']['torch']}, deepspeed {data['versions']['deepspeed']}",
-        fontsize=8,
+    title = (
+        f"{data['hardware']['cores']} CPU cores for all ranks, load {min(loads):.0f} to {max(loads):.0f}, gloo, tiny "
+        f"model, 1 micro-batch, torch {data['versions']['torch']}, deepspeed {data['versions']['deepspeed']}"
     )
-    figure.savefig(path)
+    figure.save(path, [partial(panel, ranks) for ranks in sizes], (5 * len(sizes), 4), title=title)
 
 
 def summary(data: dict[str, Any]) -> str:

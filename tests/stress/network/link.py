@@ -31,7 +31,7 @@ _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
 
 @dataclass(frozen=True)
-class Weather:
+class LinkConditions:
     """delay_s: of every packet on its way to another end. loss: the share of packets that are dropped."""
 
     delay_s: float = 0.0
@@ -51,11 +51,11 @@ def unavailable() -> str:
 
 
 class Link:
-    """A context in which programs may be started on the ends 0 .. n - 1. `weather` may be replaced at any time and
+    """A context in which programs may be started on the ends 0 .. n - 1. `conditions` may be replaced at any time and
     holds for the packets sent from then on."""
 
     def __init__(self, ends: int, seed: int = 0) -> None:
-        self.weather = Weather()
+        self.conditions = LinkConditions()
         self.carried = self.dropped = 0
         self._ends, self._chance, self._over = ends, random.Random(seed), False
         self._devices: list[int] = []
@@ -121,15 +121,15 @@ class Link:
                 target = to.get(packet[16:20]) if packet[0] >> 4 == 4 else None
                 if target is None:  # IPv6 neighbours, multicast
                     continue
-                weather = self.weather
+                conditions = self.conditions
                 self.carried += 1
-                if self._chance.random() < weather.loss:
+                if self._chance.random() < conditions.loss:
                     self.dropped += 1
-                elif weather.delay_s == 0.0 and not waiting:
+                elif conditions.delay_s == 0.0 and not waiting:
                     _hand_over(target, packet)
                 else:
                     number += 1
-                    heapq.heappush(waiting, (time.monotonic() + weather.delay_s, number, target, packet))
+                    heapq.heappush(waiting, (time.monotonic() + conditions.delay_s, number, target, packet))
 
 
 def _hand_over(device: int, packet: bytes) -> None:

@@ -9,28 +9,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.network.link import DEVICE, Link, Weather, address
-from benchmarks.network.rank import Job
+from tests.stress.network.link import DEVICE, Link, LinkConditions, address
+from tests.stress.network.rank import Job
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PORT = "29511"  # every namespace has all ports to itself
 
 
 def run_job(job: Job, ranks: int) -> dict[str, Any]:
     """What rank 0 measured, and how many packets were carried and dropped. Raises RuntimeError where a rank failed."""
     with Link(ranks) as link:
-        command = [sys.executable, "-m", "benchmarks.network.rank", json.dumps(asdict(job))]
+        command = [sys.executable, "-m", "tests.stress.network.rank", json.dumps(asdict(job))]
         started = link.start([command] * ranks, [_environment(rank, ranks) for rank in range(ranks)])
         try:
             first, found = started[0], None
             assert first.stdout is not None and first.stdin is not None
             for line in first.stdout:
                 word, _, rest = line.partition(" ")
-                if word == "@weather":
-                    link.weather = Weather(*map(float, rest.split()))
+                if word == "@conditions":
+                    link.conditions = LinkConditions(*map(float, rest.split()))
                     first.stdin.write("ready\n")
                 elif word == "@done":
-                    link.weather = Weather()
+                    link.conditions = LinkConditions()
                     found = json.loads(rest)
             codes = [process.wait(60) for process in started]
         finally:

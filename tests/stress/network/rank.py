@@ -1,7 +1,7 @@
-"""One rank of the network benchmark: python -m benchmarks.network.rank JOB (JSON, see `Job`).
+"""One rank of the network benchmark: python -m tests.stress.network.rank JOB (JSON, see `Job`).
 
-Rank 0 asks the program that started it for a weather by a line "@weather DELAY_S LOSS" and goes on when it has read a
-line. The last line it prints is "@done" and the JSON of what it measured.
+Rank 0 asks the program that started it for link conditions by a line "@conditions DELAY_S LOSS" and goes on when
+it has read a line. The last line it prints is "@done" and the JSON of what it measured.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.network.collectives import Call, Recorder, count
+from tests.stress.network.collectives import Call, Recorder, count
 
 
 @dataclass(frozen=True)
 class Job:
-    """config: a RunConfig as a tree. weathers: (one-way delay in s, loss). steps: timed ones under each, after
+    """config: a RunConfig as a tree. conditions: (one-way delay in s, loss). steps: timed ones under each, after
     `warm_up` at the beginning. probes: timed calls of each bare collective."""
 
     config: dict[str, Any]
-    weathers: tuple[tuple[float, float], ...]
+    conditions: tuple[tuple[float, float], ...]
     steps: int
     warm_up: int = 3
     probes: int = 8
 
 
 def measure(job: Job, recorder: Recorder) -> dict[str, Any]:
-    """Step times under every weather, and the collectives of a step. All ranks together."""
+    """Step times under all conditions, and the collectives of a step. All ranks together."""
     from dyme.config import RunConfig
     from dyme.engine.train_engine import init_distributed
     from dyme.fault_tolerance.launch import quiet
@@ -56,22 +56,22 @@ def measure(job: Job, recorder: Recorder) -> dict[str, Any]:
     for _ in range(job.warm_up):  # ZeRO-3 learns the order of the modules in the first ones
         step()
     found = []
-    for weather in job.weathers:
-        _ask(weather)
+    for delay_s, loss in job.conditions:
+        _ask(delay_s, loss)
         done = [step() for _ in range(job.steps)]
         found.append(
             {
-                "delay_s": weather[0],
-                "loss": weather[1],
+                "delay_s": delay_s,
+                "loss": loss,
                 "steps_s": [seconds for seconds, _, _ in done],
                 "phases_s": [{k: v for k, v in signals.items() if k.startswith("time/")} for _, signals, _ in done],
                 "collectives": [count(calls) for _, _, calls in done],
                 "elements": [sum(size for _, size in calls) for _, _, calls in done],
-                "probes_s": probe(job.probes) if not weather[1] else {},
+                "probes_s": probe(job.probes) if not loss else {},
             }
         )
     run.metrics.close()
-    return {"weathers": found, "parameters": run.parameters, "world_size": run.engine.world_size}
+    return {"conditions": found, "parameters": run.parameters, "world_size": run.engine.world_size}
 
 
 def whole_step(run: Any, number: int) -> dict[str, Any]:
@@ -107,10 +107,10 @@ def probe(calls: int) -> dict[str, list[float]]:
     return found
 
 
-def _ask(weather: tuple[float, float]) -> None:
+def _ask(delay_s: float, loss: float) -> None:
     dist.barrier()
     if dist.get_rank() == 0:
-        print(f"@weather {weather[0]} {weather[1]}", flush=True)
+        print(f"@conditions {delay_s} {loss}", flush=True)
         sys.stdin.readline()
     dist.barrier()
 
@@ -118,7 +118,7 @@ def _ask(weather: tuple[float, float]) -> None:
 def main() -> int:
     recorder = Recorder()
     fields = json.loads(sys.argv[1])
-    job = Job(**{**fields, "weathers": tuple(map(tuple, fields["weathers"]))})
+    job = Job(**{**fields, "conditions": tuple(map(tuple, fields["conditions"]))})
     found = measure(job, recorder)
     if dist.get_rank() == 0:
         print("@done " + json.dumps({"job": asdict(job), **found}), flush=True)

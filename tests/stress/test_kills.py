@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from benchmarks.kills import Start, verdict
+from tests.stress.kills import Start, verdict
 
 GOOD = {
     "kills": 9,

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.helpers.tiny import TINY
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PERSISTENT = 1000
 """As in ds_configs/zero3.json with a real model, vectors stay whole on all ranks and matrices are gathered."""
 

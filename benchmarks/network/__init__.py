@@ -1,1 +1,0 @@
-"""Training steps over a network with a chosen delay and loss: python -m benchmarks.network."""

@@ -1,0 +1,1 @@
+"""Programs that hold a run against a bad network and against kills."""
