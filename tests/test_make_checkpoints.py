@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
+from benchmarks.fixtures.tiny_checkpoints import makers
+from benchmarks.fixtures.tiny_checkpoints.common import Tiny
 from dyme.families import ModelError, load_family, open_family
 from dyme.families.files import read_weights
-from fixtures.tiny_checkpoints import makers
-from fixtures.tiny_checkpoints.common import Tiny
 from tests import make_checkpoints
 from tests.helpers.launching import ROOT
 

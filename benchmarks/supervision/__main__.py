@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any
 
+from benchmarks.fixtures.judge_server import Call, JudgeServer
 from benchmarks.kernels.results import command, load
 from benchmarks.supervision import picture
 from dyme.checkpoint.store import versions
@@ -29,7 +30,6 @@ from dyme.config import load_config
 from dyme.data import load_records
 from dyme.supervision.readings import contradicted_share
 from dyme.text.json_lines import read_jsonl
-from fixtures.judge_server import Call, JudgeServer
 
 PARTS = ("calls", "latency", "quality")
 CONFIG = "configs/quickstart.yaml"

@@ -18,7 +18,7 @@ from dyme.rollout.types import RolloutRequest, Sampling
 from tests.helpers.generating import generate
 =======
 from dyme.rollout import RolloutRequest, Sampling, generate, row_key
-from fixtures.tiny_checkpoints import makers
+from benchmarks.fixtures.tiny_checkpoints import makers
 >>>>>>> bench
 from tests.helpers.groups import NONE, SIZES, groups, picture, sees
 from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs

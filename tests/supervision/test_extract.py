@@ -8,6 +8,7 @@ import threading
 import pytest
 from PIL import Image
 
+from benchmarks.fixtures.judge_server import JudgeServer, status
 from dyme.data import ChartsSource, load_records
 from dyme.data.jsonl import JsonlSource
 from dyme.data.record import LazyImage, Record
@@ -18,7 +19,6 @@ from dyme.supervision.facts import FactsBook
 from dyme.supervision.judge.types import JudgeCounts
 from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.templates import Candidate, TemplatePool, write_pool
-from fixtures.judge_server import JudgeServer, status
 from tests.helpers.fake_judge import FakeJudge
 
 PROMPTS = load_prompts()

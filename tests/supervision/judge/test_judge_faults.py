@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from dyme.supervision.judge import worker
-from fixtures.judge_server import (
+from benchmarks.fixtures.judge_server import (
     TRUNCATED_JSON,
     WRONG_SCHEMA,
     Fault,
@@ -24,6 +23,7 @@ from fixtures.judge_server import (
     status,
     truncated,
 )
+from dyme.supervision.judge import worker
 from tests.helpers import judge_asking as asking
 from tests.helpers.judge_asking import judge_of, question
 

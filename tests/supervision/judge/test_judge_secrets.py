@@ -21,10 +21,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from benchmarks.fixtures.judge_server import Fault, JudgeServer, raw, reset, status
 from dyme.supervision.judge import JudgeConfig, endpoint, open_judge, wire
 from dyme.supervision.judge.__main__ import main
 from dyme.supervision.judge.wire import printable
-from fixtures.judge_server import Fault, JudgeServer, raw, reset, status
 from tests.helpers.judge_asking import question
 
 KEY = "sk-DyMe9f8e7d6c5b4a-secret"
