@@ -17,7 +17,7 @@ from dyme.families import Family, Prompt, load_family
 
 
 def checkpoint(name: str, folder: Path) -> Path:
-    """Writes the random checkpoint `name` of benchmarks/fixtures/tiny_checkpoints into a folder of its own, unless it is there: a
+    """Writes the random checkpoint `name` of tiny_checkpoints into a folder of its own, unless it is there: a
     tiny one, or one with the dimensions of a published model in bfloat16."""
     place = folder / name
     if not (place / "written").exists():  # a process may be killed while it writes

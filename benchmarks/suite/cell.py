@@ -33,38 +33,12 @@ from dyme.families import load_family
 from dyme.families.attention import resolve_attention, set_attention
 from dyme.fault_tolerance.launch import quiet, run_and_exit
 from dyme.fault_tolerance.preemption import die_with_parent
+from dyme.rollout.engine import FixedWeights
+from dyme.rollout.registry import open_engine
 from dyme.run import Run
 from dyme.text.json_lines import plain, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
-<<<<<<< HEAD
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
-
-import torch  # noqa: E402  after the path
-import yaml  # noqa: E402
-
-from benchmarks.suite.cells import DONE, Cell, digest, settings  # noqa: E402
-from benchmarks.suite.grid import GRIDS, Grid  # noqa: E402
-from benchmarks.suite.measure import curve, mean_of, measure_split, summed  # noqa: E402
-from benchmarks.suite.methods import MERGE  # noqa: E402
-from benchmarks.suite.noise import noisy  # noqa: E402
-from benchmarks.suite.task import Split  # noqa: E402
-from benchmarks.suite.tasks import TASKS  # noqa: E402
-from dyme import trainer  # noqa: E402
-from dyme.checkpoint.store import versions  # noqa: E402
-from dyme.config import RunConfig, load_config  # noqa: E402
-from dyme.engine.train_engine import close_distributed, init_distributed  # noqa: E402
-from dyme.evaluation.held_out import Evaluation, majority_rates  # noqa: E402
-from dyme.families import load_family  # noqa: E402
-from dyme.families.attention import resolve_attention, set_attention  # noqa: E402
-from dyme.fault_tolerance.launch import quiet, run_and_exit  # noqa: E402
-from dyme.fault_tolerance.preemption import die_with_parent  # noqa: E402
-from dyme.rollout.engine import FixedWeights  # noqa: E402
-from dyme.rollout.registry import open_engine  # noqa: E402
-from dyme.run import Run  # noqa: E402
-from dyme.text.json_lines import plain, read_jsonl  # noqa: E402
-=======
->>>>>>> bench
 
 
 class SuiteRun(Run):

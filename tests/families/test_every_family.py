@@ -10,16 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.fixtures.tiny_checkpoints import makers
 from dyme.batching.packing import pack
 from dyme.families import IMAGE, ModelError, Prompt, PromptError, load_family
-<<<<<<< HEAD
 from dyme.rollout.noise import row_key
 from dyme.rollout.types import RolloutRequest, Sampling
 from tests.helpers.generating import generate
-=======
-from dyme.rollout import RolloutRequest, Sampling, generate, row_key
-from benchmarks.fixtures.tiny_checkpoints import makers
->>>>>>> bench
 from tests.helpers.groups import NONE, SIZES, groups, picture, sees
 from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs
 
