@@ -43,7 +43,7 @@ def save(
     from matplotlib.figure import Figure
 
     columns = columns or len(panels)
-    with mpl.rc_context(dict(style)):
+    with mpl.rc_context(dict(style)):  # type: ignore[arg-type]
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         for i, draw in enumerate(panels):
