@@ -15,13 +15,13 @@ from typing import Literal
 from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.asking import Asker, Deadline, done, then, wait_for
-from dyme.supervision.facts import Facts, FactsBook, with_facts
+from dyme.supervision.facts import Facts, FactStore, with_facts
 from dyme.supervision.judge.types import Answer
 from dyme.supervision.judge_prompts import Prompts, addresses_judge, task_of
 from dyme.supervision.lexical import thinking_score
 
 Source = Literal["lexical", "judge", "both", "degraded", "skipped", "none"]
-TOGETHER = 16
+TRACES_PER_QUESTION = 16
 """Traces of a group that are rated by one answer."""
 RATINGS: Mapping[str, float] = {"low": 0.0, "medium": 0.5, "high": 1.0}
 
@@ -113,7 +113,7 @@ def start_check(
     cfg: SupervisionConfig,
     judge: Asker | None,
     prompts: Prompts | None,
-    facts: FactsBook | None,
+    facts: FactStore | None,
     *,
     decided: bool = False,
 ) -> PendingCheck:
@@ -127,7 +127,7 @@ def start_check(
     future = facts.future(rows[0].record) if facts and rows else None
     verdicts: dict[tuple[str, ...], Future[Answer]] = {}
     if cfg.checker in ("judge", "both") and not decided:
-        for traces in _together([trace for row in rows if row.valid and (trace := _trace(row))]):
+        for traces in _batches([trace for row in rows if row.valid and (trace := _trace(row))]):
             if judge is None or prompts is None or facts is None or future is None:
                 verdicts[traces] = done(Answer(None, "no_judge"))
             else:
@@ -135,11 +135,11 @@ def start_check(
     return PendingCheck(rows, cfg, verdicts, future, decided)
 
 
-def _together(traces: Sequence[str]) -> list[tuple[str, ...]]:
-    """Different traces, `TOGETHER` at most in a question. One that speaks to the judge is asked about alone: it shall
-    not speak for the others. In the order of their texts, so that the same traces are the same question."""
+def _batches(traces: Sequence[str]) -> list[tuple[str, ...]]:
+    """Different traces, at most `TRACES_PER_QUESTION` together. One that speaks to the judge is asked about alone, so
+    that it cannot speak for the others. Sorted by text, so that the same traces are the same question."""
     plain = sorted({trace for trace in traces if not addresses_judge(trace)})
-    parts = [tuple(plain[at : at + TOGETHER]) for at in range(0, len(plain), TOGETHER)]
+    parts = [tuple(plain[at : at + TRACES_PER_QUESTION]) for at in range(0, len(plain), TRACES_PER_QUESTION)]
     return [*parts, *((trace,) for trace in sorted(set(traces) - set(plain)))]
 
 
@@ -149,7 +149,7 @@ def _ask(
     cfg: SupervisionConfig,
     judge: Asker,
     prompts: Prompts,
-    facts: FactsBook,
+    facts: FactStore,
     future: Future[Facts],
 ) -> Future[Answer]:
     """Verdicts on traces, asked for as soon as the facts are there; without facts the judge sees the pictures."""

@@ -88,7 +88,7 @@ def read_facts(answer: Answer, version: str) -> Facts | None:
     return Facts("\n".join(kept), "judge", version) if text else None
 
 
-class FactsBook:
+class FactStore:
     """Facts of the records in use. Where `facts: judge` is set the judge is asked about records without facts of their
     own, once each; an answer that did not come is asked for again the next time. `deadline_s` of each question, None:
     the judge's own. Safe for threads."""
@@ -131,7 +131,7 @@ class FactsBook:
         if not self._closed:
             return self._worker.submit(picture_bytes, record)
         closed: Future[tuple[bytes, ...]] = Future()
-        closed.set_exception(RuntimeError("the book is closed"))
+        closed.set_exception(RuntimeError("the store is closed"))
         return closed
 
     def close(self) -> None:
