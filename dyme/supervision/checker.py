@@ -14,8 +14,8 @@ from typing import Literal
 
 from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.asking import Asker, Deadline, done, then, wait_for
 from dyme.supervision.facts import Facts, FactStore, with_facts
+from dyme.supervision.futures import Deadline, JudgeClient, done, then, wait_for
 from dyme.supervision.judge.types import Answer
 from dyme.supervision.judge_prompts import Prompts, addresses_judge, task_of
 from dyme.supervision.lexical import thinking_score
@@ -45,9 +45,8 @@ class Thinking:
 
 
 class PendingCheck:
-    """Scores that wait for verdicts; `asked` says how many questions. What the words alone say is found at once, where
-    it will be wanted and the facts are known: whoever asks for the result shall wait for nothing else than the
-    judge."""
+    """Scores that wait for verdicts; `asked` is the number of questions. The lexical scores are computed at once if
+    they will be wanted and the facts are known, so that `result` waits for the judge alone."""
 
     def __init__(
         self,
@@ -111,18 +110,17 @@ class PendingCheck:
 def start_check(
     rows: Sequence[CheckRow],
     cfg: SupervisionConfig,
-    judge: Asker | None,
+    judge: JudgeClient | None,
     prompts: Prompts | None,
     facts: FactStore | None,
     *,
     decided: bool = False,
 ) -> PendingCheck:
-    """Starts to score the rows of one group, which share their record: compares words where the facts are known, asks
-    the judge where the settings want one, and waits for nobody. Without `prompts`, `facts` or a judge the verdicts are
-    missing.
+    """Starts to score the rows of one group, which share their record: compares words if the facts are known, asks the
+    judge if the settings want one, and does not wait. Without `prompts`, `facts` or a judge the verdicts are missing.
 
-    Judged are different traces of valid format. `decided`: it is known that none of these rows trains, so their scores
-    do not matter and nobody is asked.
+    The judge rates the different traces of valid format. `decided`: none of these rows trains, so their scores do not
+    matter and the judge is not asked.
     """
     future = facts.future(rows[0].record) if facts and rows else None
     verdicts: dict[tuple[str, ...], Future[Answer]] = {}
@@ -147,7 +145,7 @@ def _ask(
     record: Record,
     traces: tuple[str, ...],
     cfg: SupervisionConfig,
-    judge: Asker,
+    judge: JudgeClient,
     prompts: Prompts,
     facts: FactStore,
     future: Future[Facts],

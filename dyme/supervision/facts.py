@@ -15,7 +15,7 @@ from PIL import Image
 
 from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.asking import Asker, done, then
+from dyme.supervision.futures import JudgeClient, done, then
 from dyme.supervision.judge.types import Answer
 from dyme.supervision.judge_prompts import Prompts, addresses_judge, clean_text, task_of
 from dyme.supervision.readings import list_facts
@@ -94,7 +94,7 @@ class FactStore:
     the judge's own. Safe for threads."""
 
     def __init__(
-        self, cfg: SupervisionConfig, prompts: Prompts, judge: Asker | None, deadline_s: float | None = None
+        self, cfg: SupervisionConfig, prompts: Prompts, judge: JudgeClient | None, deadline_s: float | None = None
     ) -> None:
         self._cfg, self._prompts, self._judge, self._deadline_s = cfg, prompts, judge, deadline_s
         self._asked: OrderedDict[str, Future[Facts]] = OrderedDict()

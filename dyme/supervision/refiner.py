@@ -13,8 +13,8 @@ from typing import Literal
 
 from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.asking import Asker, done, then, wait_for
 from dyme.supervision.facts import Facts, FactStore
+from dyme.supervision.futures import JudgeClient, done, then, wait_for
 from dyme.supervision.judge.types import Answer
 from dyme.supervision.judge_prompts import Prompts, addresses_judge, clean_text, task_of
 from dyme.supervision.phrasing import BUILT_IN, fill_template, supported
@@ -70,7 +70,12 @@ class Refiner:
     """Refines reference traces, ahead of time where it is told which will be needed. Safe for threads."""
 
     def __init__(
-        self, cfg: SupervisionConfig, judge: Asker | None, prompts: Prompts, facts: FactStore, flag: str = "Answer:"
+        self,
+        cfg: SupervisionConfig,
+        judge: JudgeClient | None,
+        prompts: Prompts,
+        facts: FactStore,
+        flag: str = "Answer:",
     ) -> None:
         self._cfg, self._judge, self._prompts, self._facts, self._flag = cfg, judge, prompts, facts, flag
         self._ahead: OrderedDict[str, _Ahead] = OrderedDict()
@@ -105,7 +110,7 @@ class Refiner:
 def start_refine(
     record: Record,
     cfg: SupervisionConfig,
-    judge: Asker | None,
+    judge: JudgeClient | None,
     prompts: Prompts,
     facts: FactStore,
     pool: TemplatePool,
@@ -122,7 +127,7 @@ def start_refine(
     late = Refined(record.hint, "degraded", why="late")
     if judge is None:
         return PendingTrace(done(Refined(record.hint, "degraded", why="no_judge")), late)
-    asker = judge
+    client = judge  # not None, which mypy does not know in a closure
 
     def ask(given: Facts) -> Future[Refined]:
         template = pool.best(kind_of(record, given), filled=False)
@@ -135,7 +140,7 @@ def start_refine(
         }
 
         def send(images: tuple[bytes, ...]) -> Future[Answer]:
-            return asker.submit(prompts.question("refine", task_of(record, cfg.task), texts, record.id, images))
+            return client.submit(prompts.question("refine", task_of(record, cfg.task), texts, record.id, images))
 
         answer = then(facts.to_show(record, given), send)
         return then(answer, lambda a: done(_read(a, record, given, template, cfg.max_trace_chars, flag)))

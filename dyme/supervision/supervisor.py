@@ -16,9 +16,9 @@ from typing import Any, Literal
 from dyme.data.record import Record
 from dyme.settings.judge import JudgeConfig
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.asking import Deadline, wait_for
 from dyme.supervision.checker import CheckRow, PendingCheck, Thinking, start_check
 from dyme.supervision.facts import Facts, FactStore
+from dyme.supervision.futures import Deadline, wait_for
 from dyme.supervision.judge.client import open_judge
 from dyme.supervision.judge.types import JudgeCounts
 from dyme.supervision.judge_prompts import load_prompts

@@ -17,9 +17,9 @@ from typing import Any
 
 from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.asking import Asker, Deadline, wait_for
 from dyme.supervision.derive import Derivation, derive
 from dyme.supervision.facts import Facts
+from dyme.supervision.futures import Deadline, JudgeClient, wait_for
 from dyme.supervision.judge.types import Answer
 from dyme.supervision.judge_prompts import Prompts, addresses_judge, clean_text, task_of
 from dyme.supervision.lexical import thinking_score
@@ -231,7 +231,7 @@ class PendingCandidates:
         return all(future.done() for _, future in self._asked)
 
     def result(self, deadline_s: float | None) -> list[Candidate]:
-        """Those that came in time; a template that speaks to a judge, says nothing or is too long is none."""
+        """Those that came in time, without templates that speak to a judge, are empty or are too long."""
         limit, out = Deadline(deadline_s), []
         for draft, future in self._asked:
             text = (wait_for(future, limit.left(), Answer(None)).value or {}).get("template")
@@ -244,7 +244,7 @@ class PendingCandidates:
 def start_candidates(
     traces: Sequence[tuple[str, Record, Facts, float]],
     cfg: SupervisionConfig,
-    judge: Asker | None,
+    judge: JudgeClient | None,
     prompts: Prompts,
     step: int,
 ) -> PendingCandidates:
@@ -281,7 +281,7 @@ def start_compare(
     pool: TemplatePool,
     candidates: Sequence[Candidate],
     cfg: SupervisionConfig,
-    judge: Asker | None,
+    judge: JudgeClient | None,
     prompts: Prompts,
 ) -> PendingVerdicts:
     """Asks the judge about each new text, one of a kind at most (the one with the best score)."""
