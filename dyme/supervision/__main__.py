@@ -16,9 +16,10 @@ from dyme.data.errors import DataError
 from dyme.data.sources import read_records
 from dyme.data.spec import FORMS, parse_spec
 from dyme.settings.errors import ConfigError
+from dyme.settings.judge import read_sections
 from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.extract import WINDOW, ExtractError, extract, wait_for_judge
-from dyme.supervision.facts import FactsBook
+from dyme.supervision.facts import FactStore
 from dyme.supervision.judge_prompts import PromptFileError, load_prompts
 from dyme.supervision.templates import PoolError, TemplatePool, read_pool
 
@@ -53,15 +54,15 @@ def _extract(console: Console, spec: str, out: Path, judge_file: Path | None) ->
     cfg, judge = (SupervisionConfig(), None) if judge_file is None else _open_judge(judge_file, out)
     prompts = load_prompts(cfg.prompts)
     # a question may wait in line for all others of the window; only a call that is under way has judge.timeout_s
-    book = FactsBook(cfg, prompts, judge, judge and WINDOW * judge.cfg.timeout_s)
+    store = FactStore(cfg, prompts, judge, judge and WINDOW * judge.cfg.timeout_s)
     columns = (TextColumn("facts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("facts", total=len(records))
             ready = (lambda: wait_for_judge(judge)) if judge else (lambda: None)
-            done = extract(records, out, book, cfg, prompts, lambda n: progress.advance(bar, n), ready)
+            done = extract(records, out, store, cfg, prompts, lambda n: progress.advance(bar, n), ready)
     finally:
-        book.close()
+        store.close()
         if judge is not None:
             judge.close()
     for line in done.bad[:NAMED]:
@@ -79,7 +80,6 @@ def _extract(console: Console, spec: str, out: Path, judge_file: Path | None) ->
 def _open_judge(file: Path, out: Path) -> tuple[SupervisionConfig, Any]:
     """The settings of a run YAML, with facts by the judge, and its judge. Raises `ConfigError`."""
     from dyme.supervision.judge.client import open_judge  # only who has a judge needs its client
-    from dyme.supervision.judge.ping import read_sections
 
     found = read_sections(file)
     return found.supervision.model_copy(update={"facts": "judge"}), open_judge(found.judge, out.parent)

@@ -14,14 +14,14 @@ from typing import Literal
 
 from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.asking import Asker, Deadline, done, then, wait_for
-from dyme.supervision.facts import Facts, FactsBook, with_facts
+from dyme.supervision.facts import Facts, FactStore, with_facts
+from dyme.supervision.futures import Deadline, JudgeClient, done, then, wait_for
 from dyme.supervision.judge.types import Answer
 from dyme.supervision.judge_prompts import Prompts, addresses_judge, task_of
 from dyme.supervision.lexical import thinking_score
 
 Source = Literal["lexical", "judge", "both", "degraded", "skipped", "none"]
-TOGETHER = 16
+TRACES_PER_QUESTION = 16
 """Traces of a group that are rated by one answer."""
 RATINGS: Mapping[str, float] = {"low": 0.0, "medium": 0.5, "high": 1.0}
 
@@ -45,9 +45,8 @@ class Thinking:
 
 
 class PendingCheck:
-    """Scores that wait for verdicts; `asked` says how many questions. What the words alone say is found at once, where
-    it will be wanted and the facts are known: whoever asks for the result shall wait for nothing else than the
-    judge."""
+    """Scores that wait for verdicts; `asked` is the number of questions. The lexical scores are computed at once if
+    they will be wanted and the facts are known, so that `result` waits for the judge alone."""
 
     def __init__(
         self,
@@ -111,23 +110,22 @@ class PendingCheck:
 def start_check(
     rows: Sequence[CheckRow],
     cfg: SupervisionConfig,
-    judge: Asker | None,
+    judge: JudgeClient | None,
     prompts: Prompts | None,
-    facts: FactsBook | None,
+    facts: FactStore | None,
     *,
     decided: bool = False,
 ) -> PendingCheck:
-    """Starts to score the rows of one group, which share their record: compares words where the facts are known, asks
-    the judge where the settings want one, and waits for nobody. Without `prompts`, `facts` or a judge the verdicts are
-    missing.
+    """Starts to score the rows of one group, which share their record: compares words if the facts are known, asks the
+    judge if the settings want one, and does not wait. Without `prompts`, `facts` or a judge the verdicts are missing.
 
-    Judged are different traces of valid format. `decided`: it is known that none of these rows trains, so their scores
-    do not matter and nobody is asked.
+    The judge rates the different traces of valid format. `decided`: none of these rows trains, so their scores do not
+    matter and the judge is not asked.
     """
     future = facts.future(rows[0].record) if facts and rows else None
     verdicts: dict[tuple[str, ...], Future[Answer]] = {}
     if cfg.checker in ("judge", "both") and not decided:
-        for traces in _together([trace for row in rows if row.valid and (trace := _trace(row))]):
+        for traces in _batches([trace for row in rows if row.valid and (trace := _trace(row))]):
             if judge is None or prompts is None or facts is None or future is None:
                 verdicts[traces] = done(Answer(None, "no_judge"))
             else:
@@ -135,11 +133,11 @@ def start_check(
     return PendingCheck(rows, cfg, verdicts, future, decided)
 
 
-def _together(traces: Sequence[str]) -> list[tuple[str, ...]]:
-    """Different traces, `TOGETHER` at most in a question. One that speaks to the judge is asked about alone: it shall
-    not speak for the others. In the order of their texts, so that the same traces are the same question."""
+def _batches(traces: Sequence[str]) -> list[tuple[str, ...]]:
+    """Different traces, at most `TRACES_PER_QUESTION` together. One that speaks to the judge is asked about alone, so
+    that it cannot speak for the others. Sorted by text, so that the same traces are the same question."""
     plain = sorted({trace for trace in traces if not addresses_judge(trace)})
-    parts = [tuple(plain[at : at + TOGETHER]) for at in range(0, len(plain), TOGETHER)]
+    parts = [tuple(plain[at : at + TRACES_PER_QUESTION]) for at in range(0, len(plain), TRACES_PER_QUESTION)]
     return [*parts, *((trace,) for trace in sorted(set(traces) - set(plain)))]
 
 
@@ -147,9 +145,9 @@ def _ask(
     record: Record,
     traces: tuple[str, ...],
     cfg: SupervisionConfig,
-    judge: Asker,
+    judge: JudgeClient,
     prompts: Prompts,
-    facts: FactsBook,
+    facts: FactStore,
     future: Future[Facts],
 ) -> Future[Answer]:
     """Verdicts on traces, asked for as soon as the facts are there; without facts the judge sees the pictures."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dyme.data.errors import ImageError
 from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.facts import RULES, Facts, FactsBook, rule_facts
+from dyme.supervision.facts import RULES, Facts, FactStore, rule_facts
 from dyme.supervision.judge_prompts import Prompts, task_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 WINDOW = 64
 """Records that are asked about at the same time."""
-PATIENCE_S = 600.0
+MAX_OUTAGE_S = 600.0
 """How long a judge that went away is waited for."""
 
 
@@ -44,7 +44,7 @@ class Extracted:
 def extract(
     records: Iterable[Record],
     out: Path,
-    book: FactsBook,
+    store: FactStore,
     cfg: SupervisionConfig,
     prompts: Prompts,
     advance: Callable[[int], None] = lambda n: None,
@@ -79,7 +79,7 @@ def extract(
                 advance(1)
                 continue
             ready()
-            waiting.append((record, book.future(record)))
+            waiting.append((record, store.future(record)))
             if len(waiting) >= WINDOW:
                 write_next()
         while waiting:
@@ -90,13 +90,13 @@ def extract(
 
 
 def wait_for_judge(judge: Judge) -> None:
-    """Returns when a server of the judge is in the rotation, so that an outage costs the records under way and not all
-    that follow. Raises `ExtractError` where none comes back for `PATIENCE_S`."""
-    end = time.monotonic() + PATIENCE_S
-    while not {"closed", "busy"} & set(judge.counts().endpoints.values()):
+    """Returns when the judge's server can be asked, so that an outage costs the records under way and not all that
+    follow. Raises `ExtractError` if it does not come back for `MAX_OUTAGE_S`."""
+    end = time.monotonic() + MAX_OUTAGE_S
+    while judge.counts().state not in ("closed", "busy"):
         if time.monotonic() > end:
             raise ExtractError(
-                f"the judge has not come back for {PATIENCE_S:g} s: look at its servers "
+                f"the judge has not come back for {MAX_OUTAGE_S:g} s: look at its servers "
                 "(python -m dyme.supervision.judge ping), then give the same command again, which goes on from here"
             )
         time.sleep(0.1)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.asking import Asker, done, then
+from dyme.supervision.futures import JudgeClient, done, then
 from dyme.supervision.judge.types import Answer
 from dyme.supervision.judge_prompts import Prompts, addresses_judge, clean_text, task_of
 from dyme.supervision.readings import list_facts
@@ -88,13 +88,13 @@ def read_facts(answer: Answer, version: str) -> Facts | None:
     return Facts("\n".join(kept), "judge", version) if text else None
 
 
-class FactsBook:
+class FactStore:
     """Facts of the records in use. Where `facts: judge` is set the judge is asked about records without facts of their
     own, once each; an answer that did not come is asked for again the next time. `deadline_s` of each question, None:
     the judge's own. Safe for threads."""
 
     def __init__(
-        self, cfg: SupervisionConfig, prompts: Prompts, judge: Asker | None, deadline_s: float | None = None
+        self, cfg: SupervisionConfig, prompts: Prompts, judge: JudgeClient | None, deadline_s: float | None = None
     ) -> None:
         self._cfg, self._prompts, self._judge, self._deadline_s = cfg, prompts, judge, deadline_s
         self._asked: OrderedDict[str, Future[Facts]] = OrderedDict()
@@ -131,7 +131,7 @@ class FactsBook:
         if not self._closed:
             return self._worker.submit(picture_bytes, record)
         closed: Future[tuple[bytes, ...]] = Future()
-        closed.set_exception(RuntimeError("the book is closed"))
+        closed.set_exception(RuntimeError("the store is closed"))
         return closed
 
     def close(self) -> None:

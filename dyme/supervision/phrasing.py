@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -53,7 +53,7 @@ _MAX_GAP, _MAX_SEPARATOR, _MAX_TEMPLATE = 12, 12, 300
 
 
 @dataclass(frozen=True)
-class _Atom:
+class _Mention:
     """A label or a number of a trace; `slot` is set once it is known what it stands for."""
 
     kind: Literal["name", "number", "list"]
@@ -64,7 +64,7 @@ class _Atom:
     slot: str = ""
 
 
-def fill(template: str, derivation: Derivation) -> str | None:
+def fill_template(template: str, derivation: Derivation) -> str | None:
     """The trace of a derivation in the words of a template; None where the template asks for what it has not."""
     missing = False
 
@@ -80,7 +80,7 @@ def fill(template: str, derivation: Derivation) -> str | None:
     return None if missing else text
 
 
-def learn(trace: str, derivation: Derivation) -> str | None:
+def learn_template(trace: str, derivation: Derivation) -> str | None:
     """The template that a trace follows; None where it is none to learn from.
 
     It has to be faithful, to state nothing beyond the derivation, to lead to the answer and to repeat nothing. Records
@@ -91,19 +91,19 @@ def learn(trace: str, derivation: Derivation) -> str | None:
         return None
     if addresses_judge(trace) or contradicted_share(trace, facts_text(derivation.facts)):
         return None
-    atoms = _atoms(trace, derivation.facts)
-    listed = _lists(trace, atoms, derivation)
+    mentions = _mentions(trace, derivation.facts)
+    listed = _lists(trace, mentions, derivation)
     if listed is None:
         return None
-    slotted = [_slotted(atom, derivation) for atom in listed]
-    if any(not atom.slot for atom in slotted):
+    slotted = [_with_slot(mention, derivation) for mention in listed]
+    if any(not mention.slot for mention in slotted):
         return None
     template, at = "", 0
-    for atom in slotted:
-        template += trace[at : atom.start] + atom.slot
-        at = atom.end
+    for mention in slotted:
+        template += trace[at : mention.start] + mention.slot
+        at = mention.end
     template = (template + trace[at:]).strip()
-    return template if _sound(template, slotted, derivation.kind) else None
+    return template if _is_template(template, slotted, derivation.kind) else None
 
 
 def facts_text(facts: Sequence[Fact]) -> str:
@@ -141,42 +141,44 @@ def _distinct(derivation: Derivation) -> bool:
     return len(set(wanted)) == len(wanted)
 
 
-def _atoms(trace: str, facts: Sequence[Fact]) -> list[_Atom]:
+def _mentions(trace: str, facts: Sequence[Fact]) -> list[_Mention]:
     by_name = {fact.name.casefold(): fact for fact in facts}
-    names = [_Atom("name", m.start(), m.end(), by_name[m[0].casefold()]) for m in name_pattern(facts).finditer(trace)]
-    taken = {at for atom in names for at in range(atom.start, atom.end)}
+    names = [
+        _Mention("name", m.start(), m.end(), by_name[m[0].casefold()]) for m in name_pattern(facts).finditer(trace)
+    ]
+    taken = {at for mention in names for at in range(mention.start, mention.end)}
     numbers = [
-        _Atom("number", m.start(), m.end(), value=_value(m[0]))
+        _Mention("number", m.start(), m.end(), value=_value(m[0]))
         for m in re.finditer(_NUMBER, trace)
         if m.start() not in taken
     ]
-    return sorted([*names, *numbers], key=lambda atom: atom.start)
+    return sorted([*names, *numbers], key=lambda mention: mention.start)
 
 
-def _lists(trace: str, atoms: list[_Atom], derivation: Derivation) -> list[_Atom] | None:
-    """The atoms with runs of readings ("red 4, blue 2") joined into lists; None where a list is given twice."""
-    out: list[_Atom] = []
+def _lists(trace: str, mentions: list[_Mention], derivation: Derivation) -> list[_Mention] | None:
+    """The mentions with runs of readings ("red 4, blue 2") joined into lists; None where a list is given twice."""
+    out: list[_Mention] = []
     seen: Counter[str] = Counter()
     at = 0
-    while at < len(atoms):
-        run = _run(trace, atoms, at)
+    while at < len(mentions):
+        run = _readings_run(trace, mentions, at)
         name = _list_name([pair[0].fact for pair in run if pair[0].fact], derivation, seen)
         if name:
             seen[name] += 1
-            out.append(_Atom("list", run[0][0].start, run[-1][1].end, slot=_list_slot(trace, name, run)))
+            out.append(_Mention("list", run[0][0].start, run[-1][1].end, slot=_list_slot(trace, name, run)))
             at += 2 * len(run)
         else:
-            out.append(atoms[at])
+            out.append(mentions[at])
             at += 1
     return None if max(seen.values(), default=0) > 1 else out
 
 
-def _run(trace: str, atoms: list[_Atom], at: int) -> list[tuple[_Atom, _Atom]]:
-    """The longest list of readings that begins with atom `at`: alike in form, no label twice."""
-    pairs: list[tuple[_Atom, _Atom]] = []
+def _readings_run(trace: str, mentions: list[_Mention], at: int) -> list[tuple[_Mention, _Mention]]:
+    """The longest list of readings that begins with mention `at`: alike in form, no label twice."""
+    pairs: list[tuple[_Mention, _Mention]] = []
     gap = ""
-    while at + 1 < len(atoms):
-        name, number = atoms[at], atoms[at + 1]
+    while at + 1 < len(mentions):
+        name, number = mentions[at], mentions[at + 1]
         between = trace[name.end : number.start]
         if name.kind != "name" or number.kind != "number" or not name.fact or len(between) > _MAX_GAP:
             break
@@ -204,7 +206,7 @@ def _list_name(facts: list[Fact], derivation: Derivation, seen: Counter[str]) ->
     return "each" if len(labels) > 1 and labels == {fact.label for fact in derivation.facts} else ""
 
 
-def _list_slot(trace: str, name: str, run: list[tuple[_Atom, _Atom]]) -> str:
+def _list_slot(trace: str, name: str, run: list[tuple[_Mention, _Mention]]) -> str:
     gap = trace[run[0][0].end : run[0][1].start]
     separators = Counter(trace[a[1].end : b[0].start] for a, b in pairwise(run))
     separator = separators.most_common(1)[0][0] if separators else ", "
@@ -212,29 +214,29 @@ def _list_slot(trace: str, name: str, run: list[tuple[_Atom, _Atom]]) -> str:
     return f"[{name}|{item}|{separator}]"
 
 
-def _slotted(atom: _Atom, derivation: Derivation) -> _Atom:
-    if atom.slot:
-        return atom
+def _with_slot(mention: _Mention, derivation: Derivation) -> _Mention:
+    if mention.slot:
+        return mention
     slots = derivation.slots
     for name in _SLOTS[derivation.kind]:
-        if atom.fact and name in "ab" and slots.get(name) == atom.fact.name:
-            return _Atom(atom.kind, atom.start, atom.end, slot=f"{{{name}}}")
+        if mention.fact and name in "ab" and slots.get(name) == mention.fact.name:
+            return replace(mention, slot=f"{{{name}}}")
         numeric = name in "xyt" and re.fullmatch(_NUMBER, slots.get(name, ""))
-        if atom.kind == "number" and numeric and math.isclose(_value(slots[name]), atom.value, rel_tol=1e-6):
-            return _Atom(atom.kind, atom.start, atom.end, slot=f"{{{name}}}")
+        if mention.kind == "number" and numeric and math.isclose(_value(slots[name]), mention.value, rel_tol=1e-6):
+            return replace(mention, slot=f"{{{name}}}")
     answer = slots["answer"]
-    if atom.kind == "number" and re.fullmatch(_NUMBER, answer) and _value(answer) == atom.value:
-        return _Atom(atom.kind, atom.start, atom.end, slot="{answer}")
-    return atom
+    if mention.kind == "number" and re.fullmatch(_NUMBER, answer) and _value(answer) == mention.value:
+        return replace(mention, slot="{answer}")
+    return mention
 
 
-def _sound(template: str, atoms: list[_Atom], kind: str) -> bool:
+def _is_template(template: str, mentions: list[_Mention], kind: str) -> bool:
     words = re.findall(r"\w+", _SLOT.sub(" ", template).casefold())
     if len(template) > _MAX_TEMPLATE or any(word in NUMBER_WORDS - {"one"} or not word.isalpha() for word in words):
         return False
-    said = Counter(atom.slot for atom in atoms if atom.kind != "list")
+    used = Counter(mention.slot for mention in mentions if mention.kind != "list")
     # a step may name what it calculates with and conclude with it; more is saying it again
-    if any(times > 2 for times in said.values()):
+    if any(times > 2 for times in used.values()):
         return False
     result = _RESULT.get(kind, "answer")
-    return said[f"{{{result}}}"] > 0
+    return used[f"{{{result}}}"] > 0

@@ -13,11 +13,11 @@ from typing import Literal
 
 from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.asking import Asker, done, then, wait_for
-from dyme.supervision.facts import Facts, FactsBook
+from dyme.supervision.facts import Facts, FactStore
+from dyme.supervision.futures import JudgeClient, done, then, wait_for
 from dyme.supervision.judge.types import Answer
 from dyme.supervision.judge_prompts import Prompts, addresses_judge, clean_text, task_of
-from dyme.supervision.phrasing import BUILT_IN, fill, supported
+from dyme.supervision.phrasing import BUILT_IN, fill_template, supported
 from dyme.supervision.readings import contradicted_share
 from dyme.supervision.templates import TemplatePool, derivation_of, kind_of
 from dyme.text.normalise import normalise_text
@@ -70,7 +70,12 @@ class Refiner:
     """Refines reference traces, ahead of time where it is told which will be needed. Safe for threads."""
 
     def __init__(
-        self, cfg: SupervisionConfig, judge: Asker | None, prompts: Prompts, facts: FactsBook, flag: str = "Answer:"
+        self,
+        cfg: SupervisionConfig,
+        judge: JudgeClient | None,
+        prompts: Prompts,
+        facts: FactStore,
+        flag: str = "Answer:",
     ) -> None:
         self._cfg, self._judge, self._prompts, self._facts, self._flag = cfg, judge, prompts, facts, flag
         self._ahead: OrderedDict[str, _Ahead] = OrderedDict()
@@ -105,9 +110,9 @@ class Refiner:
 def start_refine(
     record: Record,
     cfg: SupervisionConfig,
-    judge: Asker | None,
+    judge: JudgeClient | None,
     prompts: Prompts,
-    facts: FactsBook,
+    facts: FactStore,
     pool: TemplatePool,
     flag: str = "Answer:",
 ) -> PendingTrace:
@@ -122,7 +127,7 @@ def start_refine(
     late = Refined(record.hint, "degraded", why="late")
     if judge is None:
         return PendingTrace(done(Refined(record.hint, "degraded", why="no_judge")), late)
-    asker = judge
+    client = judge  # not None, which mypy does not know in a closure
 
     def ask(given: Facts) -> Future[Refined]:
         template = pool.best(kind_of(record, given), filled=False)
@@ -135,7 +140,7 @@ def start_refine(
         }
 
         def send(images: tuple[bytes, ...]) -> Future[Answer]:
-            return asker.submit(prompts.question("refine", task_of(record, cfg.task), texts, record.id, images))
+            return client.submit(prompts.question("refine", task_of(record, cfg.task), texts, record.id, images))
 
         answer = then(facts.to_show(record, given), send)
         return then(answer, lambda a: done(_read(a, record, given, template, cfg.max_trace_chars, flag)))
@@ -150,7 +155,7 @@ def rules_trace(record: Record, facts: Facts, pool: TemplatePool, max_chars: int
     if derivation is None:
         return Refined(record.hint, "hint", why="no_derivation")
     for template in dict.fromkeys((pool.best(derivation.kind), BUILT_IN[derivation.kind])):
-        trace = fill(template, derivation)
+        trace = fill_template(template, derivation)
         if trace and len(trace) <= max_chars and supported(trace, derivation):
             return Refined(trace, "rules", template)
     return Refined(record.hint, "hint", why="unsupported")

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from dyme.data.record import Record
 from dyme.settings.judge import JudgeConfig
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.asking import Deadline, wait_for
 from dyme.supervision.checker import CheckRow, PendingCheck, Thinking, start_check
-from dyme.supervision.facts import Facts, FactsBook
+from dyme.supervision.facts import Facts, FactStore
+from dyme.supervision.futures import Deadline, wait_for
 from dyme.supervision.judge.client import open_judge
 from dyme.supervision.judge.types import JudgeCounts
 from dyme.supervision.judge_prompts import load_prompts
@@ -34,16 +34,16 @@ from dyme.supervision.templates import (
     write_pool,
 )
 
-OF_CHECKER = ("judge", "both", "degraded", "skipped")
-OF_REFINER = ("hint", "rules", "judge", "degraded")
-OF_JUDGE = ("asked", "sent", "cached", "deduplicated", "retries", "tokens_in", "tokens_out", "money")
+CHECK_SOURCES = ("judge", "both", "degraded", "skipped")
+REFINE_SOURCES = ("hint", "rules", "judge", "degraded")
+JUDGE_COUNTS = ("asked", "sent", "cached", "deduplicated", "retries", "tokens_in", "tokens_out", "money")
 Fate = Literal["open", "right", "wrong"]
 """Whether it is known that the rollouts of a group do not train, since all of them are right, or all wrong."""
 COUNTS = (
     "facts/degraded",
-    *(f"check/{name}" for name in OF_CHECKER),
-    *(f"refine/{name}" for name in OF_REFINER),
-    *(f"judge/{name}" for name in OF_JUDGE),
+    *(f"check/{name}" for name in CHECK_SOURCES),
+    *(f"refine/{name}" for name in REFINE_SOURCES),
+    *(f"judge/{name}" for name in JUDGE_COUNTS),
     "judge/failed",
     "wait_s",
 )
@@ -66,16 +66,16 @@ class Supervisor:
     ) -> None:
         """Raises `ConfigError` for prompts that cannot be used and for a key that is not in the environment."""
         self.cfg, self.rank, self.folder = cfg, rank, folder
-        self._say, self._told = say, set[str]()
+        self._say, self._said = say, set[str]()
         self.deadline_s = judge.timeout_s
         self.prompts = load_prompts(cfg.prompts)
         self.judge = open_judge(judge, folder, say) if cfg.asks_judge else None
-        self.facts = FactsBook(cfg, self.prompts, self.judge)
+        self.facts = FactStore(cfg, self.prompts, self.judge)
         self.refiner = Refiner(cfg, self.judge, self.prompts, self.facts, flag)
         self.pool = TemplatePool(cfg.templates.size)
         self._found: list[Candidate] = []  # by this rank, since the last update of the pool
         self._drafts: list[PendingCandidates] = []
-        self._compared: tuple[list[Candidate], PendingVerdicts | None] = ([], None)  # all ranks'; verdicts on rank 0
+        self._pending: tuple[list[Candidate], PendingVerdicts | None] = ([], None)  # all ranks'; verdicts on rank 0
         self._counted: Counter[str] = Counter()
         self.totals: Counter[str] = Counter()
         """Of the whole run and all ranks, by the names of `COUNTS`."""
@@ -114,8 +114,8 @@ class Supervisor:
         self._counted["wait_s"] += time.monotonic() - begin  # type: ignore[assignment]
         self._counted.update(f"refine/{refined.source}" for refined in out)
         for record, refined in zip(records, out, strict=True):
-            if refined.source == "degraded" and refined.why not in self._told:
-                self._told.add(refined.why)
+            if refined.source == "degraded" and refined.why not in self._said:
+                self._said.add(refined.why)
                 self._say(f"no refined trace for record {record.id} ({refined.why}): it stays as it is (said once)")
         return out
 
@@ -150,12 +150,12 @@ class Supervisor:
         by then. All ranks take its pool and share their new candidates."""
         if not self.learns or (step + 1) % self.cfg.templates.every:
             return
-        changed = self._decided() if self.rank == 0 else None
+        changed = self._next_pool() if self.rank == 0 else None
         mine = [asdict(each) for each in self._take()]
         self._drafts = []  # what is not there by now has had all the time between two updates
         parts = gather({"found": mine, "pool": changed.state_dict() if changed else {}})
         self.pool = self.pool.load_state_dict(parts[0]["pool"])
-        self._await([Candidate(**each) for part in parts for each in part["found"]])
+        self._start_compare([Candidate(**each) for part in parts for each in part["found"]])
         if changed:
             write_pool(self.folder, self.pool)
 
@@ -166,13 +166,13 @@ class Supervisor:
         self._found, self._drafts = [], [drafts for drafts in self._drafts if not drafts.ready]
         return found
 
-    def _await(self, candidates: list[Candidate]) -> None:
+    def _start_compare(self, candidates: list[Candidate]) -> None:
         ask = self.rank == 0 and self.judge
         verdicts = start_compare(self.pool, candidates, self.cfg, self.judge, self.prompts) if ask else None
-        self._compared = (candidates, verdicts)
+        self._pending = (candidates, verdicts)
 
-    def _decided(self) -> TemplatePool | None:
-        candidates, verdicts = self._compared
+    def _next_pool(self) -> TemplatePool | None:
+        candidates, verdicts = self._pending
         pool = self.pool.propose(candidates, verdicts.result(0.0) if verdicts else None)
         return pool if pool is not self.pool else None
 
@@ -186,7 +186,7 @@ class Supervisor:
             "totals": dict(self.totals),
             "pool": self.pool.state_dict(),
             "found": [each for part in parts for each in part],
-            "compared": [asdict(each) for each in self._compared[0]],
+            "compared": [asdict(each) for each in self._pending[0]],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -197,7 +197,7 @@ class Supervisor:
         if self.rank == 0:  # the file may be ahead of the checkpoint
             write_pool(self.folder, self.pool)
         self._found = [Candidate(**each) for each in state["found"]] if self.rank == 0 else []
-        self._await([Candidate(**each) for each in state["compared"]])
+        self._start_compare([Candidate(**each) for each in state["compared"]])
 
     # --- figures ------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class Supervisor:
             return {}
         if self.judge:
             now, before = self.judge.counts(), self._before
-            for name in OF_JUDGE:
+            for name in JUDGE_COUNTS:
                 self._counted[f"judge/{name}"] += getattr(now, name) - getattr(before, name)
             self._counted["judge/failed"] += sum(now.failed.values()) - sum(before.failed.values())
             self._before = now

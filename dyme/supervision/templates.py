@@ -17,13 +17,13 @@ from typing import Any
 
 from dyme.data.record import Record
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.asking import Asker, Deadline, wait_for
 from dyme.supervision.derive import Derivation, derive
 from dyme.supervision.facts import Facts
+from dyme.supervision.futures import Deadline, JudgeClient, wait_for
 from dyme.supervision.judge.types import Answer
 from dyme.supervision.judge_prompts import Prompts, addresses_judge, clean_text, task_of
 from dyme.supervision.lexical import thinking_score
-from dyme.supervision.phrasing import BUILT_IN, fill, learn
+from dyme.supervision.phrasing import BUILT_IN, fill_template, learn_template
 from dyme.supervision.readings import list_facts
 
 FORMAT = 1
@@ -79,7 +79,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Event:
+class PoolChange:
     """One change of the pool; `beaten` is the text that had to go or is no longer the best."""
 
     version: int
@@ -100,7 +100,7 @@ class TemplatePool:
     size: int
     version: int = 0
     entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
-    history: tuple[Event, ...] = ()
+    history: tuple[PoolChange, ...] = ()
 
     def best(self, kind: str, *, filled: bool = True) -> str:
         """The best template of a kind, "" where there is none. With `filled` one that can be filled without a judge:
@@ -121,18 +121,18 @@ class TemplatePool:
         if not self.size or not candidates:
             return self
         entries = {kind: list(held) for kind, held in self.entries.items()}
-        events: list[Event] = []
+        changes: list[PoolChange] = []
         for each in sorted(candidates, key=lambda c: (c.kind, c.text, -c.score, c.step, c.record, c.source, c.filled)):
             held = entries.setdefault(each.kind, [])
             verdict = (verdicts or {}).get((each.kind, each.text))
-            rival = self.best(each.kind, filled=each.filled)
-            if verdict is False and all(entry.text != rival for entry in held):
+            compared_with = self.best(each.kind, filled=each.filled)
+            if verdict is False and all(entry.text != compared_with for entry in held):
                 continue  # the built-in one is better
-            events += _place(held, each, verdict, rival, self.size, self.version + 1)
+            changes += _place(held, each, verdict, compared_with, self.size, self.version + 1)
         kept = {kind: tuple(held) for kind, held in sorted(entries.items()) if held}
         if kept == self.entries:
             return self
-        return TemplatePool(self.size, self.version + 1, kept, (*self.history, *events)[-_HISTORY:])
+        return TemplatePool(self.size, self.version + 1, kept, (*self.history, *changes)[-_HISTORY:])
 
     def state_dict(self) -> dict[str, Any]:
         """The pool as JSON values."""
@@ -141,7 +141,7 @@ class TemplatePool:
             "format": FORMAT,
             "version": self.version,
             "entries": held,
-            "history": [asdict(event) for event in self.history],
+            "history": [asdict(change) for change in self.history],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> TemplatePool:
@@ -153,11 +153,15 @@ class TemplatePool:
             raise PoolError(f"template pool: format {state.get('format')!r} is not {FORMAT}; start the pool anew")
         held = {k: tuple(Entry(**e) for e in entries)[: self.size] for k, entries in state["entries"].items()}
         kept = {kind: entries for kind, entries in sorted(held.items()) if entries}
-        return TemplatePool(self.size, state["version"], kept, tuple(Event(**event) for event in state["history"]))
+        return TemplatePool(
+            self.size, state["version"], kept, tuple(PoolChange(**change) for change in state["history"])
+        )
 
 
-def _place(held: list[Entry], new: Candidate, verdict: bool | None, rival: str, size: int, version: int) -> list[Event]:
-    """Puts a candidate into the entries of its kind, best first; `rival` is what the verdict compared it with."""
+def _place(
+    held: list[Entry], new: Candidate, verdict: bool | None, compared_with: str, size: int, version: int
+) -> list[PoolChange]:
+    """Puts a candidate into the entries of its kind, best first; `compared_with` is the other text of the verdict."""
     before = held[0].text if held else ""
     at = next((i for i, entry in enumerate(held) if entry.text == new.text), None)
     if at is None:
@@ -169,19 +173,23 @@ def _place(held: list[Entry], new: Candidate, verdict: bool | None, rival: str, 
         held[at] = replace(entry, score=mean, seen=entry.seen + 1)
     added = held[at].seen == 1
     if verdict is not None:
-        winner = new.text if verdict else rival
+        winner = new.text if verdict else compared_with
         held[:] = [replace(entry, preferred=entry.text == winner) for entry in held]
     held.sort(key=lambda e: (not e.preferred, -e.rank, -e.seen, len(e.text), e.text))
     dropped = held.pop() if len(held) > size else None
-    events = []
+    changes = []
     if added and (dropped is None or dropped.text != new.text):
         gone = dropped.text if dropped else ""
         action = "replace" if dropped else "add"
-        events.append(Event(version, new.step, new.kind, action, new.text, new.score, new.record, new.source, gone))
+        changes.append(
+            PoolChange(version, new.step, new.kind, action, new.text, new.score, new.record, new.source, gone)
+        )
     top = held[0]
     if before and top.text != before and top.leads:
-        events.append(Event(version, new.step, top.kind, "best", top.text, top.score, top.record, top.source, before))
-    return events
+        changes.append(
+            PoolChange(version, new.step, top.kind, "best", top.text, top.score, top.record, top.source, before)
+        )
+    return changes
 
 
 # --- candidates -----------------------------------------------------------------------------------
@@ -203,12 +211,12 @@ def candidate(trace: str, record: Record, facts: Facts, step: int, max_chars: in
     derivation = derivation_of(record, facts)
     if derivation is None or len(trace) > max_chars:
         return None
-    text = learn(trace, derivation)
+    text = learn_template(trace, derivation)
     if text is None or len(text) > max_chars:
         return None
     bare = replace(record, hint=None, facts=facts.text)
-    own = thinking_score(fill(text, derivation) or "", bare, 1.0) or 0.0
-    built_in = thinking_score(fill(BUILT_IN[derivation.kind], derivation) or "", bare, 1.0) or 0.0
+    own = thinking_score(fill_template(text, derivation) or "", bare, 1.0) or 0.0
+    built_in = thinking_score(fill_template(BUILT_IN[derivation.kind], derivation) or "", bare, 1.0) or 0.0
     return Candidate(derivation.kind, text, round(own - built_in, 6), step, record.id, "rules")
 
 
@@ -223,7 +231,7 @@ class PendingCandidates:
         return all(future.done() for _, future in self._asked)
 
     def result(self, deadline_s: float | None) -> list[Candidate]:
-        """Those that came in time; a template that speaks to a judge, says nothing or is too long is none."""
+        """Those that came in time, without templates that speak to a judge, are empty or are too long."""
         limit, out = Deadline(deadline_s), []
         for draft, future in self._asked:
             text = (wait_for(future, limit.left(), Answer(None)).value or {}).get("template")
@@ -236,7 +244,7 @@ class PendingCandidates:
 def start_candidates(
     traces: Sequence[tuple[str, Record, Facts, float]],
     cfg: SupervisionConfig,
-    judge: Asker | None,
+    judge: JudgeClient | None,
     prompts: Prompts,
     step: int,
 ) -> PendingCandidates:
@@ -273,7 +281,7 @@ def start_compare(
     pool: TemplatePool,
     candidates: Sequence[Candidate],
     cfg: SupervisionConfig,
-    judge: Asker | None,
+    judge: JudgeClient | None,
     prompts: Prompts,
 ) -> PendingVerdicts:
     """Asks the judge about each new text, one of a kind at most (the one with the best score)."""

@@ -26,18 +26,18 @@ def question(user: str, **fields: Any) -> Question:
     )
 
 
-def config(*servers: JudgeServer | str, **fields: Any) -> JudgeConfig:
-    urls = [server if isinstance(server, str) else server.url for server in servers]
-    endpoints = [{"url": url, "model": f"m{i}"} for i, url in enumerate(urls)]
+def config(server: JudgeServer | str | None, **fields: Any) -> JudgeConfig:
+    url = server.url if isinstance(server, JudgeServer) else server
+    endpoints = [{"url": url, "model": "m0"}] if url else []
     return JudgeConfig.model_validate({"endpoints": endpoints} | fields)
 
 
 @contextmanager
 def judge_of(
-    *servers: JudgeServer | str, folder: Path | None = None, said: list[str] | None = None, **fields: Any
+    server: JudgeServer | str | None, folder: Path | None = None, said: list[str] | None = None, **fields: Any
 ) -> Iterator[Judge]:
     """An open judge whose messages go to `said`."""
-    judge: Judge = open_judge(config(*servers, **fields), folder, say=(said if said is not None else []).append)
+    judge: Judge = open_judge(config(server, **fields), folder, say=(said if said is not None else []).append)
     try:
         yield judge
     finally:

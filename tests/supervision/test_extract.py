@@ -15,7 +15,7 @@ from dyme.data.record import LazyImage, Record
 from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.__main__ import main
 from dyme.supervision.extract import WINDOW, ExtractError, extract
-from dyme.supervision.facts import FactsBook
+from dyme.supervision.facts import FactStore
 from dyme.supervision.judge.types import JudgeCounts
 from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.templates import Candidate, TemplatePool, write_pool
@@ -27,11 +27,11 @@ RULES, JUDGED = SupervisionConfig(), SupervisionConfig(facts="judge")
 
 
 def run(records, out, judge=None, cfg=RULES, advance=lambda n: None):
-    book = FactsBook(cfg, PROMPTS, judge)
+    store = FactStore(cfg, PROMPTS, judge)
     try:
-        return extract(records, out, book, cfg, PROMPTS, advance)
+        return extract(records, out, store, cfg, PROMPTS, advance)
     finally:
-        book.close()
+        store.close()
 
 
 def rows(out):
@@ -172,7 +172,7 @@ def fake_client(monkeypatch):
     """A judge that needs no server."""
     judge = FakeJudge(lambda q: {"facts": ["red 4"]} if q.record != "r1" else None)
     judge.close = lambda: opened.append("closed")
-    judge.counts = lambda: JudgeCounts(endpoints={"0": "closed"})
+    judge.counts = lambda: JudgeCounts()
     opened = []
 
     def open_judge(cfg, folder):
@@ -227,7 +227,7 @@ def test_a_judge_that_goes_away_costs_the_records_under_way(tmp_path, capsys, mo
         assert main(command) == 0 and len(rows(out)) == 40
         out.unlink()
         (tmp_path / "judge-cache" / "answers.sqlite").unlink()
-        monkeypatch.setattr("dyme.supervision.extract.PATIENCE_S", 0.3)
+        monkeypatch.setattr("dyme.supervision.extract.MAX_OUTAGE_S", 0.3)
         server.clear()
         server.always(status(500))
         capsys.readouterr()

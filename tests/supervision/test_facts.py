@@ -17,7 +17,7 @@ from dyme.supervision.facts import (
     MAX_SIDE,
     RULES,
     Facts,
-    FactsBook,
+    FactStore,
     picture_bytes,
     read_facts,
     rule_facts,
@@ -39,8 +39,8 @@ def record(name="r", images=1, **more):
     return Record(id=name, question="red?", answers=("4",), images=(picture(),) * images, **more)
 
 
-def book(judge=None, cfg=JUDGED):
-    return FactsBook(cfg, PROMPTS, judge)
+def store(judge=None, cfg=JUDGED):
+    return FactStore(cfg, PROMPTS, judge)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_pictures_are_small_pngs():
 
 def test_the_judge_is_asked_once_and_sees_the_picture():
     judge = FakeJudge(lambda q: {"facts": ["red 4", " blue\n2 "]}, holds=True)
-    held = book(judge)
+    held = store(judge)
     held.prefetch([record(), record()])
     first, second = held.future(record(hint="red 9")), held.future(record())
     held._worker.submit(int).result()  # what was put in line before is through
@@ -92,9 +92,9 @@ def test_the_judge_is_asked_once_and_sees_the_picture():
 
 def test_records_with_facts_are_not_asked_about():
     judge = FakeJudge(lambda q: {"facts": ["pink 1"]})
-    assert book(judge).future(record(facts="red 4")).result() == Facts("red 4", "record")
-    assert book(judge, SupervisionConfig()).future(record()).result().source == "none"
-    assert book(judge, SupervisionConfig(facts="none")).future(record(facts="red 4")).result().text == ""
+    assert store(judge).future(record(facts="red 4")).result() == Facts("red 4", "record")
+    assert store(judge, SupervisionConfig()).future(record()).result().source == "none"
+    assert store(judge, SupervisionConfig(facts="none")).future(record(facts="red 4")).result().text == ""
     assert not judge.questions
 
 
@@ -102,12 +102,12 @@ def test_a_judge_that_fails_is_asked_again_and_rules_serve_until_then():
     answers = iter([None, {"facts": []}, {"facts": ["red 4"]}])
     judge = FakeJudge(lambda q: next(answers))
     item = record(hint="The red bar shows 4. The blue bar shows 2.")
-    held = book(judge)
+    held = store(judge)
     for _ in range(2):
         assert held.future(item).result() == Facts("red 4, blue 2", "hint", RULES, degraded=True)
     assert held.future(item).result().source == held.future(item).result().source == "judge"
     assert len(judge.questions) == 3
-    assert book(None).future(item).result() == Facts("red 4, blue 2", "hint", RULES, degraded=True)
+    assert store(None).future(item).result() == Facts("red 4, blue 2", "hint", RULES, degraded=True)
 
 
 def test_a_picture_that_cannot_be_read_costs_its_facts_only():
@@ -116,13 +116,13 @@ def test_a_picture_that_cannot_be_read_costs_its_facts_only():
 
     item = Record(id="r", question="?", answers=("4",), images=(LazyImage(draw=broken),))
     judge = FakeJudge(lambda q: {"facts": ["red 4"]})
-    assert book(judge).future(item).result() == Facts("", "none", RULES, degraded=True)
+    assert store(judge).future(item).result() == Facts("", "none", RULES, degraded=True)
     assert not judge.questions
 
 
 def test_threads_ask_once():
     judge = FakeJudge(lambda q: {"facts": ["red 4"]}, holds=True)
-    held = book(judge)
+    held = store(judge)
     items = [record(f"r{i % 50}") for i in range(800)]
     with ThreadPoolExecutor(8) as pool:
         futures = list(pool.map(held.future, items))
@@ -132,7 +132,7 @@ def test_threads_ask_once():
 
 
 def test_a_closed_book_still_answers():
-    held = book(FakeJudge(lambda q: {"facts": ["red 4"]}))
+    held = store(FakeJudge(lambda q: {"facts": ["red 4"]}))
     held.close()
     assert held.future(record()).result().degraded
 

@@ -10,7 +10,7 @@ import pytest
 
 from dyme.data import ChartsSource, load_records
 from dyme.supervision.derive import derive
-from dyme.supervision.phrasing import BUILT_IN, fill, learn, supported
+from dyme.supervision.phrasing import BUILT_IN, fill_template, learn_template, supported
 from dyme.supervision.readings import faithfulness, list_facts
 
 
@@ -29,7 +29,7 @@ def test_the_built_in_forms_state_only_facts_and_lead_to_the_answer(scale):
     """Against the generator's own truth: every reading of the chart is there, and every number is known."""
     for record in records("low", scale, wrong_reading_probability=1.0):
         found = derivation(record.question, record.facts, record.answer)
-        trace = fill(BUILT_IN[found.kind], found)
+        trace = fill_template(BUILT_IN[found.kind], found)
         assert faithfulness(trace, record.facts).share == 1.0
         assert trace.startswith(record.facts)
         numbers = set(re.findall(r"\d+(?:\.\d+)?", trace))
@@ -48,9 +48,9 @@ def test_a_learned_template_gives_its_trace_again(trace, scale):
     learned: dict[str, Counter[str]] = {}
     for record in records(trace, scale):
         found = derivation(record.question, record.facts, record.answer)
-        template = learn(record.hint, found)
+        template = learn_template(record.hint, found)
         if template:
-            assert fill(template, found) == " ".join(record.hint.split())
+            assert fill_template(template, found) == " ".join(record.hint.split())
             assert not re.search(r"\d", template)
             learned.setdefault(found.kind, Counter())[template] += 1
     assert len(learned) == 7
@@ -60,9 +60,9 @@ def test_a_learned_template_gives_its_trace_again(trace, scale):
 
 def test_a_misread_trace_teaches_nothing():
     misread = records("low", "tiny", wrong_reading_probability=1.0)
-    assert not [r for r in misread if learn(r.hint, derivation(r.question, r.facts, r.answer))]
+    assert not [r for r in misread if learn_template(r.hint, derivation(r.question, r.facts, r.answer))]
     right = records("low", "tiny", wrong_reading_probability=0.0)
-    assert len([r for r in right if learn(r.hint, derivation(r.question, r.facts, r.answer))]) > 100
+    assert len([r for r in right if learn_template(r.hint, derivation(r.question, r.facts, r.answer))]) > 100
 
 
 LEARNED = [
@@ -84,18 +84,18 @@ LEARNED = [
 
 @pytest.mark.parametrize(("trace", "template"), LEARNED, ids=[trace for trace, _ in LEARNED])
 def test_what_is_learned(trace, template):
-    assert learn(trace, derivation()) == template
+    assert learn_template(trace, derivation()) == template
 
 
 def test_slots_that_could_be_mistaken():
-    assert learn("red 4, blue 2. 4 - 2 = 2.", derivation("red minus blue?", "red 4, blue 2", "2")) is None
+    assert learn_template("red 4, blue 2. 4 - 2 = 2.", derivation("red minus blue?", "red 4, blue 2", "2")) is None
     none = derivation("how many over 7?", "red 4, blue 2", "0")
-    assert learn("red 4, blue 2. over 7: none. so 0.", none) is None
+    assert learn_template("red 4, blue 2. over 7: none. so 0.", none) is None
 
 
 def test_a_template_of_another_kind_does_not_fill():
-    assert fill("{t} and {answer}", derivation()) is None
-    assert fill("[some|{name}|, ] {answer}", derivation()) == "none 5"
+    assert fill_template("{t} and {answer}", derivation()) is None
+    assert fill_template("[some|{name}|, ] {answer}", derivation()) == "none 5"
 
 
 @pytest.mark.parametrize(

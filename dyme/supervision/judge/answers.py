@@ -1,7 +1,7 @@
 """The value in a judge's reply: JSON that fits the schema, bare, fenced or amid chatter, or one plain verdict word.
 
-Nothing here raises, whatever the text. Where a reply can be read in two ways it is no answer: a verdict that was not
-given is worth less than none.
+`parse_answer` never raises, whatever the text. A reply that can be read in two ways is no answer: a verdict that was
+not given is worth less than none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 MAX_TEXT = 50_000
@@ -33,7 +34,10 @@ _SAID = (
     r"(?:rate|score|grade|judge|pick|choose|give|say|answer)\s+"
     r"(?:(?:it|this|that|the|trace|thinking|a|rating|as|of)\s+)*)"
 )
-_NO = object()
+
+
+class _Misfit(ValueError):
+    """The value does not fit its schema."""
 
 
 def parse_answer(text: object, schema: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -50,10 +54,10 @@ def parse_answer(text: object, schema: Mapping[str, Any]) -> dict[str, Any] | No
     if whole is not None:
         return whole
     objects = list(_objects(text))
+    if not objects:
+        return _verdict_object(text, schema)
     found = [value for each in objects if (value := _fit_object(each, schema)) is not None]
-    if found:
-        return found[0] if all(value == found[0] for value in found) else None
-    return None if objects else _spoken(text, schema)
+    return found[0] if found and all(value == found[0] for value in found) else None
 
 
 def verdict(text: str, choices: Sequence[str], label: str = "") -> str | None:
@@ -79,113 +83,91 @@ def verdict(text: str, choices: Sequence[str], label: str = "") -> str | None:
     return given.pop() if len(given) == 1 else None
 
 
-def _fit_object(value: Any, schema: Mapping[str, Any]) -> dict[str, Any] | None:
-    made = _fit(value, schema) if isinstance(value, dict) else _NO
-    if made is _NO and isinstance(value, dict) and len(value) == 1:  # {"answer": {...}}
-        [inner] = value.values()
-        made = _fit(inner, schema) if isinstance(inner, dict) else _NO
-    return made if isinstance(made, dict) else None
-
-
-def _fit(value: Any, schema: Mapping[str, Any]) -> Any:
-    """`value` as the schema wants it, or `_NO`.
-
-    Knows type, properties, required, additionalProperties, items, enum, minimum, maximum, minItems, maxItems; other
-    keywords are not checked. Forgiving: an enumerated string in other letters or with marks around it, a number written
-    as a string, properties that the schema does not know (dropped).
-    """
-    kind = schema.get("type")
-    if isinstance(kind, list | tuple):
-        made = (_fit(value, {**schema, "type": each}) for each in kind)
-        return next((each for each in made if each is not _NO), _NO)
-    if "enum" in schema:
-        return _fit_enum(value, tuple(schema["enum"]))
-    if kind == "object" or (kind is None and "properties" in schema):
-        return _fit_properties(value, schema)
-    if kind == "array":
-        return _fit_items(value, schema)
-    if kind == "string":
-        # lone surrogates, which JSON can spell, cannot be written anywhere
-        return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else _NO
-    if kind in ("number", "integer"):
-        return _fit_number(value, schema, whole=kind == "integer")
-    if kind == "boolean":
-        return value if isinstance(value, bool) else _NO
-    if kind == "null":
-        return None if value is None else _NO
-    return value if kind is None and _writable(value) else _NO
-
-
-def _writable(value: Any) -> bool:
-    try:
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, TypeError, RecursionError):
-        return False
-    return True
-
-
-def _fit_properties(value: Any, schema: Mapping[str, Any]) -> Any:
-    if not isinstance(value, dict):
-        return _NO
-    known, other = schema.get("properties", {}), schema.get("additionalProperties")
-    parts = dict(known)
-    if isinstance(other, Mapping):
-        parts |= {name: other for name in value if isinstance(name, str) and _writable(name) and name not in known}
-    out = {}
-    for name, part in parts.items():
-        if name not in value:
-            continue
-        made = _fit(value[name], part)
-        if made is _NO:
-            return _NO
-        out[name] = made
-    return out if all(name in out for name in schema.get("required", ())) and (out or not value) else _NO
-
-
-def _fit_items(value: Any, schema: Mapping[str, Any]) -> Any:
-    if not isinstance(value, list | tuple):
-        return _NO
-    if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf):
-        return _NO
-    made = [_fit(item, schema.get("items", {})) for item in value]
-    return _NO if any(item is _NO for item in made) else made
-
-
-def _fit_enum(value: Any, choices: tuple[Any, ...]) -> Any:
-    if any(value == choice and type(value) is type(choice) for choice in choices):
-        return value
-    words = [choice for choice in choices if isinstance(choice, str)]
-    if isinstance(value, str):
-        bare = value.strip(_MARKS).casefold()
-        return next((choice for choice in words if choice.casefold() == bare), _NO)
-    return _NO
-
-
-def _fit_number(value: Any, schema: Mapping[str, Any], whole: bool) -> Any:
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,15}(\.\d{1,15})?", value.strip(), re.ASCII):
-        value = float(value) if "." in value else int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return _NO
-    if isinstance(value, float) and not math.isfinite(value):
-        return _NO
-    if whole:
-        if value != int(value):
-            return _NO
-        value = int(value)
-    if abs(value) > 1e300 or not schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf):
-        return _NO
-    return value
-
-
-def _spoken(text: str, schema: Mapping[str, Any]) -> dict[str, Any] | None:
+def _verdict_object(text: str, schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The verdict in words as an object, if the schema asks for one enumerated string and nothing else."""
     properties = schema.get("properties", {})
     wanted = list(schema.get("required", ())) or list(properties)
-    if len(wanted) != 1:
-        return None
-    choices = properties.get(wanted[0], {}).get("enum", ())
+    choices = properties.get(wanted[0], {}).get("enum", ()) if len(wanted) == 1 else ()
     words = [choice for choice in choices if isinstance(choice, str) and choice]
     given = verdict(text, words, str(wanted[0])) if words else None
     return None if given is None else {wanted[0]: given}
+
+
+def _fit_object(value: Any, schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`value`, or the one object that it wraps ({"answer": {...}}), as the schema wants it."""
+    inner = list(value.values()) if isinstance(value, dict) and len(value) == 1 else []
+    for each in (value, *inner):
+        with suppress(_Misfit):
+            made = _fit(each, schema) if isinstance(each, dict) else None
+            if isinstance(made, dict):
+                return made
+    return None
+
+
+def _fit(value: Any, schema: Mapping[str, Any]) -> Any:
+    """`value` as the schema wants it. Raises `_Misfit`.
+
+    Knows type (required), properties, required, additionalProperties, items, enum, minimum, maximum, minItems,
+    maxItems; other keywords are not checked. Forgiving: an enumerated string in other letters or with marks around it,
+    a number written as a string, properties that the schema does not know (dropped).
+    """
+    kind = schema.get("type")
+    if isinstance(kind, list | tuple):
+        for each in kind:
+            with suppress(_Misfit):
+                return _fit(value, {**schema, "type": each})
+    elif "enum" in schema:
+        return _fit_enum(value, schema["enum"])
+    elif kind == "object" and isinstance(value, dict):
+        return _fit_properties(value, schema)
+    elif kind == "array" and isinstance(value, list | tuple):
+        if schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf):
+            return [_fit(item, schema.get("items", {})) for item in value]
+    elif kind == "string" and isinstance(value, str):
+        return writable(value)
+    elif kind in ("number", "integer"):
+        return _fit_number(value, schema, whole=kind == "integer")
+    elif (kind == "boolean" and isinstance(value, bool)) or (kind == "null" and value is None):
+        return value
+    raise _Misfit
+
+
+def writable(text: str) -> str:
+    """`text` without lone surrogates, which JSON can spell but UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _fit_properties(value: dict[Any, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    known, other = schema.get("properties", {}), schema.get("additionalProperties")
+    out = {name: _fit(value[name], part) for name, part in known.items() if name in value}
+    if isinstance(other, Mapping):
+        names = [name for name in value if isinstance(name, str) and name not in known]
+        out |= {writable(name): _fit(value[name], other) for name in names}
+    if not all(name in out for name in schema.get("required", ())) or (value and not out):
+        raise _Misfit
+    return out
+
+
+def _fit_enum(value: Any, choices: Sequence[Any]) -> Any:
+    if any(value == choice and type(value) is type(choice) for choice in choices):
+        return value
+    bare = value.strip(_MARKS).casefold() if isinstance(value, str) else None
+    for choice in choices:
+        if isinstance(choice, str) and choice.casefold() == bare:
+            return choice
+    raise _Misfit
+
+
+def _fit_number(value: Any, schema: Mapping[str, Any], whole: bool) -> int | float:
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,15}(\.\d{1,15})?", value.strip(), re.ASCII):
+        value = float(value) if "." in value else int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e300:  # nan, too
+        raise _Misfit
+    if whole and value != int(value):
+        raise _Misfit
+    if not schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf):
+        raise _Misfit
+    return int(value) if whole else value
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:

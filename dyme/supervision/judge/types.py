@@ -1,8 +1,12 @@
-"""What is asked of a judge, what it answers, and what that took."""
+"""Questions to the judge, answers, and counters of what they took."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,8 +47,8 @@ class Question:
 @dataclass(frozen=True)
 class Answer:
     """`value` fits the question's schema; None with the reason: no_judge (none is set), time_out, rate_limited,
-    server_error (5xx), connection, bad_answer (nothing that fits the schema), refused (another 4xx), breaker_open (all
-    servers are left alone for now), closed. `seconds` since the question was asked.
+    server_error (5xx), connection, bad_answer (nothing that fits the schema), refused (another 4xx), breaker_open (the
+    server is not asked for now), closed. `seconds` since the question was asked.
     """
 
     value: dict[str, Any] | None
@@ -63,10 +67,10 @@ class JudgeCounts:
 
     asked = answered + failures + questions under way; `cached` and `deduplicated` (joined an identical question under
     way) are among the answered or failed. `sent`: HTTP requests with a question of the run, `retries` among them;
-    `probes`: those that asked a broken server whether it is back. Tokens and money as the servers count them, 0 where
-    they do not. `seconds`: sum over questions. `cache_errors`: reads and writes of the cache that did not work.
-    `endpoints`: state of each server: "closed" (in the rotation), "busy" (it asked for a pause: Retry-After), "open"
-    (left alone) or "half_open" (being asked whether it is back).
+    `probes`: those that asked a broken server whether it is back. Tokens and money as the server counts them, 0 if it
+    does not. `seconds`: sum over questions. `cache_errors`: failed reads and writes of the cache. `by_purpose`: HTTP
+    requests, probes among them. `state` of the server: "closed" (it is asked), "busy" (it asked for a pause:
+    Retry-After), "open" (it is not asked) or "half_open" (a probe is under way).
     """
 
     asked: int = 0
@@ -83,5 +87,64 @@ class JudgeCounts:
     cache_errors: int = 0
     failed: Mapping[str, int] = field(default_factory=dict)
     by_purpose: Mapping[str, int] = field(default_factory=dict)
-    """Requests sent, by purpose."""
-    endpoints: Mapping[str, str] = field(default_factory=dict)
+    state: str = "closed"
+
+
+@dataclass(eq=False)
+class Call:
+    """One caller's question. `deadline`: seconds of time.monotonic()."""
+
+    question: Question
+    deadline: float
+    asked: float = field(default_factory=time.monotonic)
+    future: Future[Answer] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        self.future.set_running_or_notify_cancel()  # a caller's cancel() would make the later result an error
+
+
+class Counters:
+    """Totals, and the calls without an answer yet."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals: Any = Counter()  # of ints, but for money and seconds
+        self._failed: Counter[str] = Counter()
+        self._purposes: Counter[str] = Counter()
+        self._open: set[Call] = set()
+
+    def begin(self, call: Call) -> None:
+        with self._lock:
+            self._open.add(call)
+            self._totals["asked"] += 1
+
+    def add(self, **totals: float) -> None:
+        with self._lock:
+            self._totals.update(totals)
+
+    def sent(self, purpose: str) -> None:
+        with self._lock:
+            self._totals["sent"] += purpose != "ping"
+            self._purposes[purpose] += 1
+
+    def finish(self, call: Call, value: dict[str, Any] | None, reason: Reason, cached: bool = False) -> None:
+        """Answers the call, unless it was answered before."""
+        seconds = time.monotonic() - call.asked
+        with self._lock:
+            if call not in self._open:
+                return
+            self._open.remove(call)
+            self._totals["seconds"] += seconds
+            if value is None:
+                self._failed[reason] += 1
+            else:
+                self._totals.update(answered=1, cached=int(cached))
+        call.future.set_result(Answer(value, "" if value is not None else reason, cached, seconds))
+
+    def unanswered(self) -> list[Call]:
+        with self._lock:
+            return list(self._open)
+
+    def counts(self, state: str) -> JudgeCounts:
+        with self._lock:
+            return JudgeCounts(**self._totals, failed=dict(self._failed), by_purpose=dict(self._purposes), state=state)

@@ -1,4 +1,4 @@
-"""The background thread of a judge: an event loop that asks, retries, gives up and finds out which servers are back."""
+"""The background thread of a judge: an event loop that asks, retries, gives up and probes a server that failed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,314 +15,284 @@ from typing import Any
 
 from dyme.settings.judge import JudgeConfig
 from dyme.supervision.judge.answers import parse_answer
-from dyme.supervision.judge.cache import AnswerCache, answer_key, question_key
-from dyme.supervision.judge.endpoint import MENDS, PING, Endpoint
-from dyme.supervision.judge.rotation import Rotation
-from dyme.supervision.judge.tally import Tally, Waiter
-from dyme.supervision.judge.types import Question, Reason
-from dyme.supervision.judge.wire import Reply
+from dyme.supervision.judge.breaker import CircuitBreaker
+from dyme.supervision.judge.cache import AnswerCache, question_key
+from dyme.supervision.judge.endpoint import ADVICE, PING, Endpoint, Reply
+from dyme.supervision.judge.types import Call, Counters, Question, Reason
 
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
 CACHE_WAIT_S = 2.0
-"""How long a question waits for the cache before it is sent all the same."""
-WORTH_A_LOOK_S = 0.05
-"""A question that waited longer than this for its turn is looked up again."""
-Outcome = tuple[dict[str, Any] | None, Reason, bool]
+"""How long a question waits for the cache before it is sent anyway."""
+CHECK_AGAIN_S = 0.05
+"""A question that waited longer than this for its turn is looked up in the cache again."""
+Value = dict[str, Any] | None
+Outcome = tuple[Value, Reason, bool]
+"""Value, reason if there is none, and whether the cache had it."""
 
 
 @dataclass(eq=False)
-class _Flight:
-    """One question under way and all who wait for it."""
+class _PendingRequest:
+    """A question under way and all calls that wait for its answer. Times are seconds of time.monotonic()."""
 
     key: bytes
     question: Question
-    waiters: list[Waiter]
+    calls: list[Call] = field(default_factory=list)
     reason: Reason = "time_out"
-    """What it failed with so far."""
+    """Of the failure so far."""
     started: float | None = None
-    task: asyncio.Task[None] | None = field(default=None, init=False)
+    """When its turn came."""
+    sent: float | None = None
+    """When it was last sent."""
 
     def deadline(self, timeout_s: float) -> float:
-        last = max((waiter.deadline for waiter in self.waiters), default=0.0)
+        last = max((call.deadline for call in self.calls), default=0.0)
         return last if self.started is None else min(last, self.started + timeout_s)
 
 
 class Worker:
-    """Lives from the first question to `stop`. `keys`: API key of each endpoint."""
+    """Lives from the first question to `stop`. `folder`: of the cache, None without one."""
 
     def __init__(
-        self, cfg: JudgeConfig, keys: Sequence[str], folder: Path | None, tally: Tally, say: Callable[[str], None]
+        self, cfg: JudgeConfig, key: str, folder: Path | None, counters: Counters, say: Callable[[str], None]
     ) -> None:
-        self._cfg, self._tally, self._say = cfg, tally, say
-        self._endpoints = [Endpoint(cfg, i, key, tally, say) for i, key in enumerate(keys)]
-        self.lines = [endpoint.line for endpoint in self._endpoints]
-        self._rotation = Rotation(self.lines, random.randrange(len(self.lines)))
-        self._flights: dict[bytes, _Flight] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._cfg, self._counters = cfg, counters
+        self._endpoint = Endpoint(cfg, key, counters, say)
+        self._breaker = CircuitBreaker(cfg.breaker_failures, cfg.breaker_pause_s)
+        self._requests: dict[bytes, tuple[_PendingRequest, asyncio.Task[Outcome]]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._slots = asyncio.Semaphore(cfg.concurrency)
-        self._cache = AnswerCache(folder, say, lambda: tally.add(cache_errors=1)) if folder else None
-        self._told_odd = False
-        self._stuck: Future[str | None] | None = None
+        self._cache = AnswerCache(folder, counters, say) if folder else None
+        self._late_lookup: Future[str | None] | None = None  # an answer of the cache that took too long
         self._loop = asyncio.new_event_loop()
-        self._loop.set_default_executor(_Daemons())
-        self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
+        self._loop.set_default_executor(_DaemonThreads())
+        self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
         self._thread.start()
 
-    def states(self) -> list[str]:
-        """Of each endpoint, as in `JudgeCounts`."""
-        now = time.monotonic()
-        return ["busy" if line.state == "closed" and line.busy_until > now else line.state for line in self.lines]
+    def state(self) -> str:
+        """Of the server, as in `JudgeCounts`."""
+        breaker = self._breaker
+        return "busy" if breaker.state == "closed" and breaker.busy_until > time.monotonic() else breaker.state
 
-    def take(self, waiter: Waiter) -> None:
-        """From any thread; the answer goes to `waiter` through the tally."""
-        self._loop.call_soon_threadsafe(self._accept, waiter)
+    def submit(self, call: Call) -> None:
+        """From any thread; the counters hand the answer to the call."""
+        self._loop.call_soon_threadsafe(lambda: self._start_task(self._answer_call(call)))
 
     def stop(self) -> None:
-        """Within a second, whatever is under way; those who wait are not answered."""
-        self._loop.call_soon_threadsafe(lambda: self._begin(self._shut_down()))
+        """Within a second, whatever is under way; calls under way are not answered."""
+        self._loop.call_soon_threadsafe(lambda: self._start_task(self._shut_down()))
         self._thread.join(0.5)
+        if not self._thread.is_alive():
+            self._loop.close()
         if self._cache:
             self._cache.close(0.4)
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.close()
-
     async def _shut_down(self) -> None:
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=0.2)
-        await asyncio.wait([asyncio.ensure_future(endpoint.close()) for endpoint in self._endpoints], timeout=0.2)
+        await asyncio.wait([asyncio.ensure_future(self._endpoint.close())], timeout=0.2)
         self._loop.stop()
 
-    def _begin(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = self._loop.create_task(work)
+    def _start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # an error that nobody fetches would be logged with its text, which may hold anything
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
-    # ---- questions
-
-    def _accept(self, waiter: Waiter) -> None:
-        try:
-            key = question_key(waiter.question, self._cfg.max_tokens, self._cfg.temperature)
-        except Exception as error:  # an edge: what no JSON can say; nobody may wait in vain
-            self._odd(error)
-            self._tally.settle(waiter, None, "bad_answer")
-            return
-        flight = self._flights.get(key)
-        if flight:
-            self._tally.add(deduplicated=1)
-            flight.waiters.append(waiter)
-        else:
-            flight = self._flights[key] = _Flight(key, waiter.question, [waiter])
-            flight.task = self._begin(self._fly(flight))
-        left = max(0.0, waiter.deadline - time.monotonic())
-        waiter.timer = self._loop.call_later(left, self._expire, flight, waiter)
-
-    def _expire(self, flight: _Flight, waiter: Waiter) -> None:
-        if waiter not in flight.waiters:
-            return
-        flight.waiters.remove(waiter)
-        self._tally.settle(waiter, None, flight.reason)
-        if not flight.waiters and flight.task:
-            self._flights.pop(flight.key, None)
-            flight.task.cancel()
-
-    async def _fly(self, flight: _Flight) -> None:
-        try:
-            outcome = await self._answer(flight)
-        except Exception as error:  # an edge: nobody may wait in vain, whatever went wrong here
-            self._odd(error)
-            outcome = (None, "bad_answer", False)
-        if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
-        waiters, flight.waiters = flight.waiters, []
-        for waiter in waiters:
-            if waiter.timer:
-                waiter.timer.cancel()  # it would hold the pictures until a deadline that may be far
-            value = json.loads(json.dumps(outcome[0])) if outcome[0] and len(waiters) > 1 else outcome[0]
-            self._tally.settle(waiter, value, *outcome[1:])
-
-    def _odd(self, error: Exception) -> None:
+    def _unexpected_error(self, error: Exception) -> None:
         """Says only the kind, since the text may hold anything."""
-        if not self._told_odd:
-            self._told_odd = True
-            self._say(f"judge: a question that cannot be asked ({type(error).__name__}): bad_answer (said once)")
+        kind = type(error).__name__
+        self._endpoint.say(f"a question that cannot be asked ({kind}): bad_answer (said once)", once="unexpected")
 
-    async def _answer(self, flight: _Flight) -> Outcome:
-        value = await self._cached(flight)
+    # ---- calls and requests
+
+    async def _answer_call(self, call: Call) -> None:
+        """Answers one call, at its deadline at the latest."""
+        outcome: Outcome = (None, "bad_answer", False)
+        try:
+            outcome = await self._join_request(call)
+        except Exception as error:  # an edge: no caller may wait in vain, whatever went wrong here
+            self._unexpected_error(error)
+        self._counters.finish(call, *outcome)
+
+    async def _join_request(self, call: Call) -> Outcome:
+        """Joins the request with the same question, or begins it, and waits. The last call to give up cancels it."""
+        key = question_key(call.question, self._cfg)
+        if key in self._requests:
+            self._counters.add(deduplicated=1)
+        else:
+            request = _PendingRequest(key, call.question)
+            self._requests[key] = request, self._start_task(self._run_request(request))
+        request, task = self._requests[key]
+        request.calls.append(call)
+        await asyncio.wait([task], timeout=max(0.0, call.deadline - time.monotonic()))
+        request.calls.remove(call)
+        if task.done():
+            self._forget(request)
+            value, reason, cached = task.result()
+            return json.loads(json.dumps(value)), reason, cached  # the caller may change its own
+        if not request.calls:
+            self._forget(request)
+            task.cancel()
+        return None, request.reason, False
+
+    def _forget(self, request: _PendingRequest) -> None:
+        if request.key in self._requests and self._requests[request.key][0] is request:
+            del self._requests[request.key]
+
+    async def _run_request(self, request: _PendingRequest) -> Outcome:
+        value = await self._look_up(request)
         if value is not None:
             return value, "", True
-        if not any(line.state == "closed" for line in self.lines):
+        if self._breaker.state != "closed":
             return None, "breaker_open", False
         queued = time.monotonic()
         async with self._slots:
-            flight.started = time.monotonic()
-            if flight.started - queued > WORTH_A_LOOK_S:  # another rank may have asked meanwhile
-                value = await self._cached(flight)
+            request.started = time.monotonic()
+            if request.started - queued > CHECK_AGAIN_S:  # another rank may have asked meanwhile
+                value = await self._look_up(request)
                 if value is not None:
                     return value, "", True
-            value, model, reason = await self._ask(flight)
-        if value is not None and self._cache:
-            self._cache.put(answer_key(flight.key, model), value, model, flight.question)
-        return value, reason, False
+            value = await self._ask_with_retries(request)
+        if value is None:
+            return None, request.reason, False
+        if self._cache:
+            self._cache.put(request.key, value, self._endpoint.settings.model, request.question)
+        return value, "", False
 
-    async def _cached(self, flight: _Flight) -> dict[str, Any] | None:
+    async def _look_up(self, request: _PendingRequest) -> Value:
         if not self._cache:
             return None
-        if self._stuck and not self._stuck.done():  # a file system that hangs must not cost every question its wait
-            self._tally.add(cache_errors=1)
+        if (
+            self._late_lookup and not self._late_lookup.done()
+        ):  # a file system that hangs must not cost every question its wait
+            self._counters.add(cache_errors=1)
             return None
-        models = dict.fromkeys(endpoint.model for endpoint in self._cfg.endpoints)
-        found = self._cache.get([answer_key(flight.key, model) for model in models])
+        found = self._cache.get(request.key)
         try:
             text = await asyncio.wait_for(asyncio.wrap_future(found), CACHE_WAIT_S)
-        except (TimeoutError, asyncio.TimeoutError):
-            self._tally.add(cache_errors=1)
-            self._stuck = found
+        except asyncio.TimeoutError:
+            self._counters.add(cache_errors=1)
+            self._late_lookup = found
             return None
-        return parse_answer(text, flight.question.schema)
+        return parse_answer(text, request.question.schema)
 
-    async def _ask(self, flight: _Flight) -> tuple[dict[str, Any] | None, str, Reason]:
-        """Value, model that gave it and reason; all tries of one question."""
-        tried: set[int] = set()
-        pause, told, started = 0.0, False, 0.0
-        chosen: int | None = None
+    async def _ask_with_retries(self, request: _PendingRequest) -> Value:
+        """All tries of one question: the value, or None with the reason in the request."""
+        pause, told_schema = 0.0, False
         for attempt in range(self._cfg.retries + 1):
-            turn = await self._turn(flight, tried, pause)
-            if turn is None:
+            if not await self._wait_turn(request, pause):
                 break
-            chosen, started = turn, time.monotonic()
-            self._tally.add(retries=int(attempt > 0))
-            reply = await self._try(chosen, flight, told)
-            tried.add(chosen)
-            if not reply.reason:
-                value = parse_answer(reply.text, flight.question.schema)
-                if value is not None:
-                    return value, self._endpoints[chosen].settings.model, ""
-                flight.reason = "bad_answer"
-                if told or reply.cut:  # once more, it would answer the same
-                    self._note_bad(chosen, flight.question, reply)
+            self._counters.add(retries=int(attempt > 0))
+            reply = await self._send_once(request, told_schema)
+            if reply.reason:
+                request.reason = reply.reason
+                if reply.reason == "refused":
                     break
-                pause, told = 0.0, True
+                pause = min(BACKOFF_S * 2**attempt, LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)
                 continue
-            flight.reason = reply.reason
-            if reply.reason == "refused" and (reply.status not in MENDS or len(tried) == len(self.lines)):
+            value = parse_answer(reply.text, request.question.schema)
+            if value is not None:
+                return value
+            request.reason = "bad_answer"
+            if told_schema or reply.cut:  # another try would bring the same answer
+                advice = "it was cut; raise judge.max_tokens" if reply.cut else "check that the model can write JSON"
+                about = f"an answer ({request.question.purpose}) does not fit its schema"
+                self._endpoint.say(f"{about}: {advice} (said once)", once="bad_answer")
                 break
-            pause = min(BACKOFF_S * 2**attempt, LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)
-        if flight.reason == "rate_limited" and chosen is not None:
-            # single refusals are how a server paces its clients; a question that found no turn at all is a failure
-            self._failed(chosen, started, Reply(reason="rate_limited"))
-        return None, "", flight.reason
+            pause, told_schema = 0.0, True
+        if request.reason == "rate_limited" and request.sent is not None:
+            # a server paces its clients by single refusals; only a question that they used up is a failure
+            self._count_failure(request.sent, Reply(reason="rate_limited"))
+        return None
 
-    def _note_bad(self, chosen: int, question: Question, reply: Reply) -> None:
-        length = question.max_tokens or self._cfg.max_tokens
-        why = f"cut at {length} tokens; raise judge.max_tokens" if reply.cut else "check that the model can write JSON"
-        told = f"an answer ({question.purpose}) does not fit its schema: {why} (said once)"
-        self._endpoints[chosen].say(told, once="bad")
-
-    async def _turn(self, flight: _Flight, tried: set[int], pause: float) -> int | None:
-        """The server to ask, once it may be asked; None where there is none before the deadline.
-
-        `pause` holds for servers that failed this question already.
-        """
+    async def _wait_turn(self, request: _PendingRequest, pause: float) -> bool:
+        """Waits until the server may be asked, `pause` seconds at least; False if that is not before the deadline."""
         while True:
             now = time.monotonic()
-            chosen, wait = self._rotation.pick(now, tried)
-            if chosen is None:
-                flight.reason = flight.reason if tried else "breaker_open"
-                return None
-            if wait and not tried:
-                flight.reason = "rate_limited"
-            wait = max(wait, pause) if chosen in tried else wait
+            if self._breaker.state != "closed":
+                request.reason = "breaker_open" if request.sent is None else request.reason
+                return False
+            busy = self._breaker.busy_until - now
+            if busy > 0 and request.sent is None:
+                request.reason = "rate_limited"
+            wait = max(busy, pause)
             if wait <= 0:
-                return chosen
-            if now + wait >= flight.deadline(self._cfg.timeout_s):
-                return None
-            # those who wait for the same moment must not all come at once
+                return True
+            if now + wait >= request.deadline(self._cfg.timeout_s):
+                return False
+            # questions that wait for the same moment must not all come at once
             await asyncio.sleep(wait + 0.1 * random.random() * min(wait, 1.0))
             pause = 0.0
 
-    async def _try(self, chosen: int, flight: _Flight, told: bool) -> Reply:
-        """One try with one server, its outcome noted."""
-        started = time.monotonic()
-        flight.reason = "time_out"  # until something else is known
-        limit = max(0.001, flight.deadline(self._cfg.timeout_s) - started)
-        if self._rotation.others(started, chosen):
-            limit /= 2  # a silent server must leave time for another one
+    async def _send_once(self, request: _PendingRequest, told_schema: bool) -> Reply:
+        """Sends the question once and counts the outcome for the circuit breaker."""
+        started = request.sent = time.monotonic()
+        request.reason = "time_out"  # until something else is known
+        left = request.deadline(self._cfg.timeout_s) - started
         try:
-            reply = await asyncio.wait_for(self._endpoints[chosen].exchange(flight.question, told), limit)
-        except (TimeoutError, asyncio.TimeoutError):
-            reply = Reply(reason="time_out", detail=f"no answer for {limit:.3g} s")
+            reply = await self._endpoint.ask(request.question, left, told_schema)
         except asyncio.CancelledError:
-            if not flight.waiters:  # the deadline, which its timer saw first
-                self._failed(chosen, started, Reply(reason="time_out", detail=f"no answer for {limit:.3g} s"))
+            if not request.calls:  # they gave up at their deadline, a moment before this try did
+                self._count_failure(started, Reply(reason="time_out", detail=f"no answer for {left:.3g} s"))
             raise
         now = time.monotonic()
-        line = self.lines[chosen]
         if not reply.reason:
-            line.answered(now)
-        elif reply.reason in ("connection", "server_error", "time_out") or reply.status in MENDS:
-            self._failed(chosen, started, reply)
+            self._breaker.answered(now)
+        elif reply.reason in ("connection", "server_error", "time_out") or reply.status in ADVICE:
+            self._count_failure(started, reply)
         if reply.wait_s is not None:
-            line.busy_until = max(line.busy_until, now + reply.wait_s)
+            self._breaker.busy_until = max(self._breaker.busy_until, now + reply.wait_s)
         return reply
 
-    # ---- servers
+    # ---- the server
 
-    def _failed(self, chosen: int, started: float, reply: Reply) -> None:
-        cfg, line, now = self._cfg, self.lines[chosen], time.monotonic()
+    def _count_failure(self, started: float, reply: Reply) -> None:
+        cfg, now = self._cfg, time.monotonic()
         silent = reply.reason == "time_out" and now - started >= 0.9 * cfg.timeout_s
-        weight = cfg.breaker_failures if silent else 1
-        if line.failed(started, now, weight, cfg.breaker_failures):
-            mend = f"; {MENDS[reply.status]}" if reply.status in MENDS else ""
-            told = f" ({reply.detail})" if reply.detail else ""
-            self._endpoints[chosen].say(f"left alone for now, {reply.reason}{told}{mend}")
-            self._begin(self._revive(chosen))
+        if self._breaker.failed(started, now, cfg.breaker_failures if silent else 1):
+            detail = f" ({reply.detail})" if reply.detail else ""
+            advice = f"; {ADVICE[reply.status]}" if reply.status in ADVICE else ""
+            self._endpoint.say(f"left alone for now, {reply.reason}{detail}{advice}")
+            self._start_task(self._probe())
 
-    async def _revive(self, chosen: int) -> None:
-        """Asks a server that left the rotation, from time to time, until it answers."""
-        line, wait_s = self.lines[chosen], 0.0
-        while line.state != "closed":
-            pause = line.next_pause(self._cfg.breaker_pause_s) * random.uniform(0.9, 1.1)
-            await asyncio.sleep(max(pause, wait_s))
-            line.state = "half_open"
-            self._tally.add(probes=1)
+    async def _probe(self) -> None:
+        """Asks a server whose circuit is open, from time to time, until it answers."""
+        breaker, wait_s = self._breaker, 0.0
+        while breaker.state != "closed":
+            await asyncio.sleep(max(breaker.next_pause() * random.uniform(0.9, 1.1), wait_s))
+            breaker.state = "half_open"
+            self._counters.add(probes=1)
             try:
-                reply = await asyncio.wait_for(self._endpoints[chosen].exchange(PING), self._cfg.timeout_s)
-            except (TimeoutError, asyncio.TimeoutError):
-                reply = Reply(reason="time_out")
-            except Exception as error:  # an edge: else nobody would ever look again
-                self._odd(error)
+                reply = await self._endpoint.ask(PING, self._cfg.timeout_s)
+            except Exception as error:  # an edge: else there would be no further probe
+                self._unexpected_error(error)
                 reply = Reply(reason="connection")
             if reply.reason:
                 wait_s = reply.wait_s or 0.0
-                line.state = "open"
+                breaker.state = "open"
             else:
-                line.close()
-                self._endpoints[chosen].say(f"back after {time.monotonic() - line.opened_at:.0f} s")
+                breaker.close()
+                self._endpoint.say(f"back after {time.monotonic() - breaker.opened_at:.0f} s")
 
 
-class _Daemons(ThreadPoolExecutor):
+class _DaemonThreads(ThreadPoolExecutor):
     """A daemon thread for each job (look-ups of host names): a resolver that hangs must not hold the process at its
     end, as the threads of the standard pool do."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
 
         def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
             try:
-                result = fn(*args, **kwargs)
+                future.set_result(fn(*args, **kwargs))
             except BaseException as error:
                 future.set_exception(error)
-            else:
-                future.set_result(result)
 
         threading.Thread(target=run, name="judge names", daemon=True).start()
         return future

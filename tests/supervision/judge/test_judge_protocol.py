@@ -111,7 +111,7 @@ def test_an_answer_that_makes_no_sense(served: tuple[str, str]) -> None:
     judge = open_judge(cfg, None, say=print)
     schema = {**RATING, "properties": {"rating": {"type": "string", "enum": ["excellent"]}}}
     assert judge.ask([question("Rate it.", system="", schema=schema, max_tokens=48)])[0].reason == "bad_answer"
-    assert set(judge.counts().endpoints.values()) == {"closed"}
+    assert judge.counts().state == "closed"
     judge.close()
 
 

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from benchmarks.fixtures.judge_server import Fault, JudgeServer, raw, reset, status
-from dyme.supervision.judge import JudgeConfig, endpoint, open_judge, wire
+from dyme.supervision.judge import JudgeConfig, endpoint, open_judge
 from dyme.supervision.judge.__main__ import main
-from dyme.supervision.judge.wire import printable
+from dyme.supervision.judge.endpoint import printable
 from tests.helpers.judge_asking import question
 
 KEY = "sk-DyMe9f8e7d6c5b4a-secret"
@@ -139,20 +139,17 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_server_that_nobody_vouches_for_gets_no_key(certificate: tuple[Path, Path], monkeypatch: Any) -> None:
     monkeypatch.setenv("DYME_TEST_KEY", KEY)
-    wire._certificates.cache_clear()
     with JudgeServer(key=KEY, tls=certificate) as server:
         settings = {"url": server.url, "model": "m", "api_key_env": "DYME_TEST_KEY"}
         cfg = JudgeConfig.model_validate({"endpoints": [settings], "retries": 0})
         for trusted in (False, True):
             if trusted:
                 monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-                wire._certificates.cache_clear()
             judge = open_judge(cfg, None, say=print)
             answer = judge.submit(question("q")).result(10)
             judge.close()
             assert answer.reason == ("" if trusted else "connection")
             assert server.count() == int(trusted)
-    wire._certificates.cache_clear()
 
 
 def test_no_redirect_takes_the_key_elsewhere(monkeypatch: Any) -> None:

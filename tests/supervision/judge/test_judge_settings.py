@@ -11,7 +11,7 @@ from dyme.settings.errors import ConfigError, explain
 from dyme.settings.judge import chat_url
 from dyme.settings.schema import Schema
 from dyme.supervision.judge import JudgeConfig, open_judge
-from dyme.supervision.judge.wire import is_near
+from dyme.supervision.judge.endpoint import is_local
 
 
 class Root(Schema):
@@ -40,7 +40,7 @@ def mistake(**section: Any) -> str:
     ],
 )
 def test_addresses(url: str, chat: str) -> None:
-    assert chat_url(url, "k") == chat
+    assert chat_url(url) == chat
     JudgeConfig.model_validate({"endpoints": [{"url": url, "model": "m"}]})
 
 
@@ -51,9 +51,8 @@ WRONG = "localhost:8000 host ftp://host http:// http://:80 http://host:99999 htt
     "url", ["", "http://ho st", *WRONG.split(), "http://host/v1?key=abc", "http://user:secret@host/v1", "//host"]
 )
 def test_wrong_addresses_name_their_key(url: str) -> None:
-    good = {"url": "http://host", "model": "m"}
-    line = mistake(endpoints=[good, {"url": url, "model": "m"}])
-    assert line.startswith("judge.endpoints.1.url: ") and "secret" not in line and "abc" not in line
+    line = mistake(endpoints=[{"url": url, "model": "m"}])
+    assert line.startswith("judge.endpoints.0.url: ") and "secret" not in line and "abc" not in line
 
 
 def test_other_mistakes() -> None:
@@ -64,6 +63,11 @@ def test_other_mistakes() -> None:
     assert mistake(retries=-1).startswith("'judge.retries'")
     pasted = mistake(endpoints=[{"url": "http://host", "model": "m", "api_key_env": "sk-1234567890"}])
     assert pasted.startswith("judge.endpoints.0.api_key_env must be the name") and "1234" not in pasted
+
+
+def test_several_servers_go_behind_a_load_balancer() -> None:
+    line = mistake(endpoints=[{"url": f"http://host{i}", "model": "m"} for i in range(2)])
+    assert line.startswith("judge.endpoints lists 2 servers") and "behind a load balancer" in line
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "two words", "caf\u00e9-secret", "line\nbreak"])
@@ -82,5 +86,5 @@ def test_a_key_that_cannot_be_sent_is_told_when_the_judge_opens(value: str | Non
 
 
 def test_which_hosts_go_past_a_proxy() -> None:
-    assert all(map(is_near, ["localhost", "127.0.0.1", "::1", "10.1.2.3", "node17", "judge.localhost"]))
-    assert not any(map(is_near, ["api.example.com", "8.8.8.8", "2606:4700::1111"]))
+    assert all(map(is_local, ["localhost", "127.0.0.1", "::1", "10.1.2.3", "node17", "judge.localhost"]))
+    assert not any(map(is_local, ["api.example.com", "8.8.8.8", "2606:4700::1111"]))

@@ -1,4 +1,4 @@
-"""Asking the judge without waiting: what a judge is to this package, and futures that follow one another."""
+"""Futures of the judge: the interface of its client, deadlines, and futures that follow one another."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Asker(Protocol):
-    """Whoever takes questions; `submit` neither raises nor blocks."""
+class JudgeClient(Protocol):
+    """Takes questions; `submit` neither raises nor blocks."""
 
     def submit(self, question: Question, deadline_s: float | None = None) -> Future[Answer]: ...
 
