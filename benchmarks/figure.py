@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Draw = Callable[["Axes"], None]
-SMALL: Mapping[str, Any] = {
+SMALL: dict[Any, Any] = {
     "font.size": 7,
     "axes.titlesize": 8,
     "figure.titlesize": 8,
@@ -35,7 +35,7 @@ def save(
     *,
     title: str = "",
     columns: int = 0,
-    style: Mapping[str, Any] = SMALL,
+    style: dict[Any, Any] = SMALL,
 ) -> None:
     """Each panel draws on axes of its own. size: inches of the whole; columns: all panels in one row where 0."""
     import matplotlib as mpl
@@ -43,7 +43,7 @@ def save(
     from matplotlib.figure import Figure
 
     columns = columns or len(panels)
-    with mpl.rc_context(dict(style)):  # type: ignore[arg-type]
+    with mpl.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         for i, draw in enumerate(panels):
