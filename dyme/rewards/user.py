@@ -1,4 +1,4 @@
-"""UserReward: a function of the user's own that adds to the reward, as configured and as loaded from its file."""
+"""UserReward: a user's function that adds to the reward, as configured and as loaded from its file."""
 
 from __future__ import annotations
 
@@ -39,8 +39,49 @@ LISTS = (
 SCALARS = ("step", "trainer_state")
 """Keyword arguments that are one value for the call."""
 IMAGE, IMAGES = PICTURES = ("image", "images")
-"""A list too, but decoded only for functions that name it."""
+"""Also a list, but decoded only for functions that name it."""
 
+<<<<<<< HEAD
+=======
+Per = Literal["step", "group"]
+"""Arguments of a call by name."""
+
+_REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)")
+
+
+class UserReward(Schema):
+    """A function `f(prompts, completions, **columns) -> list of numbers or None`, sync or async, as in TRL."""
+
+    function: str
+    """"file.py:function". `~` and environment variables are filled in; relative paths start at the working folder."""
+    weight: WeightSchedule = WeightSchedule(start=1.0)
+    """A number (1.0 by default), or {start: 1.0, end: 0.0, steps: 200}. With weight 0 the function is only measured."""
+    name: str = ""
+    """Name in metrics and messages (default: the name of the function)."""
+    timeout_s: float = Field(default=30.0, gt=0, le=600)
+    """Seconds a call may take; after that its rows are unscored."""
+    per: Per = "step"
+    """step: one call with all completions of the rank. group: one for each prompt, while others are still decoded."""
+
+    @model_validator(mode="after")
+    def _names(self) -> UserReward:
+        if not _REFERENCE.fullmatch(self.function):
+            raise ValueError(
+                f"reward.user: function {self.function!r} must be written file.py:function, "
+                "for example rewards/short.py:short_enough"
+            )
+        if not re.fullmatch(r"[\w-]+", self.title) or self.title == "verifier":
+            raise ValueError(
+                f"reward.user: name '{self.title}' must be of letters, digits, '_' and '-', and not 'verifier'"
+            )
+        return self
+
+    @property
+    def title(self) -> str:
+        """The name under which it is logged."""
+        return self.name or self.function.rpartition(":")[2]
+
+>>>>>>> 1e49b2d (Words: dyme/rewards)
 
 @dataclass(frozen=True)
 class LoadedReward:
@@ -83,7 +124,7 @@ def _load(reward: UserReward, modules: dict[Path, ModuleType]) -> LoadedReward:
 
 
 def _module(where: str, path: Path) -> ModuleType:
-    # last on the path: a file beside the user's must not hide an installed package
+    # last on the path: a file next to the user's must not hide an installed package
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
@@ -91,7 +132,7 @@ def _module(where: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"dyme_user_reward_{path.stem}_{unique}", path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
+    sys.modules[spec.name] = module  # dataclasses and pickle look up their module there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # an edge: the user's code, which may do anything
@@ -100,11 +141,11 @@ def _module(where: str, path: Path) -> ModuleType:
 
 
 def _arguments(where: str, function: Callable[..., Any]) -> frozenset[str]:
-    """The names of ours that the function takes; all but the picture where it takes any."""
+    """Our argument names that the function takes; all but the picture for a function with **kwargs."""
     ours = (*LISTS, *SCALARS, *PICTURES)
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a function of an extension module that does not say what it takes
+    except (TypeError, ValueError):  # a function of an extension module has no signature
         return frozenset((*LISTS, *SCALARS))
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for p in parameters:
