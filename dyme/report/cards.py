@@ -44,9 +44,9 @@ def pair_samples(samples: Sequence[dict[str, Any]]) -> list[Pair]:
 
 
 def choose(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """`count` of `pairs`, right and wrong answers in proportion, one at least of each that occurs, kinds in turn.
+    """`count` of `pairs`: right and wrong answers in proportion, at least one of each that occurs, kinds in turn.
 
-    Depends on ids and verdicts only: nobody picks the good ones.
+    The choice depends on ids, kinds and verdicts only.
     """
     if len(pairs) <= count:
         return list(pairs)
@@ -82,7 +82,7 @@ def _by_kind_in_turn(pairs: Sequence[Pair]) -> list[Pair]:
 def _picture(name: Any, run_dir: Path) -> Picture:
     if not name:
         return Picture()
-    # Only the last part counts: a line of samples.jsonl cannot make the page hold a file from elsewhere.
+    # Only the last part of the path is used, so a line of samples.jsonl cannot name a file elsewhere.
     path = run_dir / "samples" / Path(str(name)).name
     try:
         with Image.open(path) as opened:
