@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return _compare(options)
-    except (CompareError, OSError) as error:  # OSError: a folder that may not be read or written
+    except (CompareError, OSError) as error:  # OSError: a folder without permission to read or write
         print(f"compare: {error}", file=sys.stderr)
         return 2
 

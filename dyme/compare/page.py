@@ -53,7 +53,7 @@ def _filters(sections: Sequence[Section]) -> list[tuple[str, str, Iterable[tuple
 
 
 def _remarks(replies: Sequence[Reply], shown: Reply) -> list[str]:
-    """What to know about one side beside its verdict."""
+    """Remarks on one side, after its verdict."""
     scored = [reply for reply in replies if reply.score is not None]
     remarks = {
         f"{sum(reply.correct for reply in scored)} of {len(scored)} samples right, one shown": len(replies) > 1,

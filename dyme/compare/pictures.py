@@ -1,4 +1,4 @@
-"""Pictures of evaluated items: the file that an item names, or the record's own, read again by evaluation.yaml."""
+"""Pictures of evaluated items: the file that an item names, or the pictures of its record, read from the data again."""
 
 from __future__ import annotations
 
