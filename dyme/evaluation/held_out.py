@@ -109,7 +109,7 @@ def _answers(
 
 
 def majority_rates(records: Sequence[Record]) -> dict[str, float]:
-    """Accuracy without looking at the picture: of the commonest answer of all records, and of that of each record's kind."""
+    """Accuracy without looking at pictures: of the commonest answer of all records, and of that of each kind."""
     answers = Counter(r.answer for r in records)
     kinds = Counter((r.kind, r.answer) for r in records)
     by_kind: Counter[str] = Counter()

@@ -82,7 +82,7 @@ class Layout:
         return mask_mod
 
     def block_mask(self, window: int | None = None) -> Any:
-        """The same as a BlockMask of torch's FlexAttention, in blocks of `BLOCK` x `BLOCK`. Empty blocks cost nothing."""
+        """The same as a BlockMask of FlexAttention, in blocks of `BLOCK` x `BLOCK`. Empty blocks cost nothing."""
         rows, length = self.branch.shape
         device = self.branch.device
         create = _create_block_mask(compiled=device.type == "cuda")

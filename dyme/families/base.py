@@ -89,8 +89,8 @@ class Family(ABC):
         self.source = source
 
     def apart(self) -> Family:
-        """The same family with a separate processor, for use in another thread. A tokenizer keeps settings of a call, so
-        two threads must not share one."""
+        """The same family with a separate processor, for use in another thread. A tokenizer keeps settings of a call,
+        so two threads must not share one."""
         family = copy.copy(self)
         family.processor = copy.deepcopy(self.processor)
         family.tokenizer = getattr(family.processor, "tokenizer", family.processor)
@@ -368,7 +368,7 @@ class Family(ABC):
 
 
 def bundle(owner: nn.Module, *leave_out: str) -> nn.Module:
-    """The direct children and parameters of a module as a new module, without those named: for parts inside other parts."""
+    """The direct children and parameters of a module as a new module, without those named; for parts inside others."""
     out = nn.Module()
     for name, child in owner.named_children():
         if name not in leave_out:

@@ -65,8 +65,8 @@ def without_video(kind: type) -> type:
 
 
 def pil_class(name: str) -> Any:
-    """The image processor for PIL and NumPy, taken from its own module: without torchvision, transformers 5.17 exports a
-    placeholder instead, although this processor does not need torchvision."""
+    """The image processor for PIL and NumPy, taken from its own module: without torchvision, transformers 5.17 exports
+    a placeholder instead, although this processor does not need torchvision."""
     found = getattr(transformers, f"{name}Pil")
     return getattr(importlib.import_module(found.__module__), f"{name}Pil")
 

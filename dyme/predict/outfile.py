@@ -1,4 +1,4 @@
-"""The answers file of a batch: one line per question, in the order of the input, so that a stopped batch can continue."""
+"""The answers file of a batch: one line per question, in input order, so that a stopped batch can continue."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ class UserRewards:
         """Calls every function, or those of one `per`, with what it takes of `columns` (lists of `rows` entries, or
         single values). Waits only where a function has `AT_ONCE` calls under way.
 
-        `pictures` gives the column of pictures to functions that name it. Errors of a function are in its outcome, never raised.
+        `pictures` gives the column of pictures to functions that name it. Errors of a function are in its outcome,
+        never raised.
         """
         asked = [j for j, reward in enumerate(self.rewards) if rows and per in (None, reward.per)]
         return Started(self.titles, rows, {j: self._start(j, columns, pictures, rows) for j in asked})

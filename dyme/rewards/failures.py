@@ -21,8 +21,8 @@ class Failures:
             self._noted[kind] = before + count, example
 
     def share(self, gather: Callable[[Any], list[Any]], say: Callable[[str], None]) -> None:
-        """Collective, through `TrainEngine.gather_json`. Counts the noted failures of all ranks and reports the first of
-        each kind."""
+        """Collective, through `TrainEngine.gather_json`. Counts the noted failures of all ranks and reports the first
+        of each kind."""
         for part in gather(self._noted):
             for kind, (count, example) in part.items():
                 if kind not in self.counts:

@@ -1,7 +1,7 @@
 """Relaxed accuracy of ChartQA: numbers within 5 % of the gold value, everything else compared as text.
 
-Definition: Masry et al., ChartQA (2022), section 5.1, https://arxiv.org/abs/2203.10244. Numbers are read as by the metric
-published with pix2struct: float literals, and a trailing per cent sign divides by 100.
+Definition: Masry et al., ChartQA (2022), section 5.1, https://arxiv.org/abs/2203.10244. Numbers are read as by the
+metric published with pix2struct: float literals, and a trailing per cent sign divides by 100.
 """
 
 from __future__ import annotations
