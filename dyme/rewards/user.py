@@ -41,47 +41,6 @@ SCALARS = ("step", "trainer_state")
 IMAGE, IMAGES = PICTURES = ("image", "images")
 """Also a list, but decoded only for functions that name it."""
 
-<<<<<<< HEAD
-=======
-Per = Literal["step", "group"]
-"""Arguments of a call by name."""
-
-_REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)")
-
-
-class UserReward(Schema):
-    """A function `f(prompts, completions, **columns) -> list of numbers or None`, sync or async, as in TRL."""
-
-    function: str
-    """"file.py:function". `~` and environment variables are filled in; relative paths start at the working folder."""
-    weight: WeightSchedule = WeightSchedule(start=1.0)
-    """A number (1.0 by default), or {start: 1.0, end: 0.0, steps: 200}. With weight 0 the function is only measured."""
-    name: str = ""
-    """Name in metrics and messages (default: the name of the function)."""
-    timeout_s: float = Field(default=30.0, gt=0, le=600)
-    """Seconds a call may take; after that its rows are unscored."""
-    per: Per = "step"
-    """step: one call with all completions of the rank. group: one for each prompt, while others are still decoded."""
-
-    @model_validator(mode="after")
-    def _names(self) -> UserReward:
-        if not _REFERENCE.fullmatch(self.function):
-            raise ValueError(
-                f"reward.user: function {self.function!r} must be written file.py:function, "
-                "for example rewards/short.py:short_enough"
-            )
-        if not re.fullmatch(r"[\w-]+", self.title) or self.title == "verifier":
-            raise ValueError(
-                f"reward.user: name '{self.title}' must be of letters, digits, '_' and '-', and not 'verifier'"
-            )
-        return self
-
-    @property
-    def title(self) -> str:
-        """The name under which it is logged."""
-        return self.name or self.function.rpartition(":")[2]
-
->>>>>>> 1e49b2d (Words: dyme/rewards)
 
 @dataclass(frozen=True)
 class LoadedReward:

@@ -11,7 +11,7 @@ from dyme.settings.schema import Schema
 from dyme.settings.weight_schedule import WeightSchedule
 
 Per = Literal["step", "group"]
-"""What a call gets."""
+"""When a function is called: once for a step, or once for each group."""
 
 FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)")
 

@@ -17,7 +17,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Zero:
-    """Memory settings of the DeepSpeed JSON, by default of ds_configs/zero3.json. bucket, max_live: numbers of values."""
+    """Memory settings of the DeepSpeed JSON (default: ds_configs/zero3.json). bucket, max_live: numbers of values."""
 
     stage: int = 3
     offload_optimizer: bool = False
@@ -212,10 +212,10 @@ def gathered(parameters: int, value_bytes: int, zero: Zero, ranks: int) -> int:
 
 
 def activations(decoder: Decoder, tokens: int, value_bytes: int, *, checkpointing: bool) -> int:
-    """Activations kept for the backward pass of a micro-batch of `tokens`. For one layer and token, with hidden size H, q
-    (heads times their width), MLP width F and m norms: b (4 q + 4 F) for queries, repeated keys and values, their output, and
-    the gated MLP, and (2 b + 4) m H for the inputs of the norms, in float32, and their outputs. Attention is a
-    fused kernel: no scores. With gradient checkpointing: b H for each layer, and one whole layer."""
+    """Activations kept for the backward pass of a micro-batch of `tokens`. For one layer and token, with hidden size H,
+    q (heads times their width), MLP width F and m norms: b (4 q + 4 F) for queries, repeated keys and values, their
+    output, and the gated MLP, and (2 b + 4) m H for the inputs of the norms, in float32, and their outputs. Attention
+    is a fused kernel: no scores. With gradient checkpointing: b H for each layer, and one whole layer."""
     layer = 4 * value_bytes * (decoder.query + decoder.intermediate)
     layer += (2 * value_bytes + 4) * decoder.norms * decoder.hidden
     if checkpointing:
