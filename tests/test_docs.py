@@ -151,7 +151,7 @@ def test_paths_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_symbols_exist(page: Path) -> None:
-    """A name stands in the file that the page gives for it, a member in its class, a dotted name in its module."""
+    """Each name is in the file that the page gives for it, each member in its class, each dotted name in its module."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     stale = []
     for names, places in [*PLACED.findall(" ".join(text.split())), *TABLED.findall(text)]:
@@ -183,6 +183,15 @@ def test_yaml_fits_the_schema(page: Path) -> None:
             RunConfig.model_validate(tree)
         for name, value in tree.items():
             TypeAdapter(RunConfig.model_fields[name].annotation).validate_python(value)
+
+
+def test_layers_are_those_of_the_lint() -> None:
+    checked = (ROOT / "pyproject.toml").read_text().partition("\nlayers = [")[2]
+    section = (
+        (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Layers")[2].partition("##")[0]
+    )
+    drawn = re.findall(r"^    (\S.*?)  ", section, re.MULTILINE)
+    assert drawn == re.findall(r'^  "(.+)",$', checked, re.MULTILINE)
 
 
 def test_the_readme_has_a_complete_example() -> None:
