@@ -29,6 +29,7 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 NAMES = r"(`[A-Za-z_][\w.]*(?:\(\))?`(?:(?:, | and )`[A-Za-z_][\w.]*(?:\(\))?`)*)"
 PLACED = re.compile(NAMES + r" (?:in |of |\()`([\w./]+\.py)`")
 TABLED = re.compile(r"^\| " + NAMES + r" \|.*\| ([^|]*\.py`[^|]*) \|$", re.MULTILINE)
+IMPORTED = re.compile(r"^ *from ((?:dyme|dyme_kernels)[\w.]*) import ([\w, ]+)$", re.MULTILINE)
 MEMBER = re.compile(r"`([A-Z]\w*[a-z]\w*)\.(\w+)(?:\([^`]*\))?`")
 DOTTED = re.compile(r"(?<![\w./-])(?:dyme|dyme_kernels|tests|benchmarks)(?:\.(?!json)\w+)+")
 
@@ -104,15 +105,17 @@ def classes() -> dict[str, set[str]]:
     return found
 
 
-def has_member(cls: str, member: str) -> bool:
-    members = classes().get(cls, set())
+def has_member(cls: str, member: str, known: dict[str, set[str]] | None = None) -> bool:
+    """Whether a class, one of `known` or else of any file, has this member itself or by its bases."""
+    members = (known or {}).get(cls) or classes().get(cls, set())
     return member in members or any(has_member(base.strip("()"), member) for base in members if base[0] == "(")
 
 
 def resolves(name: str, path: Path) -> bool:
-    """Whether a file defines `name`, or `Class.name` through the class or its bases."""
+    """Whether a file has `name`, or `Class.name` through the class or its bases."""
     first, _, member = name.removesuffix("()").partition(".")
-    return first in symbols(path)[""] and (not member or has_member(first, member))
+    found = symbols(path)
+    return first in found[""] and (not member or has_member(first, member, found))
 
 
 def find_module(dotted: str) -> tuple[Path, str] | None:
@@ -158,7 +161,9 @@ def test_symbols_exist(page: Path) -> None:
         paths = [path for place in re.findall(r"[\w./]+\.py", places) for path in files(place)]
         stale += [f"{name} in {places}" for name in CODE.findall(names) if not any(resolves(name, p) for p in paths)]
     stale += [f"{cls}.{member}" for cls, member in MEMBER.findall(text) if not has_member(cls, member)]
-    for dotted in DOTTED.findall(page.read_text(encoding="utf-8")):
+    whole = page.read_text(encoding="utf-8")
+    imported = [f"{module}.{name}" for module, names in IMPORTED.findall(whole) for name in names.split(", ")]
+    for dotted in DOTTED.findall(whole) + imported:
         found = find_module(dotted)
         if not found or (found[1] and not resolves(found[1], found[0])):
             stale.append(dotted)
