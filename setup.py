@@ -31,7 +31,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["dyme", "dyme.*"]), *find_packages("kernels", include=["dyme_kernels*"])],
     package_dir={"dyme_kernels": "kernels/dyme_kernels"},
-    package_data={"dyme.supervision": ["prompts/*.yaml"]},
+    package_data={"dyme.report": ["templates/*"], "dyme.supervision": ["prompts/*.yaml"]},
     install_requires=[
         "torch>=2.11",
         "deepspeed>=0.18",
@@ -40,7 +40,7 @@ setup(
         "datasets>=4",
         "antlr4-python3-runtime>=4.11,<=4.13.2",  # the parser under math-verify, which does not ask for it by itself
         "httpx2>=2",  # the judge's client
-        "jinja2",  # chat templates
+        "jinja2",  # pages; chat templates
         "math-verify>=0.9,<0.10",
         "matplotlib",
         "ninja",  # DeepSpeed builds its CPU communication op with it

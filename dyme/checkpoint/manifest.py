@@ -1,4 +1,4 @@
-"""Manifest: the size and hash of every file of a checkpoint folder, and what is wrong with a folder that has one."""
+"""Manifest: the size and hash of every file of a checkpoint folder, and the check of a folder against it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _THREADS = 4  # files read at the same time by one rank
 
 
 def share_of(files: Iterable[str], rank: int, world_size: int) -> list[str]:
-    """The files that a rank hashes: together the ranks take each once."""
+    """The files that a rank hashes; all ranks together hash each once."""
     return sorted(files)[rank::world_size]
 
 
@@ -27,15 +27,15 @@ def files_in(folder: Path) -> list[str]:
 
 
 def measure(folder: Path, files: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Size (bytes) and BLAKE2b hash of files just written, which are on the disk on return; in threads. Raises
-    OSError."""
+    """Size (bytes) and BLAKE2b hash of new files, in threads. On return the files are synced to
+    disk. Raises OSError."""
     names = list(files)
     with ThreadPoolExecutor(_THREADS) as threads:
         return dict(zip(names, threads.map(lambda name: _entry(folder / name, flush=True), names), strict=True))
 
 
 def write_manifest(folder: Path, entries: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
-    """The last file of a checkpoint. `about`: what else it says. The file and its folder are on the disk on return."""
+    """Writes the last file of a checkpoint. `about`: its other keys. On return it is synced to disk."""
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump({**about, "files": dict(sorted(entries.items()))}, file, indent=1)
         file.flush()
@@ -46,7 +46,7 @@ def write_manifest(folder: Path, entries: dict[str, dict[str, Any]], about: dict
 
 
 def listed(folder: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The files of a manifest, and what is wrong with the manifest itself."""
+    """The entries of a manifest, and the errors of the manifest itself."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return {name: {"size": entry["size"], "blake2b": entry["blake2b"]} for name, entry in files.items()}, []
@@ -57,7 +57,7 @@ def listed(folder: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 def damage(folder: Path, entries: dict[str, dict[str, Any]]) -> list[str]:
-    """What is wrong with the listed files of a folder, a line for each; nothing where all are as they were written."""
+    """A line for each listed file that is missing or has changed; empty where all are as they were written."""
     with ThreadPoolExecutor(_THREADS) as threads:
         found = threads.map(lambda item: _wrong(folder / item[0], item[0], item[1]), entries.items())
         return [line for line in found if line]
@@ -78,7 +78,7 @@ def _wrong(path: Path, name: str, entry: dict[str, Any]) -> str:
 def _entry(path: Path, *, flush: bool = False) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=32)
     with path.open("rb", buffering=0) as file:
-        if flush:  # older checkpoints are removed once this one is whole, also where the power fails then
+        if flush:  # older checkpoints are removed after this one, so it must be on the disk even if the power fails
             os.fsync(file.fileno())
         while chunk := file.read(_CHUNK):
             digest.update(chunk)

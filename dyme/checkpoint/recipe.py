@@ -1,4 +1,4 @@
-"""Recipe: how an exported model wants to be asked. `dyme.json`, beside the weights in the export folder."""
+"""Recipe: the prompt settings of an exported model. `dyme.json`, next to the weights in the export folder."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class RecipeError(ValueError):
 
 
 class Recipe(Schema):
-    """What a model was trained with and has to be asked with. transformers ignores the file."""
+    """Settings that a model was trained with and needs in prediction. transformers ignores the file."""
 
     format: Literal[1] = 1
     """Version of this file."""
     prompt: PromptConfig = PromptConfig()
     """The prompt of training."""
     max_new_tokens: PositiveInt = 256
-    """Where its completions were cut."""
+    """Limit of its completions in tokens."""
     family: str = "auto"
-    """Model family that trained it."""
+    """Model family in training."""
     max_pixels: PositiveInt | None = None
     """Larger pictures were resized to this many pixels."""
 

@@ -1,7 +1,7 @@
-"""Checkpoints: DeepSpeed's files plus our own state, written under a temporary name and renamed when whole.
+"""Checkpoints: DeepSpeed's files plus our own state, written under a temporary name and renamed when complete.
 
 checkpoints/step-00000200/   ds files, state.json (step, selector, counters), manifest.json (hashes), written last
-checkpoints/damaged-step-*   what failed its manifest, set aside; removed at the next save
+checkpoints/damaged-step-*   checkpoints that failed their manifest; removed at the next save
 checkpoints/best.json        {"step": ..., "accuracy": ...}: that checkpoint is never pruned
 """
 
@@ -36,8 +36,8 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a run needs besides DeepSpeed's files to go on as if it had never stopped. `step`: finished optimizer
-    steps; `evaluated`: that of the last evaluation."""
+    """State of a run besides DeepSpeed's files; with it a resumed run gives the same results. `step`: finished
+    optimizer steps; `evaluated`: step of the last evaluation."""
 
     step: int
     elapsed_s: float
@@ -55,9 +55,9 @@ def checkpoint_dir(folder: Path, step: int) -> Path:
 
 
 def save(engine: TrainEngine, folder: Path, state: TrainState, keep_last: int) -> Path:
-    """Writes a checkpoint and prunes old ones. A process killed in here leaves the previous checkpoint as it was."""
+    """Writes a checkpoint and prunes old ones. A kill meanwhile leaves the previous checkpoint valid."""
     target = checkpoint_dir(folder, state.step)
-    if engine.gather_json(target.exists())[0]:  # the step was saved before, e.g. as the best one: the same state
+    if engine.gather_json(target.exists())[0]:  # the same state was saved before, for example as the best one
         if engine.rank == 0:
             prune(folder, keep_last)
         return target
@@ -96,17 +96,17 @@ def best(folder: Path, up_to: int | None = None) -> tuple[int, float]:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, oldest first; damaged ones too, as long as nobody looked."""
+    """Steps of the checkpoints in a folder, oldest first, including damaged ones not found yet."""
     if not folder.is_dir():
         return []
     return sorted(int(m.group(1)) for p in folder.iterdir() if (m := _NAME.match(p.name)) and p.is_dir())
 
 
 def prune(folder: Path, keep_last: int) -> None:
-    """Removes all but the newest `keep_last` checkpoints and the best, what killed processes left half-written, and
-    what was found damaged."""
+    """Removes partial checkpoints of killed processes, damaged ones, and all others but the newest `keep_last` and the
+    best."""
     keep = {*steps(folder)[-keep_last:], best(folder)[0]}
-    for step in set(steps(folder)) - keep:  # renamed first: killed in here, nothing looks whole that is not
+    for step in set(steps(folder)) - keep:  # so a kill during removal leaves nothing that looks complete
         path = checkpoint_dir(folder, step)
         path.rename(folder / f"{PARTIAL}old-{path.name}")
     for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DAMAGED}*")]:
@@ -116,8 +116,8 @@ def prune(folder: Path, keep_last: int) -> None:
 def load_newest(engine: TrainEngine, folder: Path, say: Callable[[str], None]) -> TrainState | None:
     """Loads the newest checkpoint whose files are as they were written; None where there is no checkpoint at all.
 
-    Damaged ones are named by `say` and set aside. Raises CheckpointError where all are damaged, rather than start from
-    nothing."""
+    Damaged ones are reported through `say` and renamed. Raises CheckpointError where all are damaged; the run does not
+    start over."""
     step = newest_whole(engine, folder, say)
     if step is None:
         return None
@@ -131,7 +131,7 @@ def load_newest(engine: TrainEngine, folder: Path, say: Callable[[str], None]) -
             f"{path / STATE} is not what this version writes ({error}): go on with the version of dyme that wrote it, "
             "or start in a new run.dir"
         ) from error
-    if trained != engine.trained:  # DeepSpeed would give the states of some parameters to others of the same size
+    if trained != engine.trained:  # DeepSpeed would assign optimizer states to other parameters of the same size
         raise CheckpointError(
             f"{path} was written by a run that trained other parameters: set model.lora and model.freeze as in its "
             "config.yaml, or start in a new run.dir"
@@ -154,7 +154,7 @@ def load_newest(engine: TrainEngine, folder: Path, say: Callable[[str], None]) -
 def newest_whole(engine: TrainEngine, folder: Path, say: Callable[[str], None]) -> int | None:
     """Step of the newest checkpoint that passes its manifest, None where there are no checkpoints. Those above it are
     renamed to damaged-*. All ranks call it, each reads its share of the files, and all get the same answer."""
-    found = engine.gather_json(steps(folder))[0]  # rank 0's: a file system may show others an older state
+    found = engine.gather_json(steps(folder))[0]  # rank 0's: a network file system may be stale elsewhere
     for path in sorted(folder.glob(f"{PARTIAL}step-*")):
         say(f"{path.name.removeprefix(PARTIAL)} was not finished: left out")
     broken: list[Path] = []
@@ -193,7 +193,7 @@ def _load_other_world(
     if engine.rank == 0:
         for left in path.parent.glob(f"{PARTIAL}universal-*"):
             shutil.rmtree(left, ignore_errors=True)
-    # a name of its own: the conversion of a start that was killed may still be writing
+    # a unique name, because the conversion of a killed start may still be writing
     scratch = path.parent / engine.gather_json(f"{PARTIAL}universal-{path.name}-{os.getpid()}")[0]
     try:
         load_universal(engine, path, scratch, groups)
@@ -203,8 +203,8 @@ def _load_other_world(
 
 
 def export(engine: TrainEngine, folder: Path, recipe: Recipe) -> None:
-    """Writes the current weights as a Hugging Face folder with processor, tokenizer, chat template and dyme.json. They
-    are those of the rollout copy, into which adapters are merged."""
+    """Writes the current weights as a Hugging Face folder with processor, tokenizer, chat template and dyme.json. The
+    weights are taken from the rollout copy, into which adapters are merged."""
     model = engine.rollout_copy.refresh()
     if engine.rank == 0:
         partial = folder.with_name(f"{PARTIAL}{folder.name}")

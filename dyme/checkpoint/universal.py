@@ -1,7 +1,7 @@
-"""Universal: a checkpoint of another number of ranks, loaded through DeepSpeed's universal checkpoint.
+"""Universal: loads a checkpoint of another number of ranks through DeepSpeed's universal checkpoint.
 
-Two silent faults of DeepSpeed's loading (0.19.8) are mended here: it gives every parameter group the settings of the
-first one, and all parts of the optimizer one and the same Adam `step` tensor, which then counts every part's update.
+Two silent faults of DeepSpeed's loading (0.19.8) are corrected here: it gives every parameter group the settings of the
+first one, and all parts of the optimizer the same Adam `step` tensor, which then counts the updates of all parts.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _TAG, _LOG = "universal", "log.txt"
 
 
 class ConversionError(Exception):
-    """DeepSpeed could not convert a checkpoint; the message has its last words."""
+    """DeepSpeed could not convert a checkpoint; the message has the last line of its output."""
 
 
 def load_universal(engine: TrainEngine, path: Path, scratch: Path, groups: Sequence[dict[str, Any]]) -> None:
     """Loads a DeepSpeed checkpoint folder of any number of ranks. `scratch`, a folder that does not exist yet,
-    holds the converted one, as large as `path`, and is removed again; `groups`: the parameter groups' settings as
+    holds the converted one, as large as `path`, and is removed at the end; `groups`: the parameter groups' settings as
     `group_settings` gave them at the save."""
     _convert(engine, path, scratch)
     config = engine.ds._config
@@ -46,7 +46,7 @@ def load_universal(engine: TrainEngine, path: Path, scratch: Path, groups: Seque
 
 
 def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Everything but the tensors of each parameter group, as JSON takes it."""
+    """Settings of each parameter group, without its tensors, for JSON."""
     return [
         {key: list(value) if isinstance(value, tuple) else value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
@@ -54,7 +54,7 @@ def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def restore_groups(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, Any]]) -> None:
-    """Gives each parameter group its own settings and each part of the optimizer its own `step`."""
+    """Restores the settings of each parameter group and gives each part of the optimizer a separate `step` tensor."""
     for group, settings in zip(optimizer.param_groups, groups, strict=True):
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
     for state in optimizer.state.values():
@@ -70,10 +70,10 @@ def _convert(engine: TrainEngine, path: Path, scratch: Path) -> None:
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
         command += ["--input_folder", str(path), "--output_folder", str(scratch / _TAG)]
         command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
-        with (scratch / _LOG).open("w") as log:  # nothing of it needs a GPU
+        with (scratch / _LOG).open("w") as log:  # the conversion needs no GPU
             environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    # a vote now and then: a rank that waited for the whole conversion in one collective would run into its time-out
+    # ranks vote from time to time: one collective for the whole conversion would exceed its timeout
     while not engine.all_true(process is None or process.poll() is not None):
         time.sleep(POLL_S)
     if not engine.all_true(process is None or process.returncode == 0):

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 from dyme.compare.items import CompareError, read_evaluation
+from dyme.compare.page import render_page
 from dyme.compare.paired import compare_columns, compare_runs
+from dyme.compare.pictures import Pictures
 from dyme.compare.text import render_text
 
 
@@ -16,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return _compare(options)
-    except (CompareError, OSError) as error:  # OSError: a folder that may not be read or written
+    except (CompareError, OSError) as error:  # OSError: a folder without permission to read or write
         print(f"compare: {error}", file=sys.stderr)
         return 2
 
@@ -26,10 +28,6 @@ def _compare(options: argparse.Namespace) -> int:
         raise CompareError(f"{len(options.runs)} runs given; compare two at a time")
     runs = [read_evaluation(path) for path in options.runs]
     comparison = compare_runs(*runs) if len(runs) == 2 else compare_columns(runs[0])
-
-    from dyme.compare.page import render_page  # brings matplotlib along
-    from dyme.compare.pictures import Pictures
-
     out = options.out or runs[-1].folder / "compare.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".partial-{out.name}")

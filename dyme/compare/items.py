@@ -1,4 +1,4 @@
-"""Items: what an evaluation folder holds of each record, read from items.jsonl."""
+"""Items: records with their replies, read from the items.jsonl of an evaluation folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation folder. `items` by id in data order; `failed` says of each bad record why it has no answer."""
+    """An evaluation folder. `items` by id in data order; `failed` has the error of each bad record."""
 
     folder: Path
     items: Mapping[str, Item]
@@ -53,7 +53,7 @@ class Evaluation:
 
 
 def find_folder(path: Path) -> Path:
-    """The evaluation folder that a user means. Raises `CompareError` where there is none."""
+    """The evaluation folder of a run folder, or the folder itself. Raises `CompareError` where there is none."""
     for folder in (path, path / "evaluation"):
         if (folder / ITEMS).is_file():
             return folder

@@ -15,7 +15,7 @@ from dyme.evaluation.files import COLUMNS, SETTINGS
 from dyme.evaluation.statistics import Interval, mcnemar, paired_interval
 from dyme.report.runs import distinct_names
 
-NAMED = 12  # settings that a note spells out
+NAMED = 12  # most settings that a note names
 EXPECTED = ("run.dir", "model.content")  # settings that differ between any two runs
 
 
@@ -86,7 +86,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Side A and side B by name, what is not in both, in words, and a section for each column in both."""
+    """Names of side A and side B, notes on what is not in both, and a section for each column in both."""
 
     name_a: str
     name_b: str
@@ -173,7 +173,7 @@ def _notes(a: Evaluation, b: Evaluation, common: int) -> tuple[str, ...]:
 
 
 def _changed_settings(a: Path, b: Path) -> list[str]:
-    """Settings of the evaluations that differ: another limit of tokens, say, would explain a lot."""
+    """A note on settings of the evaluations that differ and may explain differences, such as limits of tokens."""
     if not (a.is_file() and b.is_file()):
         return []
     try:

@@ -1,25 +1,20 @@
-"""Pictures of evaluated items: the file that an item names, or the record's own, read again by evaluation.yaml."""
+"""Pictures of evaluated items: the file that an item names, or the pictures of its record, read from the data again."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from dyme.compare.items import Item
 from dyme.data import DataError, ImageError, Record, SourceConfig, read_records
 from dyme.data.images import decode
 from dyme.evaluation.files import SETTINGS
-
-MAX_SIDE = 320
-TINY = 128  # pictures up to this side are enlarged as pixels and stay lossless
+from dyme.report.html import Picture, embed
 
 
 class Pictures:
@@ -28,20 +23,20 @@ class Pictures:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def find(self, item: Item) -> tuple[Image.Image | None, str]:
-        """The picture, or None and the reason; None without a reason for an item that has no picture."""
+    def find(self, item: Item) -> Picture:
+        """The picture, or why it is missing; neither for an item without a picture."""
         try:
             for path in [Path(item.image), self._folder / item.image] if item.image else []:
                 if path.is_file():
-                    return decode(path), ""
+                    return embed(decode(path))
             record = self._records.get(item.id)
             if record is None:
-                return None, self._why_no_record(item)
+                return Picture(missing=self._why_no_record(item))
             if (record.question, record.answers) != (item.question, item.gold):
-                return None, "picture not shown: the data has changed since the evaluation"
-            return (record.shown(), "") if record.images else (None, "")
+                return Picture(missing="picture not shown: the data has changed since the evaluation")
+            return embed(record.shown()) if record.images else Picture()
         except (ImageError, OSError) as error:
-            return None, f"picture missing: {error}"
+            return Picture(missing=f"picture missing: {error}")
 
     def _why_no_record(self, item: Item) -> str:
         if item.image:
@@ -72,14 +67,3 @@ def _sources(tree: Any) -> list[Any]:
     data = tree.get("data") if isinstance(tree, dict) else None
     held_out = data.get("eval") if isinstance(data, dict) else None
     return [TypeAdapter(SourceConfig).validate_python(held_out)] if held_out else []
-
-
-def data_uri(picture: Image.Image) -> tuple[str, bool]:
-    """A small copy of the picture as a data URI, and whether the picture is tiny."""
-    tiny = max(picture.size) <= TINY
-    small = picture.convert("RGB")
-    small.thumbnail((MAX_SIDE, MAX_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, format="PNG" if tiny else "JPEG", **({} if tiny else {"quality": 82}))
-    kind = "png" if tiny else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}", tiny

@@ -80,6 +80,6 @@ def _flip(flip: Flip) -> str:
 
 
 def _plain(text: str) -> str:
-    """One short line; a model's escape sequences must not reach the terminal."""
+    """One short line without unprintable characters, because escape sequences must not reach the terminal."""
     line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
     return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"

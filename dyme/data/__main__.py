@@ -17,7 +17,7 @@ from dyme.data.spec import FORMS, parse_spec, snippet
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when more than 1 % of a source's rows are bad, 2 when there is nothing to read."""
+    """Exit status: 0; 1 when more than 1 % of a source's rows are bad; 2 when there is nothing to read."""
     options = _parser().parse_args(arguments)
     console = Console()
     try:
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     looks.add_argument("spec", help=FORMS)
     looks.add_argument("--all", action="store_true", help="decode every picture, not a sample of 200")
     shows = commands.add_parser("show", help="a page of pictures with question, answer and hint")
-    shows.add_argument("spec", help=f"{FORMS}; of several sources the first")
+    shows.add_argument("spec", help=f"{FORMS}; the first of several sources")
     shows.add_argument("--n", type=int, default=12, choices=range(1, 201), metavar="N", help="records, 1 to 200")
     shows.add_argument("--out", type=Path, default=Path("sheet.png"), help="file to write")
     return parser

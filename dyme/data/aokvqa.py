@@ -70,7 +70,7 @@ def _chosen(row: Row) -> object:
 
 
 def _by_votes(answers: object) -> object:
-    """The commonest first, which is the one that is memorized, each as often as given; equals keep their order."""
+    """The most common answer first, because that one is memorized. Repeats stay; ties keep their order."""
     if answers is None:
         raise RowError("no direct_answers: the test file comes without answers; use the one of val")
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):

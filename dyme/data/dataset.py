@@ -37,13 +37,13 @@ class DatasetSource(Schema):
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
     fields: dict[FieldName, str] = Field(default_factory=dict)
-    """From our names to the columns, for data sets that use others: {answer: label}."""
+    """Our field names mapped to the columns of the data set, where these differ: {answer: label}."""
 
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """Decodes the picture of one row, or the `at`-th of a list of pictures. Carries names only, so a record pickles
-    without the data set behind it."""
+    """Decodes the picture of one row, or the `at`-th of a list of pictures. Holds names only, so a record pickles
+    without its data set."""
 
     folder: Path
     column: str
@@ -51,7 +51,7 @@ class StoredPicture:
     at: int | None = None
 
     def __call__(self) -> Image.Image:
-        """The picture in RGB. Raises `ImageError` when it is damaged, or the data set was since it was read."""
+        """The picture in RGB. Raises `ImageError` when it or the data set is damaged."""
         name = f"{self.folder}: row {self.row + 1}, column {self.column!r}"
         try:
             cell = _pictures(self.folder, self.column)[self.row][self.column]
@@ -62,7 +62,7 @@ class StoredPicture:
 
 
 def read_dataset(config: DatasetSource) -> RecordSet:
-    """Records of the data set. Pictures are looked at when they are loaded, not before.
+    """Records of the data set. Pictures are decoded when they are loaded.
 
     Raises `DataError` when the folder holds no data set or not the split, or `fields` names a column it lacks.
     """
@@ -130,11 +130,11 @@ def _check_columns(folder: Path, config: DatasetSource) -> None:
 
 @lru_cache(maxsize=8)
 def _opened(folder: Path) -> Dataset:
-    from datasets import load_from_disk  # takes a second to import, which a run on other data need not wait for
+    from datasets import load_from_disk  # takes a second to import and only this source needs it
 
     try:
         return load_from_disk(str(folder))
-    except Exception as error:  # json, pyarrow and datasets raise whatever the damaged part makes them raise
+    except Exception as error:  # json, pyarrow and datasets raise many kinds of errors on damaged files
         raise DataError(f"{folder}: cannot be opened ({error}); write it again with save_to_disk") from error
 
 

@@ -19,7 +19,7 @@ class DymeReleaseSource(Schema):
     path: str
     """The JSON list. `~` and environment variables are filled in."""
     images: str | None = None
-    """Folder that the image names start at; without it the folder of the file."""
+    """Folder that image names are relative to (default: the folder of the file)."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
 

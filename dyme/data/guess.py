@@ -37,7 +37,7 @@ class NamedSource:
 
 
 def guess_folder(path: Path) -> list[NamedSource]:
-    """A source for each split of the folder. Raises `DataError` when its layout is none that is known."""
+    """A source for each split of the folder. Raises `DataError` when its layout is unknown."""
     if (path / METADATA).is_file():
         return [_named(ImageFolderSource(path=str(path)), path, METADATA)]
     if splits_of(path):
@@ -88,7 +88,7 @@ def _published(path: Path) -> list[NamedSource]:
 
 
 def _of_list(path: Path) -> list[NamedSource]:
-    """By keys that one data set alone has."""
+    """The source of a JSON list, told by the keys of its first entry."""
     items = list_items(path)
     first = items[0].raw if items else None
     keys = set(first) if isinstance(first, dict) else set()

@@ -1,6 +1,6 @@
 """ImageFolderSource: the Hugging Face imagefolder layout, read by the lines of its metadata.
 
-Going through the lines, not the images, keeps every question of a picture that many lines share.
+Iterating over lines, not images, keeps every question of a picture that several lines share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ImageFolderSource(Schema):
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
     fields: dict[FieldName, str] = Field(default_factory=dict)
-    """From our names to the keys of the file, for files that use others: {answer: label}."""
+    """Our field names mapped to the keys of the file, where these differ: {answer: label}."""
 
 
 def read_imagefolder(config: ImageFolderSource) -> RecordSet:

@@ -1,4 +1,4 @@
-"""Decoding of picture files, strict about everything that would only show up as a bad training signal later."""
+"""Decoding of picture files. It is strict, because a wrongly decoded picture would only show as poor training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from dyme.data.errors import ImageError
 
-MAX_PIXELS = 64_000_000  # 192 MB in RGB; checked against the header, before a byte of it is allocated
+MAX_PIXELS = 64_000_000  # 192 MB in RGB; checked against the header before memory is allocated
 _TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} megapixels by its header; scale the picture down"
 
 
@@ -25,7 +25,7 @@ def decode(path: Path) -> Image.Image:
 
 
 def decode_bytes(data: bytes, name: str) -> Image.Image:
-    """As `decode`, for a picture that lies in memory; `name` stands for it in messages."""
+    """`decode` for a picture in memory; messages call it `name`."""
     with _open(BytesIO(data), name) as image:
         return _upright(image, name)
 
@@ -70,7 +70,7 @@ def _open(file: Path | BytesIO, name: str) -> Image.Image:
     try:
         image = Image.open(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # PIL's own limit is global state that anyone may change, so it can strike before ours.
+        # PIL's own limit is global state and may be lower than ours.
         raise ImageError(f"{name}: {_TOO_LARGE} ({error})") from error
     except Exception as error:
         raise ImageError(f"{name}: not a readable picture ({error}); replace the file") from error

@@ -21,7 +21,7 @@ class JsonlSource(Schema):
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
     fields: dict[FieldName, str] = Field(default_factory=dict)
-    """From our names to the keys of the file, for files that use others: {answer: label}."""
+    """Our field names mapped to the keys of the file, where these differ: {answer: label}."""
 
 
 def read_jsonl(config: JsonlSource) -> RecordSet:

@@ -20,11 +20,11 @@ class MixturePart(Schema):
     """One part of a mixture."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
-    """Goes before the ids of its records: name/id."""
+    """Prefix of the ids of its records: name/id."""
     weight: float = Field(default=1.0, gt=0)
     """Its share of the records, relative to the weights of the other parts."""
     records: PlainSource
-    """Where its records come from; not a mixture again."""
+    """Where its records come from; a mixture is not allowed."""
 
 
 class MixtureSource(Schema):
@@ -34,9 +34,9 @@ class MixtureSource(Schema):
     parts: tuple[MixturePart, ...] = Field(min_length=1)
     """The sources with their weights; names differ."""
     count: int = Field(ge=1)
-    """Number of records; a part that has fewer than its share starts again."""
+    """Number of records; a part with fewer than its share is repeated."""
     seed: int = 0
-    """Another order, of the parts and within each of them."""
+    """Seed of the order of the parts and of the records within each part."""
 
     @field_validator("parts")
     @classmethod
@@ -44,12 +44,12 @@ class MixtureSource(Schema):
         names = [part.name for part in parts]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"parts: the name {twice!r} is used twice; give every part a name of its own")
+            raise ValueError(f"parts: the name {twice!r} is used twice; give every part a different name")
         return parts
 
 
 def read_mixture(config: MixtureSource, read: Callable[[AnyPlainSource], RecordSet]) -> RecordSet:
-    """`count` records of the parts that `read` gives, and every bad row of theirs.
+    """`count` records of the parts, which `read` loads, and all bad rows of these.
 
     Raises `DataError` when a part has no record.
     """

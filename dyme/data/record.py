@@ -1,4 +1,4 @@
-"""Record: one question with its gold answers, and the picture it asks about, decoded only when somebody looks."""
+"""Record: one question with its gold answers and its pictures, which are decoded only when they are loaded."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class LazyImage:
 class Record:
     """One training or evaluation item.
 
-    `answers` are accepted gold answers, the first is the one that is memorized; those of several people are repeated
-    where people agree. `choices` are the options of a
-    multiple-choice question in order (A, B, ...). `hint` is a reference thinking trace, `facts` says in words what is
-    to be seen. `kind` is a category used in reports ("value", "yes_no"). Text-only records have no `images`.
+    `answers` are the accepted gold answers. The first is memorized; an answer that several people gave is repeated.
+    `choices` are the options of a multiple-choice question in order (A, B, ...). `hint` is a reference thinking trace.
+    `facts` describes in words what the pictures show. `kind` is a category used in reports ("value", "yes_no").
+    Text-only records have no `images`.
     """
 
     id: str
@@ -55,5 +55,5 @@ class Record:
         return self.images[0] if self.images else None
 
     def shown(self) -> Image.Image:
-        """All pictures of a record that has some, side by side for people to look at. Raises `ImageError`."""
+        """All pictures side by side, for display; the record must have one. Raises `ImageError`."""
         return side_by_side([image.load() for image in self.images])

@@ -13,10 +13,10 @@ from dyme.data.record import Record
 
 @dataclass(frozen=True)
 class RecordSet(Sequence[Record]):
-    """Records in file order; `bad` rows are not among them. Pickles, and so travels to data workers.
+    """Records in file order, without the `bad` rows. Can be pickled for data workers.
 
     `file` and `lines` (from 1, one for each record) say where records were read; generated records have neither.
-    `files` (one for each record) is there where they come from several files.
+    `files` (one for each record) is set where records come from several files.
     """
 
     records: tuple[Record, ...]
@@ -26,7 +26,7 @@ class RecordSet(Sequence[Record]):
     files: tuple[Path, ...] = ()
 
     def origin(self, index: int) -> tuple[Path, int]:
-        """File and line of a record; line 0 of no file for generated ones."""
+        """File and line of a record; an empty path and 0 for generated records."""
         file = self.files[index] if self.files else self.file or Path()
         return file, self.lines[index] if self.lines else 0
 

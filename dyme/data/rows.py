@@ -26,7 +26,7 @@ class RowError(Exception):
 class Item:
     """One row as it lies in a file: JSON text, or a value that is parsed already.
 
-    `name` and `kind` are those of a row that has none of its own.
+    `name` and `kind` are the id and kind of a row that has none.
     """
 
     file: Path
@@ -135,7 +135,7 @@ def _rename(row: Row, fields: Mapping[FieldName, str]) -> Row:
 
 
 def _record(row: Row, name: str, folder: Path, headers: dict[Path, str], raw: Row) -> Record:
-    """`raw` is the row as it lies in the file, for messages: its keys are the ones that the user knows."""
+    """`raw` is the row as it is in the file; messages name its keys, because the user knows these."""
     question = _scalar(row, "question")
     if not question:
         raise RowError(f"no question; its keys are {', '.join(raw)}")
@@ -174,7 +174,7 @@ def _answers(row: Row, raw: Row) -> tuple[str, ...]:
 
 
 def _images(row: Row, folder: Path, headers: dict[Path, str]) -> tuple[LazyImage, ...]:
-    """Pictures of a row: one or a list, under `image`, `images` or `file_name`, whichever has one first."""
+    """Pictures of a row, one or a list: the first of `image`, `images` and `file_name` that has one."""
     key = next((key for key in ("image", "images", "file_name") if row.get(key) not in (None, "", [])), "")
     value = row.get(key)
     if not isinstance(value, list):
@@ -183,7 +183,7 @@ def _images(row: Row, folder: Path, headers: dict[Path, str]) -> tuple[LazyImage
 
 
 def _image(value: object, key: str, folder: Path, headers: dict[Path, str]) -> LazyImage:
-    """Headers are looked at once per file: in many sets ten questions share a picture."""
+    """Each header is read once, because in many data sets several questions share a picture."""
     if isinstance(value, LazyImage):
         return value
     name = _scalar({key: value}, key)

@@ -1,4 +1,4 @@
-"""What a user names on the command line, as source configurations."""
+"""Source configurations from what a user names on the command line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _chosen(sources: list[SourceConfig]) -> dict[str, SourceConfig]:
     """Trains on the split that is called train, or else on the first source."""
     train = next((source for source in sources if _split(source) == "train"), sources[0])
     others = [source for source in sources if source is not train]
-    # Held-out figures of a run are looked at again and again, so validation data goes before test data.
+    # A run is evaluated many times, so validation data goes before test data.
     others.sort(key=lambda source: not _split(source).startswith("val"))
     return {"train": train} | ({"eval": others[0]} if others else {})
 

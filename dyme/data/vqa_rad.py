@@ -22,7 +22,7 @@ class VQARadSource(Schema):
     path: str
     """The JSON list. `~` and environment variables are filled in."""
     images: str | None = None
-    """Folder of the pictures; without it "VQA_RAD Image Folder" beside the file."""
+    """Folder of the pictures (default: "VQA_RAD Image Folder" beside the file)."""
     split: Split = "all"
     """Official training questions, official test questions, or all."""
     limit: int | None = Field(default=None, ge=1)

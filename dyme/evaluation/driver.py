@@ -1,7 +1,6 @@
-"""Evaluates a finished model: every rank answers its share of the held-out records, rank 0 sums up.
+"""Evaluates a finished model: every rank answers its share of the held-out records, rank 0 writes the summary.
 
-No rank waits for another while it generates; what is done lies in the folder, so that a
-start goes on where the last one stopped.
+No rank waits for another while it generates. Finished items are in the folder, so a new start continues there.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ SAY_EVERY = 10.0  # seconds between two lines of progress
 
 @dataclass(frozen=True)
 class Column:
-    """One way to ask: a prompt, how its replies are read, and where they are cut (tokens)."""
+    """One column of the evaluation: a prompt, how its replies are read, and their limit in tokens."""
 
     name: Style
     prompt: PromptConfig
@@ -52,8 +51,8 @@ class Column:
 
 
 def columns(cfg: RunConfig) -> tuple[Column, ...]:
-    """The run's own prompt, and the direct one where it is asked for. A run that never thinks has the direct one
-    alone, as it was trained."""
+    """The column of the run's prompt, and the direct one where it is configured. A run in style "direct" has only the
+    latter."""
     own = Column(cfg.prompt.style, cfg.prompt, cfg.rollout.max_new_tokens)
     if cfg.prompt.style == "direct" or not cfg.evaluate.direct:
         return (own,)
@@ -189,12 +188,12 @@ def _sampling(cfg: RunConfig, column: Column) -> Sampling:
 
 
 def _check_folder(out: Path, settings: str) -> None:
-    """Every rank raises what rank 0 finds wrong with the folder."""
+    """All ranks raise the error that rank 0 finds in the folder."""
     problem = ""
     if dist.get_rank() == 0:
         try:
             files.check_owner(out, settings)
-        except EvaluationError as error:  # raised on one rank alone it would leave the others waiting
+        except EvaluationError as error:  # an error on one rank alone would leave the others waiting
             problem = str(error)
     said = _from_rank_0([list(problem.encode())])
     if said and said[0]:
@@ -202,7 +201,7 @@ def _check_folder(out: Path, settings: str) -> None:
 
 
 def _claim(out: Path, settings: str, records: Sequence[Record]) -> list[int]:
-    """Takes the folder over and returns the indices of the records that are still to be done, the same on all ranks."""
+    """Claims the folder and returns the indices of the records still to be done, the same on all ranks."""
     mine: list[list[int]] = []
     if dist.get_rank() == 0:
         files.claim(out, settings)
@@ -217,7 +216,7 @@ def _claim(out: Path, settings: str, records: Sequence[Record]) -> list[int]:
 
 
 def _from_rank_0(values: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Lists of whole numbers that rank 0 has, on all ranks."""
+    """Broadcasts lists of whole numbers from rank 0 to all ranks."""
     device = torch.device(get_accelerator().current_device_name())
     return gather_tokens(values if dist.get_rank() == 0 else [], device)[0]
 

@@ -1,4 +1,4 @@
-"""Names of what an evaluation folder holds, for those who write it and those who read it."""
+"""Names of the files of an evaluation folder and of the columns in items.jsonl."""
 
 ITEMS, SUMMARY, SETTINGS = "items.jsonl", "summary.json", "evaluation.yaml"
 COLUMNS = ("think", "direct")

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: whose it is, what is done already, and how it becomes whole.
+"""The folder of an evaluation: its settings, the finished items, and the files written at the end.
 
 evaluation.yaml            what was evaluated and how; another evaluation needs another folder
 items-<rank>.partial.jsonl lines of the items that a rank has done, while it runs
@@ -28,12 +28,12 @@ _SPEED_ONLY = {"batch_size", "prompts_per_step", "group_size", "truncated"}
 
 
 class EvaluationError(ValueError):
-    """An evaluation that cannot start or end; the message is one line with the folder and the mend."""
+    """An evaluation that cannot start or finish; the message is one line with the folder and the mend."""
 
 
 @dataclass(frozen=True)
 class DoneItem:
-    """A finished item: `line` as it goes to items.jsonl, `seconds` of one rank that it took."""
+    """A finished item: its `line` of items.jsonl, and the `seconds` it took on its rank."""
 
     index: int
     line: dict[str, Any]
@@ -79,7 +79,7 @@ def fingerprint(model: Path) -> str:
 
 
 def check_owner(folder: Path, settings: str) -> None:
-    """Raises `EvaluationError` where the folder holds something else than this evaluation."""
+    """Raises `EvaluationError` where the folder belongs to another evaluation or to something else."""
     if not folder.exists() or all(path.name.startswith(".partial-") for path in folder.iterdir()):
         return
     before = folder / SETTINGS
@@ -93,26 +93,26 @@ def check_owner(folder: Path, settings: str) -> None:
 
 
 def claim(folder: Path, settings: str) -> None:
-    """Makes the folder this evaluation's own."""
+    """Writes the settings, which marks the folder as this evaluation's."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / SETTINGS, settings)
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished evaluation; None of one that is not."""
+    """The summary of a finished evaluation; None before it is finished."""
     path = folder / SUMMARY
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def done_items(folder: Path, records: Sequence[Record]) -> dict[int, DoneItem]:
-    """What earlier starts have done, whatever their number of ranks, by index. A line cut off by a kill is dropped."""
+    """Items finished by earlier starts with any number of ranks, by index. A line cut off by a kill is dropped."""
     rows = (row for path in sorted(folder.glob(_PARTIAL)) for row in read_jsonl(path))
     items = (DoneItem(row["index"], row["item"], row["seconds"]) for row in rows)
     return {item.index: item for item in items if records[item.index].id == item.line["id"]}
 
 
 def gather_partial(folder: Path, done: Mapping[int, DoneItem]) -> None:
-    """Puts what is done into one partial file that ends with a whole line, for ranks to append to."""
+    """Writes all finished items into one partial file that ends with a whole line, for ranks to append to."""
     write_whole(folder / "items-0.partial.jsonl", "".join(map(_partial_line, done.values())))
     for path in folder.glob(_PARTIAL):
         if path.name != "items-0.partial.jsonl":
@@ -143,7 +143,7 @@ def finish(folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is either there as a whole or not at all."""
+    """Writes a file atomically."""
     partial = path.with_name(f".partial-{path.name}")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

@@ -1,5 +1,5 @@
-"""Evaluation during training: greedy answers to the first n held-out records, spread over ranks, and the samples of
-them that are kept."""
+"""Evaluation during training: greedy answers to the first n held-out records, spread over ranks, and some of them as
+samples."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def evaluate(
     metrics: MetricsLogger | SilentLogger,
     goes_on: Callable[[], bool] = lambda: True,
 ) -> Evaluation | None:
-    """Accuracy counts a right answer in a valid format. Rank 0 writes the samples of `run.samples` records. Before each
-    batch `goes_on` is asked; where it says no on any rank, the result is None on all."""
+    """Accuracy counts a right answer in a valid format. Rank 0 writes the samples of `run.samples` records. `goes_on`
+    is called before each batch; where it returns False on any rank, the result is None on all."""
     records = records[: cfg.run.eval_records]
     mine = range(engine.rank, len(records), engine.world_size)
     answers, whole = _answers(cfg, rollout, records, mine, cache, goes_on)
@@ -59,7 +59,7 @@ def evaluate(
         config=cfg.reward,
         flag=cfg.prompt.answer_flag,
         style=cfg.prompt.style,
-        checker=lexical_checker(cfg.supervision),  # a judge's verdicts would differ from one evaluation to the next
+        checker=lexical_checker(cfg.supervision),  # a judge's verdicts would differ between evaluations
     )
     rows = torch.tensor(
         [
@@ -109,7 +109,7 @@ def _answers(
 
 
 def majority_rates(records: Sequence[Record]) -> dict[str, float]:
-    """What an answerer scores that never looks: the commonest answer of all records, and that of each record's kind."""
+    """Accuracy without looking at pictures: of the commonest answer of all records, and of that of each kind."""
     answers = Counter(r.answer for r in records)
     kinds = Counter((r.kind, r.answer) for r in records)
     by_kind: Counter[str] = Counter()

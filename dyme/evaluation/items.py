@@ -1,4 +1,4 @@
-"""Items: a held-out record with the replies to it and how they were judged. One line of items.jsonl each."""
+"""Items: a held-out record with its judged replies. One line of items.jsonl each."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Reply:
     """One judged reply.
 
     `score` is accuracy * format, and `correct` whether it is above 1/2. Both and `accuracy` count a failed verifier as
-    NaN, NaN and False. `tokens` includes the end of turn. `flagged` says that the answer flag occurs: a model asked for
-    a direct answer thinks all the same. `faithfulness` is the share of `readings` that agree with the
+    NaN, NaN and False. `tokens` includes the end of turn. `flagged` says that the answer flag occurs: in a direct
+    column the model thought although it was not asked to. `faithfulness` is the share of `readings` that agree with the
     record's facts, None where there are none.
     """
 
@@ -86,8 +86,8 @@ def judge(
 
 
 def item_line(record: Record, replies: Mapping[str, Sequence[Reply]]) -> dict[str, Any]:
-    """The line of a record; a column that was not asked for is an empty list."""
-    path = record.images[0].path if len(record.images) == 1 else None  # several are read again from the data
+    """The line of a record; a column that is not configured is an empty list."""
+    path = record.images[0].path if len(record.images) == 1 else None  # several pictures are read again from the data
     line = {
         "id": record.id,
         "kind": record.kind,

@@ -33,7 +33,7 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: i
     n = len(array)
     if n < 2:
         return None
-    # how often each distinct value is drawn is multinomial: for right and wrong two numbers a resample instead of n
+    # the counts of distinct values are multinomial: two numbers per resample for right and wrong instead of n
     distinct, counts = np.unique(array, return_counts=True)
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // len(distinct))

@@ -78,7 +78,7 @@ def _column(lines: Sequence[Line], name: str, options: _Options) -> dict[str, An
 
 
 def _difference(lines: Sequence[Line], options: _Options) -> dict[str, Any]:
-    """think minus direct over the items that both columns scored, and how plainly one of them is better."""
+    """think minus direct over the items that both columns scored, with its interval and p-value."""
     pairs = [
         (think, direct)
         for line in lines
@@ -99,7 +99,7 @@ def _difference(lines: Sequence[Line], options: _Options) -> dict[str, Any]:
 
 
 def _rate(values: Sequence[float | None], options: _Options) -> dict[str, Any]:
-    """Mean over items, its interval, and how many items had a value."""
+    """Mean over items, its interval, and the number of items with a value."""
     held = [value for value in values if value is not None]
     interval = _interval(lambda: bootstrap_interval(held, options.resamples, options.seed))
     return {"value": _mean(held), "interval": interval, "n": len(held)}

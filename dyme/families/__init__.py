@@ -65,7 +65,7 @@ def find_family(folder: Path, family: str = "auto") -> type[Family]:
     known = {model_type: f for f in FAMILIES.values() for model_type in f.model_types}
     if family == "auto" and model_type not in known:
         raise ModelError(_not_supported(config, fields, sorted(known)))
-    # a family may be named for a model_type that nobody listed, but not for one that is another family's
+    # model.family may be set for a model_type that no family lists, but not for one that another family lists
     cls = known.get(model_type) or FAMILIES[family]
     if family not in ("auto", cls.name):
         raise ModelError(f"{config}: model_type '{model_type}' is of family '{cls.name}', not model.family={family}")
@@ -76,7 +76,7 @@ def find_family(folder: Path, family: str = "auto") -> type[Family]:
 
 
 def _not_supported(config: Path, fields: dict[str, Any], known: Sequence[str]) -> str:
-    """Published checkpoints often exist twice: with code of their own, and converted to classes of transformers."""
+    """Published checkpoints often exist twice: with remote code, and converted to classes of transformers."""
     model_type = str(fields.get("model_type", ""))
     named = [model_type, *map(str, fields.get("architectures") or ())]
     converted = [ORIGINALS[name] for name in named if name in ORIGINALS]
@@ -88,7 +88,7 @@ def _not_supported(config: Path, fields: dict[str, Any], known: Sequence[str]) -
 
 
 def load_family(path: str | Path, family: str = "auto", dtype: str = "fp32") -> tuple[Family, nn.Module]:
-    """Opens a local Hugging Face checkpoint folder. Raises `ModelError`, for what its files and headers show before
+    """Opens a local Hugging Face checkpoint folder. Raises `ModelError`; errors in files and headers are found before
     any weights are read."""
     folder = Path(path)
     cls = find_family(folder, family)
@@ -114,7 +114,7 @@ def open_family(path: str | Path, family: str = "auto") -> Family:
 
 @contextmanager
 def _one_line(folder: Path) -> Iterator[None]:
-    """An edge: whatever transformers, tokenizers or a processor trip over becomes one line."""
+    """An edge: turns any error of transformers, tokenizers or a processor into one line."""
     try:
         yield
     except ModelError:

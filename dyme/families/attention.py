@@ -1,7 +1,7 @@
-"""Attention of packed groups: where every token stands, and the mask that follows from it.
+"""Attention of packed groups: the place of every token in its tree, and the mask that follows from it.
 
-One function says who sees whom; the dense mask (sdpa) and FlexAttention's block mask are both made from it. Where the
-mask is one of blocks, all groups of a micro-batch are joined into one sequence (`joins_groups`).
+One function (`sees`) defines the mask; the dense mask (sdpa) and FlexAttention's block mask are both made from it.
+With a block mask all groups of a micro-batch are joined into one sequence (`joins_groups`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dyme.settings.errors import ConfigError
 
 PROMPT, PADDING = -1, -2
 BLOCK = 128
-"""Side of the blocks of a block mask, in tokens: FlexAttention's own default, and what joined sequences are multiples
-of."""
+"""Side of the blocks of a block mask, in tokens: FlexAttention's default. Joined sequences have a multiple of it as
+length."""
 NARROWEST = 16
-"""Values of a head that FlexAttention's GPU kernels take at least."""
+"""Smallest head width that FlexAttention's GPU kernels take."""
 PROGRAMS = 64
 """Programs that torch may compile FlexAttention to: kinds of layers, lengths (the first, any, one block), with and
 without gradients. Past its own limit of 8 it would go on without the kernel, in [L, L] scores."""
@@ -30,7 +30,7 @@ without gradients. Past its own limit of 8 it would go on without the kernel, in
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a packed batch stand in their trees, int64 [B, L] each.
+    """The place of each token of a packed batch in its tree, int64 [B, L] each.
 
     branch: index of the branch, `PROMPT` or `PADDING`. depth: index of the token in its own path (prompt, then branch),
     which is what sliding windows count. block: number of the image whose tokens see each other both ways, -1 outside;
@@ -82,8 +82,7 @@ class Layout:
         return mask_mod
 
     def block_mask(self, window: int | None = None) -> Any:
-        """The same as a BlockMask of torch's FlexAttention, in blocks of `BLOCK` x `BLOCK`: those that nobody sees cost
-        nothing."""
+        """The same as a BlockMask of FlexAttention, in blocks of `BLOCK` x `BLOCK`. Empty blocks cost nothing."""
         rows, length = self.branch.shape
         device = self.branch.device
         create = _create_block_mask(compiled=device.type == "cuda")
@@ -93,8 +92,8 @@ class Layout:
 
 @cache
 def _create_block_mask(*, compiled: bool) -> Callable[..., Any]:
-    """torch's create_block_mask. It is called for every micro-batch and, as it is, writes [L, L] tensors, one for every
-    operation of the mask (int64 for windows); compiled, none of them."""
+    """torch's create_block_mask, compiled. Uncompiled it writes an [L, L] tensor for every operation of the mask (int64
+    for windows), in every micro-batch."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     if not compiled:
@@ -125,8 +124,8 @@ def resolve_attention(
 
 
 def has_flash_attention() -> bool:
-    """Whether flash-attn can be imported: a build for another torch is installed, and fails only then."""
-    try:  # an edge: a binary of others
+    """Whether flash-attn can be imported. A build for another torch is found but fails on import."""
+    try:  # an edge: a third-party binary
         import flash_attn  # type: ignore[import-not-found]  # noqa: F401
     except Exception:
         return False

@@ -1,4 +1,4 @@
-"""The contract between the trainer and a model family. Everything a family does differently lives in its own file.
+"""The contract between the trainer and a model family. Everything specific to one family is in its file.
 
 A family knows how to load (or build) its model, how to turn a question and its pictures into token ids and pixel
 tensors with the model's real processor and chat template, which tokens end a turn, which may never be sampled, and how
@@ -27,7 +27,7 @@ from dyme.families.processors import copy_processor, load_processor
 
 IMAGE = "image"
 MARKER = "<image>"
-"""In a question, where its next picture goes; without markers all pictures come before the text."""
+"""The place of the next picture in a question; without markers all pictures come before the text."""
 
 
 class ModelError(ValueError):
@@ -89,8 +89,8 @@ class Family(ABC):
         self.source = source
 
     def apart(self) -> Family:
-        """The same family with a processor of its own, for use in another thread: a tokenizer keeps settings of the
-        call, so calls must not meet."""
+        """The same family with a separate processor, for use in another thread. A tokenizer keeps settings of a call,
+        so two threads must not share one."""
         family = copy.copy(self)
         family.processor = copy.deepcopy(self.processor)
         family.tokenizer = getattr(family.processor, "tokenizer", family.processor)
@@ -107,8 +107,8 @@ class Family(ABC):
         return family
 
     def load_model(self, dtype: torch.dtype) -> nn.Module:
-        """The model of the checkpoint folder. `check_fit` has compared the folder's weights with its config.json:
-        transformers would make up what is missing."""
+        """The model of the checkpoint folder. `check_fit` has compared the folder's weights with its config.json,
+        because transformers initializes missing weights at random."""
         model = getattr(transformers, self.model_class).from_pretrained(
             self.source,
             dtype=dtype,
@@ -170,7 +170,7 @@ class Family(ABC):
         return model.get_output_embeddings()
 
     def attention_mask(self, model: Any, layout: Layout) -> Any:
-        """What the backbone takes as mask; one for each kind of layer where some have a sliding window."""
+        """The mask in the form the backbone takes; one for each kind of layer where some have a sliding window."""
         config = model.config.get_text_config()
         make = layout.block_mask if config._attn_implementation == "flex_attention" else layout.dense
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
@@ -192,7 +192,7 @@ class Family(ABC):
         return {key: torch.cat([pixels[key] for pixels in held]) for key in held[0]} if held else {}
 
     def generate_inputs(self, prompts: Sequence[Prompt], input_ids: Tensor) -> dict[str, Tensor]:
-        """What `generate` takes besides ids and mask, for a batch of prompts that all have images, or all have none.
+        """Arguments of `generate` besides ids and mask, for a batch of prompts that all have images, or all have none.
 
         input_ids: int64 [B, L], the prompts padded on the left with `pad_id`."""
         return self.collate_pixels(prompts)
@@ -237,7 +237,7 @@ class Family(ABC):
         return prompt
 
     pixel_keys: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    """What the processor returns besides tokens and the backbone takes."""
+    """Keys that the processor returns besides tokens and that the backbone takes."""
     image_texts: ClassVar[tuple[str, ...]] = ()
     """More tokens that a question must not contain, because the processor would take them for pictures or videos."""
 
@@ -258,7 +258,7 @@ class Family(ABC):
             )
 
     def check_tokens(self) -> None:
-        """Raises `ModelError` where the tokenizer ends no text, or means another image token than config.json."""
+        """Raises `ModelError` where the tokenizer has no EOS token, or another image token than config.json."""
         if self.tokenizer.eos_token_id is None:
             raise ModelError(
                 f"{self.source}/tokenizer_config.json names no eos_token: copy it from the original checkpoint again"
@@ -293,7 +293,7 @@ class Family(ABC):
         before, found, after = full.partition(probe)
         if not found:
             return "", self.tokenizer.eos_token
-        # a template may write the start of a reply otherwise than its generation prompt: replies follow the latter
+        # a template may start a reply differently from its generation prompt; replies follow the latter
         return before[len(self._opening) :] if before.startswith(self._opening) else "", after
 
     @cached_property
@@ -310,7 +310,7 @@ class Family(ABC):
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        """Special tokens, also those that the tokenizer has no name for."""
+        """Special tokens, unnamed ones included."""
         added = [t for t, info in self.tokenizer.added_tokens_decoder.items() if info.special]
         return frozenset([*added, *self.tokenizer.all_special_ids])
 
@@ -321,8 +321,8 @@ class Family(ABC):
 
     @cached_property
     def forbidden_ids(self) -> tuple[int, ...]:
-        """Tokens that may never be sampled: specials but stops, those of pictures and videos also where the tokenizer
-        takes them for text, and padded vocabulary."""
+        """Tokens that may never be sampled: special tokens other than stops, tokens of pictures and videos (even those
+        that the tokenizer treats as text), and padded vocabulary."""
         beyond, known = range(len(self.tokenizer), self.vocab_size), self.tokenizer.get_vocab()
         seen = {known[token] for token in (self.placeholder, *self.image_texts) if token in known}
         return tuple(sorted((self._special_ids | set(beyond) | seen) - set(self.stop_ids)))
@@ -339,19 +339,19 @@ class Family(ABC):
     def encode_reply(self, text: str) -> list[int]:
         """Token ids of a reply with its end of turn, exactly as the model would have to generate it after `encode`."""
         before, body = self._opening[-1:], self._reply_frame[0] + text
-        # behind the prompt's last character: SentencePiece puts a space before what it takes for the start of a text
+        # after the prompt's last character, because SentencePiece puts a space before the start of a text
         head, whole = self._plain_ids(before), self._plain_ids(before + body)
         ids = whole[len(head) :] if whole[: len(head)] == head else self._plain_ids(body)
         return [*ids, self.end_of_turn]
 
     def _plain_ids(self, text: str) -> list[int]:
-        """A trace that writes '<image>' must not bring a placeholder without features into a forward: specials stay
-        text."""
+        """Special tokens in the text stay plain text: a trace with '<image>' must not become a placeholder that has no
+        features."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a reply without special tokens, nor what the chat template puts before every reply (an empty thinking
-        block)."""
+        """Text of a reply, without special tokens and without what the chat template puts before every reply (an empty
+        thinking block)."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
         return text.removeprefix(self._reply_frame[0].strip()).strip()
 
@@ -368,8 +368,7 @@ class Family(ABC):
 
 
 def bundle(owner: nn.Module, *leave_out: str) -> nn.Module:
-    """The direct children and parameters of a module as a module of their own, without those named: for parts that lie
-    inside others."""
+    """The direct children and parameters of a module as a new module, without those named; for parts inside others."""
     out = nn.Module()
     for name, child in owner.named_children():
         if name not in leave_out:

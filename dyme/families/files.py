@@ -1,4 +1,4 @@
-"""Files of a checkpoint folder: what is missing, broken or does not fit, found before anything slow.
+"""Checks of a checkpoint folder's files: missing, broken or mismatched ones are found before anything slow starts.
 
 Weights are never read here, only the headers of their files. Every error is a `ModelError` of one line that names the
 file and the mend.
@@ -23,9 +23,9 @@ from dyme.families.base import IMAGE, Family, ModelError, PromptError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-"""Each of them holds a vocabulary; one is enough."""
+"""Files that hold a vocabulary; one is enough."""
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "processor_config.json")
-"""Where a chat template may stand."""
+"""Files that may hold the chat template."""
 JSON_FILES = (
     *TEMPLATES[1:],
     "tokenizer.json",
@@ -43,7 +43,7 @@ AGAIN = "copy it from the original checkpoint again"
 
 @dataclass(frozen=True)
 class Weights:
-    """What the headers of a folder's weight files say.
+    """Contents of the headers of a folder's weight files.
 
     files: name -> size in bytes; shapes: tensor name -> shape; values: dtype as safetensors calls it (F32, BF16) ->
     number of values.
@@ -78,7 +78,7 @@ def check_texts(folder: Path, family: type[Family]) -> None:
     held = {name: read_json(folder / name) for name in JSON_FILES if (folder / name).is_file()}
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ModelError(f"{folder / TOKENIZERS[0]} does not exist, nor another tokenizer file: {AGAIN}")
-    if "tokenizer_config.json" not in held:  # without it special tokens have no role, or that of a default
+    if "tokenizer_config.json" not in held:  # without it special tokens have no role or a default one
         raise ModelError(f"{folder / 'tokenizer_config.json'} does not exist: {AGAIN}")
     if IMAGE in family.modalities and "preprocessor_config.json" not in held:
         lacks = "nor processor_config.json"
@@ -94,10 +94,10 @@ def check_texts(folder: Path, family: type[Family]) -> None:
 
 
 def check_prompts(folder: Path, family: Family) -> None:
-    """Whether a text and a picture become prompts. Raises `ModelError`: every record would fail as they do."""
+    """Encodes a text and a picture as a test. Raises `ModelError` where that fails, as every record would."""
     try:
         _ = family.anchors
-    except Exception as error:  # an edge: processors and chat templates trip over what their files say or lack
+    except Exception as error:  # an edge: processors and chat templates raise anything on bad or missing files
         told, lacks = encoding_error(error), "processor_config.json"
         if IMAGE in family.modalities and not (folder / lacks).is_file():
             told = f"{lacks} does not exist, and without it no picture can be encoded ({told}): {AGAIN}"
@@ -142,12 +142,12 @@ def read_weights(folder: Path) -> Weights:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there is any file that could hold weights, broken or of the wrong kind though it may be."""
+    """Whether there is any file that could hold weights, even a broken one or one of the wrong kind."""
     return any(True for pattern in ("*.safetensors", INDEX, *PICKLES) for _ in folder.glob(pattern))
 
 
 def _weight_files(folder: Path) -> list[str]:
-    """In the order in which transformers looks."""
+    """The weight files, looked for in the order of transformers."""
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     if (folder / INDEX).is_file():
@@ -213,8 +213,8 @@ def skeleton(family: type[Family], config: Any, dtype: torch.dtype) -> nn.Module
 
 
 def check_fit(folder: Path, model: Any, weights: Weights) -> tuple[str, ...]:
-    """Compares names and shapes of the weights with those of the model that config.json describes, renamed the way
-    transformers does on loading. Returns the names of tensors that the model does not use. Raises `ModelError`.
+    """Compares names and shapes of the weights, renamed as transformers does on loading, with those of the model that
+    config.json describes. Returns the names of tensors that the model does not use. Raises `ModelError`.
 
     model: a `skeleton`."""
     empty = {name: torch.empty(shape, device="meta") for name, shape in weights.shapes.items()}
@@ -239,7 +239,7 @@ def check_fit(folder: Path, model: Any, weights: Weights) -> tuple[str, ...]:
 
 
 def missing_weights(folder: Path, names: list[str]) -> str:
-    """The line for parameters that the files do not hold."""
+    """The message for parameters that the files lack."""
     return (
         f"model.path: {folder} has no weights for {names[0]} ({len(names)} parameters are missing): "
         "copy its safetensors files and config.json from the same checkpoint"
@@ -252,7 +252,7 @@ def _size(shape: Any) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and its table of what does not fit."""
+    """Silences transformers' progress bars and its table of mismatched weights."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

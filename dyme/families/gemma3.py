@@ -38,6 +38,6 @@ class Gemma3(Family):
         return (starts.cumsum(0) - 1).masked_fill(~image, -1)
 
     def generate_inputs(self, prompts: Sequence[Prompt], input_ids: Tensor) -> dict[str, Tensor]:
-        """token_type_ids [B, L] say where the pictures are; without them the model would read pictures causally."""
+        """token_type_ids [B, L], 1 at pictures. Without them the model would use causal attention within pictures."""
         types = (input_ids == self.config.image_token_id).long()
         return {**self.collate_pixels(prompts), "token_type_ids": types}

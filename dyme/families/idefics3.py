@@ -48,7 +48,7 @@ class Idefics3(Family):
                 f"model.from_scratch: image_size {spec.image_size} / patch_size {spec.patch_size} must be a "
                 f"multiple of scale_factor {spec.scale_factor}"
             )
-        # the processor asks for all row and column tags even when pictures are never split
+        # the processor needs all row and column tags even when pictures are never split
         tags = [GLOBAL_TOKEN, *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))]
         texts = [*texts, *["User: ", "Assistant: "] * scratch.FREQUENT]  # the words of the chat template
         tokenizer = scratch.train_tokenizer(texts, spec.vocab_size, [IMAGE_TOKEN, FAKE_TOKEN, *tags])

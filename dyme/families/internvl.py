@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from dyme.families.base import Family, ModelError
 
 NAMED_TOKENS = ("start_image_token", "end_image_token", "context_image_token", "video_token")
-"""Tokens that the processor asks the tokenizer for by name."""
+"""Token names that the processor reads from the tokenizer."""
 
 
 class InternVL(Family):

@@ -1,8 +1,8 @@
 """LLaVA-OneVision in its Hugging Face format: SigLIP tower, MLP projector, Qwen2 language model.
 
-A prompt with one picture has it once as a whole and once in tiles of a grid: the tiles' features without those of the
-padding, scaled down where they are too many, and a newline feature (`image_newline`) behind each of their rows. In a
-prompt with several pictures each is one tile and one newline. The chat template writes all pictures before the text,
+A single picture is encoded twice: as a whole and in tiles of a grid. The features of the tiles, without padding, are
+scaled down where there are too many, and a newline feature (`image_newline`) follows each row. In a prompt with several
+pictures each is one tile and one newline. The chat template writes all pictures before the text,
 wherever the question has its markers.
 """
 

@@ -1,7 +1,7 @@
 """Processors of checkpoint folders, with and without torchvision.
 
 Without torchvision transformers has no video processors, and most vision-language processors insist on one. Pictures
-never need it, so there they are built without it; in all else they are transformers' own.
+do not need it, so processors are built without one here; otherwise they are transformers' own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILES = (
     "video_preprocessor_config.json",
     "vocab.*",
 )
-"""What processors and tokenizers of Hugging Face checkpoints consist of."""
+"""Files of processors and tokenizers of Hugging Face checkpoints."""
 
 
 def load_processor(path: Path, processor_class: str | None, image_processor_class: str | None) -> Any:
@@ -49,8 +49,8 @@ def load_processor(path: Path, processor_class: str | None, image_processor_clas
 
 
 def without_video(kind: type) -> type:
-    """A processor class that takes None for its video processor, also where it would ask it for the frames to sample
-    while it applies a chat template."""
+    """A processor class that accepts None as video processor, also while it applies a chat template, where it would
+    read the frames to sample from it."""
 
     def check(self: Any, name: str, value: Any) -> Any:
         return type(None) if name == "video_processor" and value is None else checked(self, name, value)
@@ -65,8 +65,8 @@ def without_video(kind: type) -> type:
 
 
 def pil_class(name: str) -> Any:
-    """The image processor that works on PIL and NumPy alone, taken from its own module: without torchvision,
-    transformers 5.17 exports a placeholder in its stead, though it does not need torchvision."""
+    """The image processor for PIL and NumPy, taken from its own module: without torchvision, transformers 5.17 exports
+    a placeholder instead, although this processor does not need torchvision."""
     found = getattr(transformers, f"{name}Pil")
     return getattr(importlib.import_module(found.__module__), f"{name}Pil")
 

@@ -1,5 +1,5 @@
-"""Qwen3-VL: a ViT whose middle layers go into the first decoder layers too (DeepStack), each through its own merger, a
-Qwen3 language model, interleaved M-RoPE."""
+"""Qwen3-VL: a ViT whose middle layers also feed the first decoder layers (DeepStack), each through a merger, a Qwen3
+language model, interleaved M-RoPE."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: pictures as grids of patches, and M-RoPE positions.
 
 A text token has one position in all three rows (time, height, width). The tokens of a picture share the time, and their
-rows and columns count up from where the text stopped; the text goes on behind the longer side of the grid. So a prompt
-with pictures ends at a smaller position than its length.
+rows and columns count up from the end of the text; the text continues after the longer side of the grid. So the last
+position of a prompt with pictures is smaller than its length.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GRID = "image_grid_thw"
 
 
 class QwenVL(Family):
-    """pixels: pixel_values [patches, C * T * h * w] of all pictures behind one another; image_grid_thw int64
+    """pixels: pixel_values [patches, C * T * h * w] of all pictures, concatenated; image_grid_thw int64
     [pictures, 3], patches in time, height and width."""
 
     image_processor_class = "Qwen2VLImageProcessor"
@@ -27,7 +27,7 @@ class QwenVL(Family):
     pixel_keys = ("pixel_values", GRID)
     image_texts = ("<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     mergers: ClassVar[tuple[str, ...]] = ("merger",)
-    """Children of the vision tower that make language-model features of its patches."""
+    """Children of the vision tower that turn its patches into language-model features."""
 
     def load_model(self, dtype: torch.dtype) -> nn.Module:
         model: Any = super().load_model(dtype)

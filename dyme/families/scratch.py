@@ -15,7 +15,7 @@ FREQUENT = 100  # repetitions that make the words of a text whole tokens
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, more_special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """A lossless tokenizer: words, single digits and, for what it never saw, bytes. Same texts, same tokenizer.
+    """A lossless tokenizer: words, single digits, and bytes for unseen text. The same texts give the same tokenizer.
 
     `vocab_size` is an upper bound and must leave room for 256 bytes and the special tokens.
     """

@@ -1,4 +1,4 @@
-"""SmolVLM2: the layout of SmolVLM v1 (idefics3) with classes of its own, whose processor also takes videos."""
+"""SmolVLM2: the layout of SmolVLM v1 (idefics3) in separate classes, whose processor also takes videos."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ class SmolVLM(Idefics3):
     model_class = "SmolVLMForConditionalGeneration"
     processor_class = "SmolVLMProcessor"
     image_processor_class = "SmolVLMImageProcessor"
-    image_texts = ("<video>",)  # the processor looks for a video wherever a text says so
+    image_texts = ("<video>",)  # the processor looks for a video wherever the text has this token

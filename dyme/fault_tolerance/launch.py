@@ -1,4 +1,4 @@
-"""What the launchers share: quiet libraries, errors said once, and the way out of a process of a group."""
+"""Shared parts of the launchers: quiet libraries, errors reported once, and the exit of a rank."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ AFTER_YOU_S = 30.0
 
 
 def rank() -> int:
-    """This process's rank as the launcher says it, before the process group exists."""
+    """The rank of this process, from the launcher's environment; the process group need not exist yet."""
     return int(os.environ.get("RANK", "0"))
 
 
 def quiet() -> None:
-    """Keeps what libraries say about themselves out of the way of what the run says."""
+    """Silences messages of libraries that would mix with those of the run."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     from deepspeed.utils import logger
     from transformers.utils import logging
@@ -30,11 +30,11 @@ def quiet() -> None:
 
 
 def say_error(error: Exception) -> int:
-    """Says a mistake of the user in one line; returns the exit code.
+    """Prints a mistake of the user in one line; returns the exit code.
 
-    Once a node: data or weights may be missing on one node alone, where rank 0 sees nothing. The launcher ends all
-    processes of its node when the first one leaves, so the others wait until the line is out; one that is still there
-    after `AFTER_YOU_S` seconds is the only one that sees the mistake, and says it.
+    The line is printed once per node, because data or weights may be missing on one node where rank 0 does not run. The
+    launcher ends all processes of its node when the first one exits, so the others wait until the line is printed. A
+    rank that still runs after `AFTER_YOU_S` seconds is the only one with the error, and prints it.
     """
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         print(f"error: {error}", file=sys.stderr, flush=True)

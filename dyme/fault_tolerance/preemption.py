@@ -1,6 +1,6 @@
-"""Preemption: signals that ask a run to leave, and ranks that never outlive their launcher.
+"""Preemption: signals that stop a run, and ranks that end with their launcher.
 
-The first SIGTERM or SIGUSR1 is noted, and the loop leaves after its step with a checkpoint. A second one ends the
+After the first SIGTERM or SIGUSR1 the loop finishes its step, saves a checkpoint and stops. A second one ends the
 process at once. Signals are read from a pipe by a thread, so they arrive while the main thread waits inside a
 collective.
 """
@@ -17,19 +17,19 @@ from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 MARKER = "PREEMPTED"
-SAME_S = 1.0  # one warning reaches a rank twice where a launcher passes on what the whole process group got
+SAME_S = 1.0  # seconds; a launcher that forwards signals sent to its whole process group makes them arrive twice
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 1.0
 _launched_by: list[tuple[int, int]] = []
-"""The launcher of this rank and the `deepspeed` command above it, as they were when the rank began; or nothing."""
+"""Process ids of this rank's launcher and of the `deepspeed` command above it, once; empty where there is none."""
 
 
 class Preemption:
-    """Whether this process was asked to leave. Make it in the main thread."""
+    """Whether this process received a signal to stop. Create it in the main thread."""
 
     def __init__(self) -> None:
         self.asked = ""
-        """What asked first: the name of a signal; empty as long as nothing did."""
+        """The name of the first signal; empty before one arrived."""
         self._first = 0.0
         read, write = os.pipe()
         os.set_blocking(write, False)
@@ -42,7 +42,7 @@ class Preemption:
             threading.Thread(target=self._watch, args=_launched_by[0], name="launcher", daemon=True).start()
 
     def ask(self, why: str) -> None:
-        """The same as a first signal."""
+        """Has the effect of a first signal."""
         if not self.asked:
             self._first = time.monotonic()
             self.asked = why
@@ -66,22 +66,22 @@ class Preemption:
 
 
 def keep_warning() -> None:
-    """Lets a SIGUSR1 wait until there is a `Preemption`: one that comes while libraries load would end the process, and
-    throw away the time that is left for a step and its checkpoint."""
+    """Blocks SIGUSR1 until a `Preemption` exists: while libraries load it would end the process, although there is time
+    left for a step and its checkpoint."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
 
 def die_with_parent() -> None:
-    """From here on the kernel ends this rank (SIGKILL) when its launcher dies. Without a launcher nothing happens: a
-    shell may end before what it started. The end of the `deepspeed` command above the launcher counts as a signal."""
+    """Makes the kernel end this rank (SIGKILL) when its launcher dies. Does nothing without a launcher, because a shell
+    may end before the processes it started. The end of the `deepspeed` command above it counts as a signal."""
     if "LOCAL_RANK" not in os.environ or not sys.platform.startswith("linux"):
         return
-    signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # launchers of SLURM jobs ignore it, and hand that down
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # launchers of SLURM jobs ignore it, and child processes inherit that
     parent = os.getppid()
     if outer := _outer_launcher(parent):
         _launched_by[:] = [(parent, outer)]
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died meanwhile
+    if os.getppid() != parent:  # it died in the meantime
         os._exit(128 + signal.SIGKILL)
 
 
@@ -90,7 +90,7 @@ def _noted(number: int, frame: object) -> None:
 
 
 def _outer_launcher(launcher: int) -> int:
-    """The `deepspeed` command that started the launcher of this node; 0 where another program did."""
+    """Process id of the `deepspeed` command that started this node's launcher; 0 where another program started it."""
     outer = _parent(launcher)
     try:
         words = Path(f"/proc/{outer}/cmdline").read_bytes().split(b"\0")
@@ -100,7 +100,7 @@ def _outer_launcher(launcher: int) -> int:
 
 
 def _parent(process: int) -> int:
-    """0 where it cannot be told."""
+    """0 where it is unknown."""
     try:
         return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
     except (OSError, IndexError, ValueError):

@@ -1,7 +1,7 @@
-"""Watchdog: every rank tells where it is; one that makes no progress ends the job, with the late ranks named.
+"""Watchdog: every rank writes its position; without progress on one rank the job ends and the late ranks are named.
 
-watchdog/rank-N.json    where rank N was last: phase, step, collectives begun, records in hand
-watchdog/rank-N.stack   what its threads did in its last long wait
+watchdog/rank-N.json    last position of rank N: phase, step, collectives begun, records in hand
+watchdog/rank-N.stack   stacks of its threads in its last long wait
 watchdog/hang.json      the late ranks
 """
 
@@ -27,18 +27,18 @@ WATCHED = ("gather_rows", "gather_tokens", "all_reduce", "barrier", "step")
 engine, and in the refresh of its rollout copy."""
 _SHOWN = 20  # records named of each rank
 _TICK_S = 1.0
-_FILES_A_SECOND = 64  # of all ranks together, on a file system they share
-_OPENING_S = 1800.0  # at least for each part of an opening: models are read, operators compiled, checkpoints converted
-_WAIT_S = 3.0  # from the first rank that notices to the verdict: the others write where they are meanwhile
-_LAST_S = 300.0  # after the watchdog's time PyTorch ends a collective by itself
-_STACK_S = 10.0  # a wait this long leaves its stack: the time of another rank may be over first
-_GRACE_S = 30.0  # then the interpreter itself is stuck, and faulthandler, which needs no lock, ends the process
+_FILES_A_SECOND = 64  # writes per second of all ranks together, on their shared file system
+_OPENING_S = 1800.0  # least limit of a part of an opening: reading models, compiling operators, converting checkpoints
+_WAIT_S = 3.0  # from the first rank that notices to the verdict; the others write their positions in this time
+_LAST_S = 300.0  # how much later than the watchdog PyTorch ends a collective
+_STACK_S = 10.0  # stacks are written after a wait this long, because another rank may reach its limit first
+_GRACE_S = 30.0  # then the interpreter is stuck; faulthandler, which needs no lock, ends the process
 
 
 @dataclass(frozen=True)
 class Beat:
-    """Where a rank is. `collectives`: how many it has begun, counted alike on all ranks; `inside`: it waits in the last
-    one. `since`: time of the last progress, seconds since 1970."""
+    """Position of a rank. `collectives`: number of collectives it has begun, counted the same way on all ranks.
+    `inside`: whether it waits in the last one. `since`: time of the last progress, seconds since 1970."""
 
     rank: int
     phase: str = "start"
@@ -52,13 +52,13 @@ class Beat:
 
 
 def collective_limit_s(timeout_s: float) -> float:
-    """Seconds that PyTorch may wait in a collective: longer than any watchdog, which says who is late."""
+    """Seconds that PyTorch may wait in a collective: longer than the watchdog, which names the late ranks."""
     return max(timeout_s, _OPENING_S) + _LAST_S
 
 
 def late_ranks(beats: Sequence[Beat]) -> list[Beat]:
-    """Who keeps the others waiting: those that have begun the fewest collectives and are not inside the last one. Where
-    all wait in the same one nobody is late, but the network."""
+    """The late ranks: those that have begun the fewest collectives and are not inside the last one. None where all wait
+    in the same collective: then the network is at fault."""
     fewest = min((beat.collectives for beat in beats), default=0)
     behind = [beat for beat in beats if beat.collectives == fewest]
     if len(behind) < len(beats):  # a rank may be stuck on its way out of a collective
@@ -67,7 +67,7 @@ def late_ranks(beats: Sequence[Beat]) -> list[Beat]:
 
 
 class Watchdog:
-    """Of this rank. `beat` is progress; without any for `timeout_s` seconds the process ends with `HUNG`."""
+    """Watchdog of this rank. `beat` records progress; `timeout_s` seconds without one end the process (`HUNG`)."""
 
     def __init__(
         self, folder: Path, rank: int, world_size: int, timeout_s: float, end: Callable[[int], Any] = os._exit
@@ -79,7 +79,7 @@ class Watchdog:
         self._stack: Any = None
 
     def start(self) -> None:
-        """Starts to watch, also again after `stop`; what an earlier start of the run left is overwritten."""
+        """Starts watching, also again after `stop`; files of an earlier start of the run are overwritten."""
         self._stop = threading.Event()
         self._moved = time.monotonic()
         self._thread = threading.Thread(target=self._run, args=(self._stop,), name="watchdog", daemon=True)
@@ -87,12 +87,12 @@ class Watchdog:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(_GRACE_S)  # it may be about to arm what is cancelled here
+        self._thread.join(_GRACE_S)  # it may be about to arm the timer that is cancelled here
         faulthandler.cancel_dump_traceback_later()
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """Watches what is done in here, with a longer limit. Where it fails nothing of ours is left behind."""
+        """Watches an opening, with a longer limit. Where that fails, the watch ends and its files are removed."""
         limit, self.timeout_s = self.timeout_s, max(self.timeout_s, _OPENING_S)
         self.start()
         try:
@@ -105,16 +105,16 @@ class Watchdog:
         self.timeout_s = limit
 
     def stage(self, name: str) -> None:
-        """The next part of an opening, which all ranks go through in the same order; counts as a collective does."""
+        """The next part of an opening. All ranks pass the parts in the same order; each counts as a collective."""
         self.beat(phase=name, collectives=self._beat.collectives + 1)
 
     def beat(self, **where: Any) -> None:
-        """Says that this rank goes on, and which fields of `Beat` changed. Costs microseconds."""
+        """Records progress of this rank and the changed fields of `Beat`. Costs microseconds."""
         self._beat = replace(self._beat, since=time.time(), **where)
         self._moved = time.monotonic()
 
     def watch(self, engine: Any) -> None:
-        """From here on the collectives of an `TrainEngine` are noted."""
+        """Records the collectives of a `TrainEngine` from now on."""
         more = ((engine.ds, "forward"), (engine.ds, "backward"), (engine.rollout_copy, "begin_refresh"))
         for owner, name in (*((engine, name) for name in WATCHED), *more):
             setattr(owner, name, self._noted(getattr(owner, name), name))
@@ -136,7 +136,7 @@ class Watchdog:
         while not stop.wait(min(tick, self.timeout_s / 4)):
             moved = self._moved
             idle = time.monotonic() - moved
-            with suppress(OSError):  # a file system that fails for a moment must end neither the watch nor the run
+            with suppress(OSError):  # a file system that fails briefly must end neither the watch nor the run
                 self._open_files()
                 if moved != seen:
                     faulthandler.dump_traceback_later(self.timeout_s + _GRACE_S, exit=True, file=self._stack)
@@ -164,11 +164,11 @@ class Watchdog:
             with suppress(OSError):
                 (self.folder / "hang.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
         else:
-            time.sleep(_WAIT_S)  # a launcher ends the others when the first one leaves
+            time.sleep(_WAIT_S)  # a launcher ends the others when the first one exits
         self._end(HUNG)
 
     def _dump(self) -> None:
-        """The stacks of all threads, in place of those of an earlier wait."""
+        """Writes the stacks of all threads over those of an earlier wait."""
         self._stack.seek(0)
         self._stack.truncate()
         faulthandler.dump_traceback(file=self._stack, all_threads=True)
@@ -185,7 +185,7 @@ class Watchdog:
         if self._stack is None:
             return
         self._stack.close()
-        with suppress(OSError):  # the folders may hold something else
+        with suppress(OSError):  # the folder may hold other files
             for path in self.folder.glob(f"rank-{self._beat.rank}.*"):
                 path.unlink()
             self.folder.rmdir()
@@ -208,7 +208,7 @@ class Watchdog:
 
 
 def verdict(late: Sequence[Beat], world_size: int, timeout_s: float, folder: Path) -> str:
-    """What is said of a hang, a line for each late rank."""
+    """The message about a hang, a line for each late rank."""
     lines = [f"error: no progress for {timeout_s:g} s (run.hang_timeout_s); stacks in {folder}"]
     for beat in late:
         where = f"inside {beat.last_collective}" if beat.inside else f"after {beat.last_collective or 'no collective'}"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when every row of a batch failed, 2 when there is nothing to ask or nobody to answer."""
+    """Exit status: 0; 1 when every row of a batch failed; 2 when the questions or the model cannot be used."""
     options = _parser().parse_args(arguments)
     try:
         _check_form(options)
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         for note in notes:
             _say(f"note: {note}")
         return _batch(options, settings) if options.input else _single(options, settings)
-    except (ConfigError, OSError, PredictError, RecipeError) as error:  # OSError: a disk that is full or not ours
+    except (ConfigError, OSError, PredictError, RecipeError) as error:  # OSError: a disk that is full or not writable
         _say(f"predict: {error}")
         return 2
     except KeyboardInterrupt:
@@ -62,7 +62,7 @@ def _single(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _print_answer(answer: Answer, settings: Settings) -> None:
-    # without a flag nothing can be split, so the whole reply stands where the trace would
+    # a reply without a flag cannot be split, so the whole reply is shown as the trace
     trace = answer.thinking if answer.answer else answer.completion
     if trace:
         print(_shown(trace))
@@ -117,7 +117,7 @@ def _questions(options: argparse.Namespace) -> list[Question]:
 
 
 def _open(options: argparse.Namespace, settings: Settings) -> Predictor:
-    from dyme.families import ModelError  # torch and transformers take seconds to import: not for a wrong path
+    from dyme.families import ModelError  # torch and transformers take seconds to import, so paths are checked first
     from dyme.predict.predictor import open_predictor
 
     try:
@@ -131,7 +131,7 @@ def _dtype(options: argparse.Namespace) -> str:
 
 
 def _check_form(options: argparse.Namespace) -> None:
-    """What argparse cannot say in one line with the mend."""
+    """Checks that argparse cannot make with a mend in one line."""
     if options.input is None:
         if options.out is not None:
             raise PredictError("--out goes with --input; a single question prints its answer")
@@ -155,7 +155,7 @@ def _say(line: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dyme.predict",
-        description="Answers questions with a local checkpoint, asked by the prompt it was trained with (dyme.json).",
+        description="Answers questions with a local checkpoint, using the prompt it was trained with (dyme.json).",
     )
     add = parser.add_argument
     add("question", nargs="?", help="one question; with --input FOLDER the question for every picture")

@@ -1,4 +1,4 @@
-"""Answer: a reply taken apart."""
+"""Answer: a reply split into its parts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dyme.settings.prompt import PromptConfig
 
 @dataclass(frozen=True)
 class Answer:
-    """A reply in its parts. `answer` is "" where none was found; `format` says that it is valid, as in training.
+    """A reply split into its parts. `answer` is "" where none was found; `format` is validity as in training.
 
-    `guessed`: the text does not say plainly what the answer is. `truncated`: cut at max_new_tokens.
+    `guessed`: the text does not state the answer plainly. `truncated`: cut at max_new_tokens.
     """
 
     thinking: str
@@ -24,7 +24,7 @@ class Answer:
 
 
 def parse_reply(text: str, prompt: PromptConfig, *, truncated: bool) -> Answer:
-    """A completion taken apart as training does it; a truncated one has no valid format."""
+    """A completion split as in training; a truncated one has no valid format."""
     parts = read_completion(text, prompt.answer_flag, prompt.style)
     valid = bool(format_score(parts)) and not truncated
     return Answer(parts.thinking, parts.answer or "", valid, parts.guessed, truncated, text)

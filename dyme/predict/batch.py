@@ -17,7 +17,7 @@ from dyme.predict.outfile import answer_row
 from dyme.predict.predictor import Predictor
 from dyme.predict.questions import Question
 
-QUIET_SECONDS = 10.0  # between lines where there is no terminal
+QUIET_SECONDS = 10.0  # seconds between progress lines without a terminal
 
 
 def answer_all(
@@ -25,7 +25,7 @@ def answer_all(
 ) -> int:
     """Appends the answers of the questions after the `done` ones, batch by batch; returns how many rows failed in all.
 
-    A row that cannot be asked becomes a line with its `error`. Raises `PredictError` when a batch does not fit into the
+    A bad row becomes a line with its `error`. Raises `PredictError` when a batch does not fit into the
     device's memory; the answers so far are kept.
     """
     failed = sum("error" in row for row in done)

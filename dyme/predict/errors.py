@@ -1,5 +1,5 @@
-"""PredictError: what ends a prediction before it starts."""
+"""PredictError: an error that ends a prediction."""
 
 
 class PredictError(ValueError):
-    """Something that cannot be answered or written; the message is one line with the mend."""
+    """Input, model or output that cannot be used; the message is one line with the mend."""

@@ -1,4 +1,4 @@
-"""The answers file of a batch: one line a question, in the order of the input, so that a stopped batch can go on."""
+"""The answers file of a batch: one line per question, in input order, so that a stopped batch can continue."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ OURS = frozenset(
 
 
 def answer_row(question: Question, answer: Answer | str) -> dict[str, Any]:
-    """A line of the answers file. A carried key that has one of our names becomes `input_<key>`."""
+    """A line of the answers file. A carried key with the name of one of our keys becomes `input_<key>`."""
     carried = {f"input_{key}" if key in OURS else key: value for key, value in question.carried.items()}
     row = {"id": question.id, "image": question.image, "question": question.text}
     return row | ({"error": answer} if isinstance(answer, str) else asdict(answer)) | carried
 
 
 def origin(model: Path, source: Path, settings: Settings, dtype: str) -> dict[str, Any]:
-    """What answers in one file must have in common."""
+    """Settings that all answers of one file share."""
     weights = [
         (p.name, p.stat().st_size, p.stat().st_mtime_ns)
         for p in sorted(model.iterdir())
@@ -44,7 +44,7 @@ def origin(model: Path, source: Path, settings: Settings, dtype: str) -> dict[st
 
 
 def begin(out: Path, questions: Sequence[Question], made_from: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines that `out` holds already, after it was made ready to be appended to; [] for a new file.
+    """The lines already in `out`, which is then ready to be appended to; [] for a new file.
 
     A half-written last line is cut off. Raises `PredictError` when `out` was made from something else.
     """

@@ -25,7 +25,7 @@ from dyme.rollout.types import RolloutRequest, Sampling
 
 @dataclass(frozen=True)
 class Predictor:
-    """A rollout engine that holds the model, with the settings it is asked by."""
+    """A rollout engine that holds the model, with the settings of its prompts and sampling."""
 
     family: Family
     engine: RolloutEngine
@@ -37,9 +37,9 @@ class Predictor:
         return bool(self.family.modalities)
 
     def answer(self, records: Sequence[Record]) -> list[Answer | str]:
-        """Answers of records with distinct ids, decoded as one batch; a text in place of one says why it is missing.
+        """Answers of records with distinct ids, decoded as one batch; a string instead of an answer is its error.
 
-        The sampling noise goes by seed and record id, so a row's answer does not depend on the rows around it.
+        The sampling noise depends on seed and record id, so a row's answer does not depend on the other rows.
         """
         settings = self.settings
         cache = PromptCache(self.family, settings.prompt, lambda _: None, settings.max_pixels)
@@ -70,7 +70,7 @@ def open_predictor(folder: Path, settings: Settings, device: str, dtype: str) ->
 
 
 def quiet() -> None:
-    """Keeps what libraries say about themselves out of the way of the answers."""
+    """Silences messages of libraries, which would mix with the answers."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging
 

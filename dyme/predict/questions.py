@@ -15,15 +15,15 @@ from dyme.predict.errors import PredictError
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PICTURE_KEYS = ("image", "images", "file_name")
 READ = ("id", "question", *PICTURE_KEYS)
-NO_ANSWER = "-"  # a record has a gold answer; nothing here looks at it
+NO_ANSWER = "-"  # a record needs a gold answer; nothing here uses it
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question. `record` is None where its row cannot be asked, and `error` says why.
+    """One question. `record` is None for a bad row, and `error` says why.
 
-    `image` names the picture as the input does, or several in a list. `carried` are the other keys of the row, for the
-    output.
+    `image` is the picture's name in the input, or a list of several. `carried` are the other keys of the row, copied to
+    the output.
     """
 
     id: str
@@ -35,7 +35,7 @@ class Question:
 
 
 def single_question(text: str, images: Sequence[Path] = (), choices: Iterable[str] = ()) -> Question:
-    """A question as it stands on the command line."""
+    """A question from the command line."""
     pictures = [str(image.resolve()) for image in images]
     row = {"id": "question", "question": text, "choices": list(choices), "images": pictures}
     question = _question(Item(Path("command line"), 1, row, "question"))
@@ -93,7 +93,7 @@ def _text(value: Any) -> str:
 
 
 def _distinct(questions: list[Question]) -> list[Question]:
-    """An id that was used before makes a bad row: the answers could not be told apart."""
+    """Rows whose id was used before are bad, because their answers could not be told apart."""
     seen: set[str] = set()
     out = []
     for question in questions:

@@ -1,4 +1,4 @@
-"""Settings of a prediction: flags before the run YAML before the model's dyme.json before the defaults."""
+"""Settings of a prediction, by precedence: flags, the run YAML, the model's dyme.json, the defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dyme.settings.prompt import PromptConfig
 
 @dataclass(frozen=True)
 class Settings:
-    """How questions are put and replies sampled. `max_new_tokens` in tokens; `temperature` 0 is greedy."""
+    """Settings of prompts and sampling. `max_new_tokens` in tokens; `temperature` 0 is greedy."""
 
     prompt: PromptConfig
     max_new_tokens: int
@@ -33,7 +33,7 @@ class Settings:
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder when it holds a checkpoint, looked at before anything heavy is imported. Raises `PredictError`."""
+    """The folder if it holds a checkpoint; checked before heavy imports. Raises `PredictError`."""
     if not folder.is_dir():
         raise PredictError(f"--model {folder}: no such folder; give a Hugging Face folder, as the export/ of a run is")
     if not (folder / "config.json").is_file():
@@ -44,7 +44,7 @@ def model_folder(folder: Path) -> Path:
 
 
 def resolve_settings(options: argparse.Namespace) -> tuple[Settings, list[str]]:
-    """The settings, and what the user should know about them.
+    """The settings, and notes for the user.
 
     Raises `PredictError`, `ConfigError` or `RecipeError` with one line.
     """
@@ -84,6 +84,6 @@ def own_dtype(folder: Path) -> str:
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError:
-        return "fp32"  # load_family says what is wrong with it
+        return "fp32"  # load_family raises the error
     held = fields.get("dtype") or fields.get("torch_dtype") if isinstance(fields, dict) else None
     return "bf16" if str(held) in ("bfloat16", "float16") else "fp32"

@@ -1,4 +1,4 @@
-"""Preflight: what would stop a run on many nodes, found before it starts. See docs/multi-node.md."""
+"""Preflight: finds what would stop a run on many nodes before it starts. See docs/multi-node.md."""
 
 from dyme.preflight.checks import Finding, check
 from dyme.preflight.facts import Facts, Gpu

@@ -28,7 +28,7 @@ from dyme.preflight.facts import GIB, TOKENS, Facts, disk_needed, gather_facts
 from dyme.settings.errors import ConfigError
 
 JOIN_S = 120
-REPORT_S = 300  # reading large data from a cold file system takes its time
+REPORT_S = 300  # seconds; reading large data from a cold file system is slow
 ANSWER_S = 180
 
 
@@ -98,7 +98,7 @@ def run(cfg: RunConfig, env: Mapping[str, str]) -> int:
 
 
 def _lead(store: meet.dist.Store, cfg: RunConfig, mine: Facts, reports: list[Facts]) -> Meeting:
-    """Rank 0's part once all have reported."""
+    """Rank 0's part after all have reported."""
     leaders = [f for f in reports if f.leader]
     others = [f.rank for f in leaders if f.rank]
     unseen = {mine.node: meet.unread(mine, reports)}
@@ -144,7 +144,7 @@ def _print(findings: list[Finding], run_dir: str) -> None:
     colors = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     for f in findings:
         table.add_row(f.check, f"[{colors[f.status]}]{f.status}", f.found, f.mend)
-    # in a job's log there is no terminal to ask for its width
+    # a job's log has no terminal width
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 

@@ -1,4 +1,4 @@
-"""The checks: reports of all ranks in, findings out. Pure functions, so each can be shown a fault."""
+"""The checks: reports of all ranks in, findings out. Pure functions, so tests can pass in faults."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """An all-reduce over all ranks: its result was right, bytes a second per rank on the wire, seconds of a small one;
-    `error` is "" or why there is none."""
+    """An all-reduce over all ranks: whether its result was right, bytes per second and rank on the wire, seconds of a
+    small one. `error` is "" or the reason why it was not measured."""
 
     backend: str
     right: bool = True
@@ -38,7 +38,7 @@ class Bandwidth:
 
 @dataclass(frozen=True)
 class Meeting:
-    """What the ranks found out together. unseen: {node: nodes whose file in the run folder it cannot read};
+    """Results of the checks that need several ranks. unseen: {node: nodes whose file in the run folder it cannot read};
     clocks: {node: seconds ahead of rank 0}; needed: bytes the run will write; save_every: as in the configuration."""
 
     world_size: int
@@ -53,7 +53,7 @@ class Meeting:
 def check(meeting: Meeting) -> list[Finding]:
     """All findings; the run should not start where one is "fail"."""
     if len(meeting.reports) < meeting.world_size:
-        return [ranks(meeting)]  # the rest is not known before all have come
+        return [ranks(meeting)]  # the other checks need the reports of all ranks
     checks: list[Callable[[Meeting], Finding]] = [ranks, versions, gpus, gpu_memory, run_folder, disk]
     return [one(meeting) for one in (*checks, checkpoints, data, model, same_contents, clocks, all_reduce)]
 
@@ -200,7 +200,7 @@ def _leaders(m: Meeting) -> list[Facts]:
 
 
 def _odd(m: Meeting, name: str) -> list[tuple[str, str, str]]:
-    """(node, its version, the usual version) of the nodes that stand out."""
+    """(node, its version, the most common version) of the nodes with another version."""
     nodes = {f.node: f.versions.get(name, "missing") for f in _leaders(m)}
     usual = Counter(nodes.values()).most_common(1)[0][0]
     return [(node, value, usual) for node, value in nodes.items() if value != usual]

@@ -1,4 +1,4 @@
-"""What one rank sees: versions, its GPU, and (the first rank of a node) disk, run folder, data and model."""
+"""The report of one rank: versions, its GPU, and (first rank of a node) disk, run folder, data and model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """Bytes. `free`: not held by any program before this one."""
+    """Bytes. `free`: not used by any program when this one started."""
 
     name: str
     total: int
@@ -39,7 +39,7 @@ class Gpu:
 class Facts:
     """A rank's report. `leader`: the first rank of its node; only these fill the fields after `gpu`.
 
-    writable, data and model are "" or what went wrong; token_file names the file this node wrote into the run folder;
+    writable, data and model are "" or an error message; token_file names the file this node wrote into the run folder;
     contents holds {what: digest}, which must be the same on all nodes. disk_free in bytes.
     """
 
@@ -66,7 +66,7 @@ class Facts:
 
 
 def node_name(env: Mapping[str, str]) -> str:
-    """The node as its users call it."""
+    """The node's name in SLURM, else its host name."""
     return env.get("SLURMD_NODENAME") or socket.gethostname()
 
 
@@ -100,8 +100,8 @@ def gather_facts(cfg: RunConfig, rank: int, local_rank: int) -> Facts:
 
 
 def write_token(run_dir: Path, rank: int) -> tuple[str, str, int]:
-    """(file written, what went wrong or "", free bytes there). The file's name is new: a file system may remember for a
-    while that an old name was not there."""
+    """(file written, error or "", free bytes there). The file's name is new, because a file system may cache
+    for a while that an old name did not exist."""
     path = run_dir / TOKENS / f"{rank}-{os.urandom(8).hex()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def write_token(run_dir: Path, rank: int) -> tuple[str, str, int]:
 
 
 def disk_needed(cfg: RunConfig) -> int:
-    """Bytes that a run writes at most: checkpoints (weights, float32 copy and two moments), the best, one being written
+    """Most bytes that a run writes: checkpoints (weights, float32 copy and two moments), the best, one being written
     and the export. 1 GiB where the weights are not on disk yet, or only adapters train."""
     weights = sum(p.stat().st_size for p in _model_files(cfg) if p.suffix in (".safetensors", ".bin"))
     itemsize = 4 if cfg.model.dtype == "fp32" else 2
@@ -130,7 +130,7 @@ def _model_files(cfg: RunConfig) -> list[Path]:
 
 def _model_contents(cfg: RunConfig) -> dict[str, str]:
     files = _model_files(cfg)
-    for path in files:  # the first bytes: a file may be listed and yet not be readable
+    for path in files:  # the first bytes, because a listed file may not be readable
         with path.open("rb") as file:
             file.read(4096)
     return {"model": _digest([f"{p.name} {p.stat().st_size}" for p in files])}
@@ -155,7 +155,7 @@ def _open_pictures(records: RecordSet, n: int = 8) -> None:
 
 
 def _code() -> str:
-    """The installed sources: nodes with the same version may hold different commits."""
+    """A digest of the installed sources, because nodes with the same version may hold different commits."""
     folders = [Path(package.__path__[0]) for package in (dyme, dyme_kernels)]
     sources = {f"{folder.name}/{path.relative_to(folder)}": path for folder in folders for path in folder.rglob("*.py")}
     return _digest([f"{name} {path.read_text(encoding='utf-8')}" for name, path in sorted(sources.items())])

@@ -1,6 +1,6 @@
-"""How the ranks meet: reports through a key-value store, which names who is missing, and only then collectives.
+"""Communication of the ranks: first reports through a key-value store, which shows missing ranks, then collectives.
 
-Every key is written once. Rank 0 reads, decides and answers; nobody waits without a limit.
+Every key is written once. Rank 0 reads, decides and answers. Every wait has a limit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dyme.preflight.checks import Bandwidth
 from dyme.preflight.facts import Facts
 
 PINGS = 5
-SHARED_S = 15  # a network file system may show a new file late
+SHARED_S = 15  # seconds; a network file system may show a new file late
 
 
 def join_store(address: str, port: int, rank: int, world_size: int, limit_s: float) -> dist.Store:
@@ -34,7 +34,7 @@ def join_store(address: str, port: int, rank: int, world_size: int, limit_s: flo
 
 
 def collect(store: dist.Store, name: str, members: list[int], limit_s: float) -> dict[int, bytes]:
-    """What the members wrote under a name, without those that did not within the limit (seconds for all together)."""
+    """The values that members wrote under a name within `limit_s` seconds (for all together)."""
     end = time.monotonic() + limit_s
     found = {}
     for member in members:
@@ -74,7 +74,7 @@ def answer_clock(store: dist.Store, rank: int) -> None:
 
 
 def clock_skew(store: dist.Store, rank: int) -> float:
-    """Seconds this clock is ahead of rank 0's, from the exchange that took least time."""
+    """Seconds that this clock is ahead of rank 0's, from the fastest exchange."""
     best, skew = float("inf"), 0.0
     for i in range(PINGS):
         begin, sent = time.monotonic(), time.time()
@@ -87,7 +87,7 @@ def clock_skew(store: dist.Store, rank: int) -> float:
 
 
 def measure(store: dist.Store, rank: int, local_rank: int, world_size: int, limit_s: float) -> Bandwidth:
-    """All-reduces over all ranks. In a thread, because a network that swallows packets leaves NCCL waiting forever."""
+    """All-reduces over all ranks. In a thread, because NCCL waits forever on a network that drops packets."""
     from deepspeed.accelerator import get_accelerator
 
     backend = get_accelerator().communication_backend_name()
@@ -96,7 +96,7 @@ def measure(store: dist.Store, rank: int, local_rank: int, world_size: int, limi
     def work() -> None:
         try:
             result[0] = _all_reduces(backend, store, rank, local_rank, world_size)
-        except Exception as error:  # whatever the network says is the finding
+        except Exception as error:  # any error of the network is the finding
             result[0] = Bandwidth(backend, error=f"{backend}: {str(error).splitlines()[0]}")
 
     thread = threading.Thread(target=work, daemon=True)

@@ -12,7 +12,7 @@ __all__ = ["ReportError", "Run", "load_runs", "write_report"]
 def write_report(runs: list[Path], out: Path) -> tuple[Path, Path]:
     """Draw the run folders `runs` into `out` (created when missing); returns report.png and report.html.
 
-    Works on a run that is still going. Raises `ReportError` when a folder is no run or a file of it is unreadable.
+    Works on unfinished runs too. Raises `ReportError` when a folder is not a run or a file of it is unreadable.
     """
     from dyme.report.figure import save_figure  # matplotlib takes a second to import
     from dyme.report.page import render_page

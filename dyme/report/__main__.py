@@ -10,7 +10,7 @@ from dyme.report import ReportError, write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the report and print where it lies; 2 when a folder is no run."""
+    """Write the report and print the paths of its files; returns 2 when a folder is not a run."""
     parser = argparse.ArgumentParser(
         prog="python -m dyme.report",
         description="Write report.png and a self-contained report.html of one run, or of several runs overlaid.",

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from dyme.report.figure import run_color
+from dyme.report.html import Picture, embed
 from dyme.report.runs import Run
 
 SHOWN_ALONE = 12
 SHOWN_EACH = 6
-MAX_SIDE = 384
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,14 @@ class Pair:
 
     before: dict[str, Any] | None
     after: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cards:
+    """The pairs to show with their pictures, and a line that says how they were chosen."""
+
+    chosen: str
+    shown: tuple[tuple[Pair, Picture], ...]
 
 
 def pair_samples(samples: Sequence[dict[str, Any]]) -> list[Pair]:
@@ -39,9 +44,9 @@ def pair_samples(samples: Sequence[dict[str, Any]]) -> list[Pair]:
 
 
 def choose(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """`count` of `pairs`, right and wrong answers in proportion, one at least of each that occurs, kinds in turn.
+    """`count` of `pairs`: right and wrong answers in proportion, at least one of each that occurs, kinds in turn.
 
-    Depends on ids and verdicts only: nobody picks the good ones.
+    The choice depends on ids, kinds and verdicts only.
     """
     if len(pairs) <= count:
         return list(pairs)
@@ -53,20 +58,17 @@ def choose(pairs: Sequence[Pair], count: int) -> list[Pair]:
     return sorted(chosen, key=pairs.index)
 
 
-def render_samples(run: Run, index: int, esc: Callable[[Any], str], *, alone: bool) -> str:
-    """The cards of one run with a line that says how they were chosen; `esc` makes text safe for HTML."""
-    swatch = f'<span class="swatch" style="background:{run_color(index)}"></span>'
-    title = "" if alone else f"<h3>{swatch}{esc(run.name)} ({esc(run.method)})</h3>"
+def choose_cards(run: Run, *, alone: bool) -> Cards:
+    """The cards of one run, more of them when it is the only one on the page."""
     pairs = pair_samples(run.samples)
     if not pairs:
-        return f'{title}<p class="quiet">No sample answers yet.</p>'
+        return Cards("No sample answers yet", ())
     shown = choose(pairs, SHOWN_ALONE if alone else SHOWN_EACH)
     right = sum(bool(pair.after.get("correct")) for pair in pairs)
-    told = f"{len(shown)} of {len(pairs)} sampled held-out records, chosen by id; {right} of {len(pairs)} are right"
+    chosen = f"{len(shown)} of {len(pairs)} sampled held-out records, chosen by id; {right} of {len(pairs)} are right"
     if run.samples[0]["step"] == run.samples[-1]["step"]:
-        told += f" at step {run.samples[-1]['step']}, the only evaluation so far"
-    cards = "".join(_card(pair, run.path, esc) for pair in shown)
-    return f'{title}<p class="quiet">{esc(told)}.</p><div class="cards">{cards}</div>'
+        chosen += f" at step {run.samples[-1]['step']}, the only evaluation so far"
+    return Cards(chosen, tuple((pair, _picture(pair.after.get("image"), run.path)) for pair in shown))
 
 
 def _by_kind_in_turn(pairs: Sequence[Pair]) -> list[Pair]:
@@ -77,44 +79,13 @@ def _by_kind_in_turn(pairs: Sequence[Pair]) -> list[Pair]:
     return [kinds[kind][turn] for turn in range(longest) for kind in sorted(kinds) if turn < len(kinds[kind])]
 
 
-def _card(pair: Pair, run_dir: Path, esc: Callable[[Any], str]) -> str:
-    row = pair.after
-    kind = f'<div class="when">{esc(row["kind"])}</div>' if row.get("kind") else ""
-    before = _answer("before", pair.before, esc) if pair.before is not None else ""
-    return (
-        f'<article class="card"><div class="ask">{_picture(row.get("image"), run_dir, esc)}<div>{kind}'
-        f'<div class="question">{esc(row.get("question", ""))}</div>'
-        f"<div>gold answer: <b>{esc(row.get('gold', ''))}</b></div></div></div>"
-        f'<div class="answers">{before}{_answer("after", row, esc)}</div></article>'
-    )
-
-
-def _answer(when: str, row: dict[str, Any], esc: Callable[[Any], str]) -> str:
-    right = bool(row.get("correct"))
-    verdict = ("✓ right" if right else "✗ wrong") + ("" if row.get("format") else ", format not valid")
-    # Without the answer flag nothing can be split, so the whole completion stands where the trace would.
-    trace = row.get("thinking") if row.get("format") else row.get("completion")
-    answer = f"<b>{esc(row['answer'])}</b>" if row.get("answer") else "<i>none</i>"
-    return (
-        f'<div class="{"right" if right else "wrong"}"><div class="when">{when} (step {esc(row["step"])})</div>'
-        f'<div class="trace">{esc(trace) if trace else "<i>no trace</i>"}</div>'
-        f'<div class="value">answer: {answer}</div><div class="verdict">{verdict}</div></div>'
-    )
-
-
-def _picture(name: Any, run_dir: Path, esc: Callable[[Any], str]) -> str:
+def _picture(name: Any, run_dir: Path) -> Picture:
     if not name:
-        return ""
-    # Only the last part counts: a line of samples.jsonl cannot make the page hold a file from elsewhere.
+        return Picture()
+    # Only the last part of the path is used, so a line of samples.jsonl cannot name a file elsewhere.
     path = run_dir / "samples" / Path(str(name)).name
     try:
         with Image.open(path) as opened:
-            picture = opened.convert("RGB")
+            return embed(opened)
     except (OSError, Image.DecompressionBombError):
-        return '<div class="when">picture missing</div>'
-    tiny = ' class="tiny"' if max(picture.size) <= 128 else ""
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img{tiny} alt="the picture asked about" src="data:image/png;base64,{data}">'
+        return Picture(missing="picture missing")

@@ -91,7 +91,7 @@ PANELS = (
     Panel("tokens_per_s", "Throughput", "tokens per second", top=None),
 )
 LOSS = Panel("loss", "Loss", "weighted loss (nats)", top=None)
-"""Means little beside rewards, where advantages set its scale, so it stands in for panels that have nothing to show."""
+"""Shown only when another panel has no data: with rewards its scale depends on the advantages and says little."""
 
 
 def run_color(index: int) -> str:
@@ -137,7 +137,7 @@ def draw(runs: Sequence[Run]) -> Figure:
 
 
 def _user_panels(runs: Sequence[Run]) -> list[Panel]:
-    """A panel for each reward of the users' own that a run has logged."""
+    """A panel for each user reward that a run has logged."""
     keys = {key for run in runs for line in run.train for key in line if key.startswith("reward/user/")}
     titles = sorted(key.split("/")[2].removesuffix("_weight") for key in keys if key.endswith("_weight"))
     return [Panel(f"reward/user/{t}_mean", f"Your reward: {t}", "mean value", top=None) for t in titles]
@@ -222,7 +222,7 @@ def _draw_times(ax: Axes, runs: Sequence[Run]) -> None:
         left = left + means
     if len(runs) > 1:
         for index, run in enumerate(runs):
-            # Above the bar and not beside it, where a long name would push the whole column aside.
+            # Above the bar: beside it, a long name would push the whole column aside.
             ax.text(0, index - 0.27, run.name, color=run_color(index), fontsize=6, va="bottom", clip_on=True)
     ax.set(ylim=(len(runs) - 0.6, -0.75), yticks=[])
     ax.spines["left"].set_visible(False)
@@ -231,7 +231,7 @@ def _draw_times(ax: Axes, runs: Sequence[Run]) -> None:
 
 
 def _shift(run: Run) -> str:
-    """How the shares moved from the first to the last tenth: 'memorize 100→19 %, explore 0→41 %'; '' if not logged."""
+    """Change of the shares from first to last tenth: 'memorize 100→19 %, explore 0→41 %'; '' if not logged."""
     first, last = run.summary.get("mode_shares_first_tenth") or {}, run.summary.get("mode_shares_last_tenth") or {}
     moves = [
         f"{mode} {100 * first[mode]:.0f}→{100 * last[mode]:.0f} %"
@@ -252,7 +252,7 @@ def _aligned(series: Series, steps: np.ndarray) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """A centred running mean over about 1/20 of the run, over what there is of that at both ends."""
+    """A centred running mean over about 1/20 of the run, with shorter windows at both ends."""
     half = len(values) // 40
     total = np.concatenate([[0.0], np.cumsum(values)])
     position = np.arange(len(values))
@@ -265,7 +265,7 @@ def _mean(series: Series) -> float:
 
 
 def _time_unit(longest: float) -> tuple[float, str]:
-    """Seconds in the unit that suits a span of `longest` seconds, and its name."""
+    """Seconds in a unit that fits a span of `longest` seconds, and the name of the unit."""
     if longest > 3 * 3600:
         return 3600.0, "hours"
     return (60.0, "minutes") if longest > 180 else (1.0, "seconds")

@@ -1,4 +1,4 @@
-"""Reading run folders: what there is, and in words what is missing."""
+"""Reading run folders: their contents, and notes on what is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dyme.text.json_lines import read_jsonl
 
 
 class ReportError(Exception):
-    """A folder that cannot be reported on; the message names it and the mend."""
+    """A folder of which no report can be made; the message names it and the mend."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds. `train` and `evals` are the two sorts of lines of metrics.jsonl, in order of step.
+    """Contents of a run folder. `train` and `evals` are the two kinds of lines of metrics.jsonl, in order of step.
 
-    `summary` is summary.json, or what follows from metrics.jsonl as long as a run goes on. `notes` say what is missing.
+    `summary` is summary.json, or computed from metrics.jsonl while a run goes on. `notes` say what is missing.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Run:
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs of these folders under distinct short names. Raises `ReportError` on a folder that is no run."""
+    """The runs of these folders under distinct short names. Raises `ReportError` on a folder that is not a run."""
     resolved = [path.resolve() for path in paths]
     repeated = sorted({path.name for path in resolved if resolved.count(path) > 1})
     if repeated:
@@ -74,7 +74,7 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path; where two are alike, with as many of their parents as it takes to tell them apart."""
+    """The last part of each path; equal names get as many parents as needed to differ."""
     depths = [1] * len(paths)
     while True:
         names = ["/".join(path.parts[-depth:]) for path, depth in zip(paths, depths)]
@@ -107,7 +107,7 @@ def _load_run(path: Path, name: str) -> Run:
         path=path,
         name=name,
         method=str(summary.get("method") or config.get("method") or "unknown"),
-        # The trainer writes its own report between summary.json and DONE.
+        # The trainer writes a report after summary.json and before DONE.
         finished=written is not None or (path / "DONE").exists(),
         train=train,
         evals=evals,
@@ -143,7 +143,7 @@ def _notes(run: Run, has_summary: bool) -> tuple[str, ...]:
 
 
 def _supervised(counts: Mapping[str, float]) -> list[str]:
-    """What a judge did and did not do."""
+    """Notes on the calls of a judge and on degraded supervision."""
     sent, cached, failed = (int(counts.get(f"judge/{name}", 0)) for name in ("sent", "cached", "failed"))
     groups, rows, traces = (int(counts.get(f"{stage}/degraded", 0)) for stage in ("facts", "check", "refine"))
     notes = []
@@ -163,7 +163,7 @@ def _supervised(counts: Mapping[str, float]) -> list[str]:
 
 
 def _with_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Evaluation lines need not carry a time; theirs is the last training line's, 0 before the first."""
+    """Evaluation lines without a time get that of the last training line, 0 before the first."""
     clock: float | None = 0.0
     timed = []
     for line in lines:

@@ -1,4 +1,4 @@
-"""Where a completion stops thinking and starts to answer."""
+"""Splitting a completion into its thinking and its answer."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TITLES = re.compile(r"(?:^|\W)(?:st|mr|mrs|ms|dr|jr|sr|mt|ft|vs|prof|inc|ltd|co
 class Completion:
     """A completion in its parts.
 
-    `thinking` is what precedes the first flag (the whole text where there is none). `answer` stands in the first
-    non-empty line after the last flag: None where there is none to be found, "" where nothing follows the flag.
-    `flag_count` counts the flags. `guessed` says that the text does not say plainly what the answer is: a LaTeX box
-    without a flag, several boxes that differ, one that is never closed, or one beside an "or".
+    `thinking` is the text before the first flag (the whole text without a flag). `answer` is taken from the first
+    non-empty line after the last flag: None where no answer was found, "" where nothing follows the flag. `flag_count`
+    counts the flags. `guessed` is True where the text does not state the answer plainly: a LaTeX box without a flag,
+    several boxes that differ, one that is never closed, or one beside an "or".
     """
 
     thinking: str
@@ -44,13 +44,13 @@ def split_completion(text: str, flag: str = "Answer:") -> Completion:
         boxed, _ = _boxed(text)
         return Completion(text.strip(), boxed, 0, guessed=boxed is not None)
     answer, guessed = _first_answer(text[hits[-1].end() :])
-    # "**Answer:** 5" leaves an opening emphasis behind, and "### Answer:" a heading, which nobody thought
+    # "**Answer:** 5" leaves an opening emphasis behind, "### Answer:" a heading; neither is thinking
     thinking = _HEADING.sub("", text[: hits[0].start()].rstrip().rstrip(_EMPHASIS).rstrip()).strip()
     return Completion(thinking, answer, len(hits), guessed)
 
 
 def direct_completion(text: str, flag: str = "Answer:") -> Completion:
-    """A completion that is an answer without thinking: read as what follows the flag, whether it has one or not.
+    """A completion that is an answer without thinking: the text after the flag, or all of it without a flag.
 
     Raises `ValueError` for a blank flag.
     """
@@ -60,7 +60,7 @@ def direct_completion(text: str, flag: str = "Answer:") -> Completion:
 
 
 def read_completion(text: str, flag: str, style: str) -> Completion:
-    """A completion taken apart as its prompt asked for it: style "think" or "direct"."""
+    """A completion split for the style of its prompt: "think" or "direct"."""
     return split_completion(text, flag) if style == "think" else direct_completion(text, flag)
 
 
@@ -117,7 +117,7 @@ def _boxed(text: str) -> tuple[str | None, bool]:
 
 
 def _boxes(text: str) -> list[tuple[str, bool]]:
-    """What each box of `text` holds, and whether it is closed; of a box in a box the inner one."""
+    """The content of each box of `text`, and whether it is closed; for a nested box the inner one."""
     hits = list(_BOX.finditer(text))
     found = []
     for hit, following in itertools.zip_longest(hits, hits[1:]):

@@ -1,7 +1,7 @@
-"""UserRewards: calls the user's reward functions, all at once and each within its time, and reads what they return.
+"""UserRewards: calls the user's reward functions concurrently, each with a time limit, and reads what they return.
 
-Every call runs in a thread of its own kind: a function that hangs cannot be stopped, but it can be left behind. The
-threads are daemons, so that one left behind does not hold the process at its end.
+Every call runs in a daemon thread. A function that hangs cannot be stopped, so its thread is abandoned; a daemon does
+not keep the process from ending.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dyme.settings.rewards import Per
 AT_ONCE = 4
 """Calls of a function that run at the same time; the next one waits for one of them."""
 MAX_HANGING = 3
-"""Calls of a function that were left behind and still run, after which it is not called until one of them ends."""
+"""A function with so many abandoned calls that still run is not called until one of them ends."""
 MAX_REWARD = 1e9
 """Larger values are refused: their squares spoil the statistics of a group."""
 
@@ -38,7 +38,7 @@ Pictures = Callable[[], list[list[Any]]]
 
 @dataclass(frozen=True)
 class UserOutcome:
-    """`errors` counts the failed rows by "name: kind"; `examples` tells the first of each kind."""
+    """`errors` counts the failed rows by "name: kind"; `examples` has the first message of each kind."""
 
     scores: UserScores
     errors: dict[str, int]
@@ -75,14 +75,15 @@ class UserRewards:
         return tuple(reward.title for reward in self.rewards)
 
     def score(self, columns: Columns, pictures: Pictures, rows: int, weights: Sequence[float]) -> UserOutcome:
-        """Calls every function and waits for what they return."""
+        """Calls every function and waits for the results."""
         return self.start(columns, pictures, rows).outcome(weights)
 
     def start(self, columns: Columns, pictures: Pictures, rows: int, per: Per | None = None) -> Started:
         """Calls every function, or those of one `per`, with what it takes of `columns` (lists of `rows` entries, or
         single values). Waits only where a function has `AT_ONCE` calls under way.
 
-        `pictures` gives the column of pictures to functions that name it. Never raises for what a function does.
+        `pictures` gives the column of pictures to functions that name it. Errors of a function are in its outcome,
+        never raised.
         """
         asked = [j for j, reward in enumerate(self.rewards) if rows and per in (None, reward.per)]
         return Started(self.titles, rows, {j: self._start(j, columns, pictures, rows) for j in asked})
@@ -115,7 +116,7 @@ class Started:
     calls: Mapping[int, _Call | None]
 
     def outcome(self, weights: Sequence[float]) -> UserOutcome:
-        """Waits for all of them. Functions that were not asked have NaN values and no failures."""
+        """Waits for all of them. Functions that were not called have NaN values and no failures."""
         values = np.full((self.rows, len(self.titles)), math.nan)
         failed = np.zeros((self.rows, len(self.titles)), dtype=np.bool_)
         errors: Counter[str] = Counter()
@@ -179,7 +180,7 @@ class _Call:
         try:
             return await asyncio.wait_for(result, self.left())
         except (TimeoutError, asyncio.TimeoutError):
-            if self.left():  # a time-out of the user's own
+            if self.left():  # a timeout raised by the user's code
                 raise
             raise self._late() from None
 
@@ -188,13 +189,13 @@ class _Call:
 
 
 class _Worker:
-    """A daemon thread that makes one call after the other. It keeps its event loop, and so the clients bound to it."""
+    """A daemon thread that makes one call after the other. It keeps its event loop and the clients bound to it."""
 
     def __init__(self, name: str, ended: threading.Condition) -> None:
         self.call: _Call | None = None
         self._ended = ended
         self._calls: SimpleQueue[_Call] = SimpleQueue()
-        # the current device is a property of the thread; a model of the user's belongs on the rank's own
+        # the current device is a property of the thread; a user's model belongs on the rank's device
         self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
@@ -211,14 +212,14 @@ class _Worker:
             call = self._calls.get()
             call.make(loop)
             with self._ended:
-                self.call = None  # before anybody can ask for the next call
+                self.call = None  # before the next call can be queued
                 self._ended.notify_all()
             call.finish()
             del call
 
 
 def _copied(column: Any) -> Any:
-    """Functions may change what they are given, and several run at once."""
+    """A copy, because functions may change their arguments and several run at once."""
     return [list(item) if isinstance(item, list) else item for item in column] if isinstance(column, list) else column
 
 
@@ -241,14 +242,14 @@ def _read(result: Any, rows: int) -> _Values:
 
 
 def _number(value: Any) -> tuple[float, str]:
-    """A value as a number and the kind of failure; None, which says that the function does not apply, is NaN."""
+    """A value as a number and the kind of failure. None means that the function does not apply, and becomes NaN."""
     if value is None:
         return math.nan, ""
     if isinstance(value, str | bytes):
         return math.nan, "not_a_number"
     try:
         number = float(value)
-    except Exception:  # an edge: objects of the user's
+    except Exception:  # an edge: objects of the user's code
         return math.nan, "not_a_number"
     if math.isnan(number):
         return number, "nan"

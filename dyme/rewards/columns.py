@@ -1,4 +1,4 @@
-"""What a user's reward function is given: lists with one entry for each completion, under TRL's names and ours."""
+"""Arguments of a user's reward function: lists with one entry for each completion, under TRL's names and ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dyme.rewards.answer import split_completion
 
 @dataclass(frozen=True)
 class TrainerState:
-    """The part of TRL's `trainer_state` that says how far training is; both in optimizer steps."""
+    """The progress fields of TRL's `trainer_state`, both in optimizer steps."""
 
     global_step: int
     max_steps: int

@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class UserScores:
-    """What U user rewards gave R completions: `values` float64 [R, U], `failed` bool [R, U], `weights` U numbers.
+    """Values of U user rewards for R completions: `values` float64 [R, U], `failed` bool [R, U], `weights` U numbers.
 
     A value is NaN where the function does not apply to the row (it returned None) or failed.
     """
@@ -54,8 +54,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class Checked:
-    """Format, thinking and accuracy of R completions as float64 [R, 3], what stands before the answer of each, and how
-    many verifiers failed, by kind."""
+    """Format, thinking and accuracy of R completions as float64 [R, 3], the thinking text of each, and the number of
+    failed verifiers by kind."""
 
     parts: Array
     thinking: tuple[str, ...]
@@ -92,7 +92,7 @@ def check(
 
     In style "direct" the whole completion is the answer, or else what it gives plainly ("**4**", "4. The bar shows
     it."); any answer that is not guessed is a valid format, and thinking has no weight.
-    Raises `ValueError` only for sequences of different length; what fails in a row is counted in `Checked.errors`.
+    Raises `ValueError` only for sequences of different length; failures of a row are counted in `Checked.errors`.
     """
     if not len(texts) == len(records) == len(truncated):
         raise ValueError(
@@ -113,7 +113,7 @@ def check(
             row[0] = format_score(parts, config.min_thinking_chars if style == "think" else 0)
             whole = clean_answer(text) if style == "direct" else parts.answer
             row[2] = _accuracy(verifier, whole, record, errors)
-            # a gold answer may itself have two lines or sentences, so the whole goes first
+            # a gold answer may itself have two lines or sentences, so the whole text is tried first
             if row[2] < 1.0 and whole != parts.answer:
                 row[2] = max(row[2], _accuracy(verifier, parts.answer, record, errors))
     return Checked(rows, tuple(thinking), dict(errors))
@@ -137,7 +137,7 @@ def _accuracy(verifier: Verifier, answer: str | None, record: Record, errors: Co
 
 
 def compose(checked: Checked, config: RewardConfig, user: UserScores | None = None) -> Scores:
-    """R of completions that were checked; every row stands for itself."""
+    """R of checked completions, row by row."""
     valid, thinking, accuracy = (checked.parts[:, column].copy() for column in range(3))
     weights = config.weights
     reward = weights.format * valid + weights.thinking * thinking + weights.accuracy * accuracy

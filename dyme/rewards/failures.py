@@ -1,4 +1,4 @@
-"""Failures: which verifiers and rewards failed, for how many rows, counted over all ranks and told once."""
+"""Failures: counts of rows whose verifier or reward failed, over all ranks; each kind is reported once."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Failures:
             self._noted[kind] = before + count, example
 
     def share(self, gather: Callable[[Any], list[Any]], say: Callable[[str], None]) -> None:
-        """Collective, through `TrainEngine.gather_json`. Counts the noted failures of all ranks and says the first of
-        each kind."""
+        """Collective, through `TrainEngine.gather_json`. Counts the noted failures of all ranks and reports the first
+        of each kind."""
         for part in gather(self._noted):
             for kind, (count, example) in part.items():
                 if kind not in self.counts:

@@ -22,7 +22,7 @@ from dyme.text.normalise import normalise_text, plain
 from dyme.text.numbers import parse_number, same_quantity
 
 MAX_CHARS = 100
-"""Longer formulas are compared as text only; so are those that break one of the limits below."""
+"""Longest formula in characters. Longer ones, and those over one of the limits below, are compared as text only."""
 MAX_DEPTH = 4
 """Brackets within brackets: the parser's time grows steeply with them."""
 MAX_LETTERS = 4
@@ -32,7 +32,7 @@ MAX_POWER = 5
 MAX_NUMBER_POWER = 300
 """Product of all exponents of a formula without variables."""
 
-# math-verify warns on every process that its time limits are off, and of every text it cannot read
+# math-verify warns in every process that its time limits are off, and for every text it cannot read
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 
@@ -94,7 +94,7 @@ def _equal(given: str, gold: str, relative_tolerance: float) -> bool:
 
 
 def _sides(given: str, gold: str) -> list[str]:
-    """What must equal the gold: of "x = 3 + 2 = 5" both values, so that "4 = 5" is no way to give two answers."""
+    """The values that must equal the gold: both for "x = 3 + 2 = 5", so "4 = 5" cannot give two answers."""
     sides = [side.strip() for side in given.split("=")]
     if "=" in gold or len(sides) == 1 or not all(sides) or set(given) & set("<>!"):
         return [given]
@@ -148,7 +148,7 @@ def _power(text: str) -> float:
 
 
 def _group(text: str, start: int) -> str:
-    """What an exponent that starts at `start` may span: its bracket, else everything up to a blank."""
+    """The text of an exponent that starts at `start`: its bracket, else everything up to a blank."""
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] in _OPEN) - (text[i] in _CLOSED)

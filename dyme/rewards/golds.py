@@ -1,4 +1,4 @@
-"""Gold answers of a record, as every verifier reads them."""
+"""Gold answers of a record, as verifiers read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dynamic length reward: how far the length of a wrong completion is from that of the right ones of its group."""
+"""Dynamic length reward: a penalty for wrong completions whose length differs from that of their group's right ones."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def length_rewards(lengths: Tensor, correct: Tensor, scored: Tensor, offsets: Se
     offsets[g]:offsets[g+1]. The rows are those of all ranks, so a group may span ranks.
 
     Source: the code of VL-Cogito (PCuRL, arXiv 2507.22607), where it weighs 0.5 and applies in the last stage. It also
-    gives a fixed target (`tar_len` = 750 tokens, at most -0.25) to groups without a right row, which is not here:
-    the weights of its last stage, those of `difficulty_weighted`, leave such groups out, and under `variance` they
-    memorize. Its length is that of the whole completion, and so it is here.
+    has a fixed target (`tar_len` = 750 tokens, at most -0.25) for groups without a right row. That is left out here:
+    the weights of its last stage (`difficulty_weighted`) are 0 for such groups, and under `variance` they memorize.
+    The length is that of the whole completion, as there.
     """
     right = scored & (correct > 0.5)
     out = torch.zeros(len(lengths), dtype=torch.float64)

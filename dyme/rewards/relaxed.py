@@ -1,7 +1,7 @@
-"""Relaxed accuracy of ChartQA: numbers within 5 % of the gold value, everything else letter for letter.
+"""Relaxed accuracy of ChartQA: numbers within 5 % of the gold value, everything else compared as text.
 
-Definition: Masry et al., ChartQA (2022), section 5.1, https://arxiv.org/abs/2203.10244. Numbers are read as the metric
-published with pix2struct reads them: what a float literal is, and a trailing per cent sign divides by 100.
+Definition: Masry et al., ChartQA (2022), section 5.1, https://arxiv.org/abs/2203.10244. Numbers are read as by the
+metric published with pix2struct: float literals, and a trailing per cent sign divides by 100.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dyme.rewards.golds import gold_answers
 TOLERANCE = 0.05
 """Error allowed as a fraction of the gold value, never of the prediction."""
 MAX_NUMBER_CHARS = 400
-"""Longer text is no number; every finite float fits when it is written out."""
+"""Characters; longer text is not a number, since every finite float fits when written out."""
 
-# the published metric calls float(), which also takes "1_000", "nan" and "infinity"; no chart says these for a number
+# the published metric calls float(), which also accepts "1_000", "nan" and "infinity"; charts do not write these
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]{1,4})?", re.IGNORECASE)
 
 
@@ -29,7 +29,7 @@ def verify_relaxed(answer: str, record: Record) -> float:
 
 def _relaxed(given: str, gold: str) -> bool:
     ours, theirs = _number(given), _number(gold)
-    # a gold of 0 leaves nothing to take 5 % of, so the published metric compares it as text
+    # 5 % of a gold of 0 is 0, so the published metric compares it as text
     if ours is not None and theirs:
         return abs(ours - theirs) / abs(theirs) <= TOLERANCE
     return bool(given) and given.lower() == gold.lower()

@@ -1,4 +1,4 @@
-"""UserReward: a function of the user's own that adds to the reward, as configured and as loaded from its file."""
+"""UserReward: a user's function that adds to the reward, as configured and as loaded from its file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LISTS = (
 SCALARS = ("step", "trainer_state")
 """Keyword arguments that are one value for the call."""
 IMAGE, IMAGES = PICTURES = ("image", "images")
-"""A list too, but decoded only for functions that name it."""
+"""Also a list, but decoded only for functions that name it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _load(reward: UserReward, modules: dict[Path, ModuleType]) -> LoadedReward:
 
 
 def _module(where: str, path: Path) -> ModuleType:
-    # last on the path: a file beside the user's must not hide an installed package
+    # last on the path: a file next to the user's must not hide an installed package
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
@@ -91,7 +91,7 @@ def _module(where: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"dyme_user_reward_{path.stem}_{unique}", path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
+    sys.modules[spec.name] = module  # dataclasses and pickle look up their module there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # an edge: the user's code, which may do anything
@@ -100,11 +100,11 @@ def _module(where: str, path: Path) -> ModuleType:
 
 
 def _arguments(where: str, function: Callable[..., Any]) -> frozenset[str]:
-    """The names of ours that the function takes; all but the picture where it takes any."""
+    """Our argument names that the function takes; all but the picture for a function with **kwargs."""
     ours = (*LISTS, *SCALARS, *PICTURES)
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a function of an extension module that does not say what it takes
+    except (TypeError, ValueError):  # a function of an extension module has no signature
         return frozenset((*LISTS, *SCALARS))
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for p in parameters:

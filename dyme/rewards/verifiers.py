@@ -73,9 +73,9 @@ def verify_exact(answer: str, record: Record) -> float:
 
 
 def verify_numeric(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
-    """1.0 where the answer holds one number (as often as it likes) and that equals a gold number.
+    """1.0 where the answer holds one number, repeated or not, and that equals a gold number.
 
-    A gold answer that is no number is compared as text.
+    A gold answer that is not a number is compared as text.
     """
     found = find_quantities(answer)
     usable = bool(found) and all(each.whole and math.isclose(each.value, found[0].value) for each in found)
@@ -109,7 +109,7 @@ def _pick(answer: str, choices: tuple[str, ...]) -> int | None:
     answer = clean_answer(plain(answer))
     lead = _LEAD_IN.match(answer)
     for text in (answer, clean_answer(answer[lead.end() :])) if lead else (answer,):
-        # the letter of "A) 42" must not pass for an article, nor that of the option "C. elegans" for a label
+        # the letter of "A) 42" is not an article, and that of the option "C. elegans" is not a label
         verbatim = _option_of(text, choices, drop_articles=False)
         picked = verbatim if verbatim is not None else _labelled(text, choices)
         if picked is not None:

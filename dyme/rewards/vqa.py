@@ -13,7 +13,7 @@ from dyme.data.record import Record
 from dyme.rewards.golds import gold_votes
 
 AGREEING = 3
-"""So many people with the same answer make it fully right."""
+"""An answer that so many people gave scores 1."""
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _COUNT_TEXT = "zero one two three four five six seven eight nine ten"
@@ -22,7 +22,7 @@ _DIGITS["none"] = "0"
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _LOOSE_STOP = re.compile(r"\.(?!\d)")
-# what may follow a word after an apostrophe; "well", "were", "its", "hell" and the like are words of their own
+# what may follow a word after an apostrophe; "well", "were", "its", "hell" and the like are separate words
 _ENDINGS = {
     "t": "ain aren can couldn didn doesn don hadn hasn haven isn mightn mustn needn shouldn wasn weren won wouldn",
     "ve": "could i might must not should they we what where who would you",
@@ -48,7 +48,7 @@ def verify_vqa(answer: str, record: Record) -> float:
     if n == 1 or not same:
         return float(same)
     wanted = min(AGREEING, n - 1)
-    # the person left out is one who agrees in `same` of the n cases
+    # the person left out agrees in `same` of the n cases
     return (same * min(1.0, (same - 1) / wanted) + (n - same) * min(1.0, same / wanted)) / n
 
 

@@ -1,4 +1,4 @@
-"""Yes or no, in the words people use for them."""
+"""Yes or no in everyday words."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PLAIN_TEXT = "yes yeah yep yup true correct no nope nah false incorrect untrue 
 _VERB_TEXT = "is are was were has have had with shows show contains there in at be"
 _YES = frozenset(_YES_TEXT.split())
 _NO = frozenset(_NO_TEXT.split())
-# these say yes or no alone, and something else before another word ("right side", "sure sign", "y axis")
+# these mean yes or no alone, but not before another word ("right side", "sure sign", "y axis")
 _LONE_YES = frozenset(("y", "right", "sure", "ok", "okay", "of course", "it is", "it does", "there is", "there are"))
 _LONE_NO = frozenset(("n", "not at all", "of course not", "not really"))
-# these take a side even in the middle of a sentence
+# these mean yes or no even in the middle of a sentence
 _PLAIN = frozenset(_PLAIN_TEXT.split())
 # after these "no" belongs to a noun
 _VERB_BEFORE = frozenset(_VERB_TEXT.split())
@@ -55,7 +55,7 @@ def reads_yes(text: str) -> bool | None:
 
 
 def _said_later(words: list[str]) -> list[bool]:
-    """What the words after the first say; "not wrong" says yes, and the "no" of "there is no dog" nothing."""
+    """The verdict of the words after the first: "not wrong" is yes, and the "no" of "there is no dog" is none."""
     pairs = itertools.pairwise(words)
     told = [(before, word) for before, word in pairs if word in _PLAIN]
     return [(word in _YES) != (before == "not") for before, word in told if word != "no" or before not in _VERB_BEFORE]

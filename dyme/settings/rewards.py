@@ -11,7 +11,7 @@ from dyme.settings.schema import Schema
 from dyme.settings.weight_schedule import WeightSchedule
 
 Per = Literal["step", "group"]
-"""What a call gets."""
+"""When a function is called: once for a step, or once for each group."""
 
 FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)")
 
@@ -24,7 +24,7 @@ class UserReward(Schema):
     weight: WeightSchedule = WeightSchedule(start=1.0)
     """A number (1.0 by default), or {start: 1.0, end: 0.0, steps: 200}. With weight 0 the function is only measured."""
     name: str = ""
-    """Name in metrics and messages; default is that of the function."""
+    """Name in metrics and messages (default: the name of the function)."""
     timeout_s: float = Field(default=30.0, gt=0, le=600)
     """Seconds a call may take; after that its rows are unscored."""
     per: Per = "step"
@@ -66,9 +66,9 @@ class RewardConfig(Schema):
     weights: RewardWeights = RewardWeights()
     """Weights of format, thinking and accuracy."""
     verifier: Literal["auto", "exact", "numeric", "choice", "relaxed", "vqa", "yes_no", "math", "multi"] = "auto"
-    """What compares the answer with the gold answers; auto goes by the record, see docs/rewards.md for each."""
+    """How the answer is compared with the gold answers; auto chooses by the record, see docs/rewards.md."""
     relative_tolerance: float = Field(default=1e-6, ge=0, lt=1)
-    """Error allowed to a number, as a fraction of the gold value; the default forgives rounding of floats only."""
+    """Error allowed to a number, as a fraction of the gold value; the default allows for rounding of floats only."""
     require_format: bool = False
     """Reward 0 for a completion in an invalid format."""
     min_thinking_chars: int = Field(default=0, ge=0)
@@ -76,7 +76,7 @@ class RewardConfig(Schema):
     length: WeightSchedule = WeightSchedule(start=0.0)
     """Weight of the dynamic length reward, a number or a schedule like those of `user`; see docs/rewards.md."""
     user: tuple[UserReward, ...] = ()
-    """Functions of your own that add to the reward, see docs/rewards.md."""
+    """Your functions that add to the reward, see docs/rewards.md."""
 
     @model_validator(mode="after")
     def _possible(self) -> RewardConfig:

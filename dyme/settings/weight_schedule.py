@@ -14,9 +14,9 @@ class WeightSchedule(Schema):
     """A weight that goes from `start` to `end` over training steps; a plain number stands for a constant weight."""
 
     start: float = Field(allow_inf_nan=False)
-    """Weight until step `begin`; a reward may weigh less than 0."""
+    """Weight until step `begin`; negative is allowed for rewards."""
     end: float | None = Field(default=None, allow_inf_nan=False)
-    """Weight from step `begin` + `steps` on; none keeps `start`."""
+    """Weight from step `begin` + `steps` on; without it the weight stays `start`."""
     steps: int | None = Field(default=None, gt=0)
     """Steps from `start` to `end`."""
     begin: int = Field(default=0, ge=0)

@@ -1,8 +1,8 @@
 """Estimate of the memory that a training run takes per GPU: pure functions of numbers, in bytes.
 
-What stays from step to step (weights, gradients, optimizer, rollout copy, reference) follows from how the engine and
-DeepSpeed lay it out, and is checked against an engine. What comes and goes (activations, KV cache, loss head) is
-counted from the shapes of a usual decoder layer and is rough. Not counted: the CUDA context and libraries (about 0.5
+Memory that stays from step to step (weights, gradients, optimizer, rollout copy, reference) follows from the layout of
+the engine and DeepSpeed, and is checked against an engine. Temporary memory (activations, KV cache, loss head) is
+computed from the shapes of a usual decoder layer and is rough. Not counted: the CUDA context and libraries (about 0.5
 to 1 GiB), fragmentation of the allocator, compiled kernels' workspaces, pictures.
 
 Symbols in the docstrings: N ranks, P parameters, T trained parameters, b bytes of a value (2 in bf16, 4 in fp32).
@@ -17,13 +17,13 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Zero:
-    """What of the DeepSpeed JSON counts here, as in ds_configs/zero3.json. bucket, max_live: numbers of values."""
+    """Memory settings of the DeepSpeed JSON (default: ds_configs/zero3.json). bucket, max_live: numbers of values."""
 
     stage: int = 3
     offload_optimizer: bool = False
     offload_param: bool = False
     gradient_bytes: int | None = 4
-    """Of the type that micro-batches add up in; None: that of the model."""
+    """Bytes of a value of the type in which gradients accumulate; None: that of the model."""
     bucket: int = 50_000_000
     buckets: int = 1
     max_live: int = 1_000_000_000
@@ -58,12 +58,12 @@ class Tower:
 
 @dataclass(frozen=True)
 class Load:
-    """What a run does on a rank. rows: decoded at once. prompt, reply: tokens of a row. trained: parameters with
+    """Load of a rank. rows: decoded at once. prompt, reply: tokens of a row. trained: parameters with
     gradients. adapters: of `parameters`, those of LoRA. layer, largest, adapted: parameters of the largest decoder
     layer, parameter and Linear with an adapter. evaluated: rows of an evaluation decoded at once. dense_mask: packed
-    groups under sdpa. reference: a frozen copy of the policy is kept. offload: the rollout copy leaves the GPU.
+    groups under sdpa. reference: a frozen copy of the policy is kept. offload: the rollout copy is moved to the host.
 
-    Of rollout engine shared_prefix: columns of its cache for a prompt and for a reply (0: engine hf), rows of a group
+    For rollout engine shared_prefix: columns of its cache for a prompt and for a reply (0: engine hf), rows of a group
     that share a prompt, prompts of a rollout in all, and the most prompt tokens that it prefills together."""
 
     ranks: int
@@ -95,8 +95,8 @@ class Load:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes per GPU by name. `stays` from step to step; the phases `update`, `rollout`, `refresh` and `evaluation` come
-    and go, one after the other. `host`: what is offloaded to the memory of the machine, per rank."""
+    """Bytes per GPU by name. `stays` is held from step to step; `update`, `rollout`, `refresh` and `evaluation` are the
+    temporary memory of the phases, one after the other. `host`: offloaded to the memory of the machine, per rank."""
 
     stays: dict[str, int]
     update: dict[str, int]
@@ -107,7 +107,7 @@ class Estimate:
 
     @property
     def phases(self) -> dict[str, dict[str, int]]:
-        """Those of the run, as they follow each other."""
+        """The phases of the run in their order."""
         own = {"rollout": self.rollout, "update": self.update, "refresh": self.refresh, "evaluation": self.evaluation}
         return {name: part for name, part in own.items() if part or name in ("update", "refresh")}
 
@@ -120,7 +120,7 @@ class Estimate:
 
 
 def estimate(load: Load, zero: Zero, decoder: Decoder, tower: Tower | None = None) -> Estimate:
-    """All of it. Without rollouts (method sft) `load.rows` is 0, without evaluation `load.evaluated`."""
+    """The whole estimate. Without rollouts (method sft) `load.rows` is 0, without evaluation `load.evaluated`."""
     b, n = load.value_bytes, load.ranks
     shards = {
         "weights": (weights(load.parameters, b, zero.stage, n), zero.offload_param),
@@ -202,20 +202,20 @@ def _share(total: int, ranks: int) -> int:
     return -(-total // ranks)
 
 
-# --- what comes and goes in an update ----------
+# --- temporary in an update ----------
 
 
 def gathered(parameters: int, value_bytes: int, zero: Zero, ranks: int) -> int:
-    """b min(P, stage3_max_live_parameters) under ZeRO-3 on several ranks: whole weights that are in use or are soon
-    again. An upper bound."""
+    """b min(P, stage3_max_live_parameters) under ZeRO-3 on several ranks: whole weights that are in use or
+    soon will be. An upper bound."""
     return value_bytes * min(parameters, zero.max_live) if zero.stage == 3 and ranks > 1 else 0
 
 
 def activations(decoder: Decoder, tokens: int, value_bytes: int, *, checkpointing: bool) -> int:
-    """What the backward pass needs, for a micro-batch of `tokens`. Of one layer and token, with hidden size H, q (heads
-    times their width), MLP width F and m norms: b (4 q + 4 F) for queries, repeated keys and values, their output, and
-    the gated MLP, and (2 b + 4) m H for what goes into the norms, in float32, and comes out of them. Attention is a
-    fused kernel: no scores. With gradient checkpointing: b H for each layer, and one layer whole."""
+    """Activations kept for the backward pass of a micro-batch of `tokens`. For one layer and token, with hidden size H,
+    q (heads times their width), MLP width F and m norms: b (4 q + 4 F) for queries, repeated keys and values, their
+    output, and the gated MLP, and (2 b + 4) m H for the inputs of the norms, in float32, and their outputs. Attention
+    is a fused kernel: no scores. With gradient checkpointing: b H for each layer, and one whole layer."""
     layer = 4 * value_bytes * (decoder.query + decoder.intermediate)
     layer += (2 * value_bytes + 4) * decoder.norms * decoder.hidden
     if checkpointing:
@@ -239,7 +239,7 @@ def tower_activations(
 
 def attention_mask(tokens: int, layers: int, value_bytes: int) -> int:
     """(1 + b n) L^2 for one sequence that fills the micro-batch: the mask of packed groups under sdpa, as bool, and for
-    each of n layers (1 with gradient checkpointing) as its kernel adds and keeps it. FlexAttention's block mask is
+    each of n layers (1 with gradient checkpointing) as the bias that its kernel keeps. FlexAttention's block mask is
     negligible."""
     return (1 + value_bytes * layers) * tokens**2
 
@@ -250,7 +250,7 @@ def loss_head(decoder: Decoder, logits_budget_mb: int, value_bytes: int, *, trai
     return logits_budget_mb * MIB + gradient
 
 
-# --- what comes and goes in a refresh of the rollout copy ----------
+# --- temporary in a refresh of the rollout copy ----------
 
 
 def refreshed(layer: int, largest: int, value_bytes: int) -> int:
@@ -264,11 +264,11 @@ def merged(adapted: int) -> int:
     return 8 * adapted
 
 
-# --- what comes and goes in a rollout ----------
+# --- temporary in a rollout ----------
 
 
 def generation(load: Load, decoder: Decoder, rows: int, group: int, prompts: int) -> dict[str, int]:
-    """Of `rows` that decode at once, `group` of them from each prompt, of `prompts` in all.
+    """Memory of `rows` decoded at once, `group` of them from each prompt, of `prompts` in all.
 
     Engine hf: a cache of prompt and reply for every row, all prompts prefilled at once. Engine shared_prefix, in whole
     columns without regard to sliding windows: the reply of every row; the prompts of the rows, and room for as many

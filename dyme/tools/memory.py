@@ -29,7 +29,7 @@ from dyme.tools.footprint import Estimate
 
 GIB = 2**30
 RESERVE_SHARE, RESERVE_FIXED = 0.1, GIB
-"""Of a GPU's memory that a suggestion leaves free: a tenth for what is not counted, and CUDA with its libraries."""
+"""GPU memory that a suggestion leaves free: a tenth for what is not counted, and CUDA with its libraries."""
 TOKENS = 256
 """Suggested token budgets are multiples of this."""
 
@@ -52,7 +52,7 @@ class Prediction:
 
 
 def predict(cfg: RunConfig, pictures: Sequence[Image.Image], gpus: int, gpu_gib: float) -> Prediction:
-    """For a run of `cfg` on GPUs of `gpu_gib` GiB. Raises `ConfigError` and `ModelError`."""
+    """The prediction for a run of `cfg` on GPUs of `gpu_gib` GiB. Raises `ConfigError` and `ModelError`."""
     size = measure(cfg, pictures, gpus)
     estimate = size.estimate()
     memory = int(gpu_gib * GIB)
@@ -81,7 +81,7 @@ def predict(cfg: RunConfig, pictures: Sequence[Image.Image], gpus: int, gpu_gib:
 
 
 def measure(cfg: RunConfig, pictures: Sequence[Image.Image], gpus: int) -> Sizes:
-    """What the run's model, prompts and settings come to."""
+    """The inputs of the estimate, from the run's model, prompts and settings."""
     zero = read_zero(cfg)
     if cfg.model.path is None:
         spec = cfg.model.from_scratch
@@ -99,7 +99,7 @@ def measure(cfg: RunConfig, pictures: Sequence[Image.Image], gpus: int) -> Sizes
 
 
 def token_budgets(cfg: RunConfig, size: Sizes) -> range:
-    """Budgets worth trying: from one row, which is never split, to all rows of a rank's step in one micro-batch."""
+    """Candidate token budgets: from one row, which is never split, to all rows of a rank's step in one micro-batch."""
     row = size.load.prompt + size.load.reply
     first = -(-row // TOKENS) * TOKENS
     rows = size.rollouts or -(-cfg.rollout.prompts_per_step // size.load.ranks)
@@ -107,13 +107,13 @@ def token_budgets(cfg: RunConfig, size: Sizes) -> range:
 
 
 def batch_sizes(cfg: RunConfig, size: Sizes) -> range:
-    """Batches worth trying: whole groups, up to all rows that a rank has at a time; empty where it never generates."""
+    """Candidate batch sizes: whole groups, up to all rows that a rank has at a time; empty where it never generates."""
     group, rows = cfg.rollout.group_size, max(size.rollouts, size.evaluated)
     return range(group, -(-rows // group) * group + 1, group) if rows else range(0)
 
 
 def largest(values: range, fits: Callable[[int], bool]) -> int:
-    """The last of `values` that fits, 0 where none does. Whatever is smaller than one that fits, fits."""
+    """The largest of the ascending `values` that fits, 0 where none does. Values below one that fits also fit."""
     low, high = 0, len(values)  # values[:low] fit, values[high:] do not
     while low < high:
         middle = (low + high) // 2
@@ -155,7 +155,7 @@ def lines(found: Prediction, gpu_gib: float) -> list[str]:
 
 
 def mend(found: Prediction) -> str | None:
-    """One line for a run that no token budget or batch size makes fit; else None."""
+    """A message for a run that fits with no token budget or batch size; else None."""
     over = [phase for phase in ("update", "refresh", "rollout", "evaluation") if _never_fits(found, phase)]
     if not over:
         return None
@@ -199,7 +199,7 @@ def _gib(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 1.12 < value < 1e6:  # less than that is reserve alone
+    if not 1.12 < value < 1e6:  # a smaller GPU has room for the reserve only
         raise argparse.ArgumentTypeError(f"'{text}': write the GiB of a GPU, such as 80")
     return value
 

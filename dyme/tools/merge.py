@@ -1,8 +1,8 @@
-"""`python -m dyme.tools.merge A B [--weight W] --out DIR`: two exported models to one, (1 - W) A + W B.
+"""`python -m dyme.tools.merge A B [--weight W] --out DIR`: merges two exported models, (1 - W) A + W B.
 
 Merging the ends of an SFT and of a GRPO run is one of the strategies of "The Synergy Dilemma"; both must come from the
 same base. Averages are taken in float32 (float64 weights: float64) and rounded once to the dtype of the files.
-Tokenizer, processor, chat template and dyme.json are A's, and so is the division into files.
+Tokenizer, processor, chat template, dyme.json and the division into files are those of A.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dyme.families.base import ModelError
 from dyme.families.files import INDEX, read_json, read_weights
 
 UNIMPORTANT = ("_name_or_path", "transformers_version")
-"""Keys of config.json that say where a model comes from, not what it is."""
+"""Keys of config.json about the origin of a model, which may differ."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         notes = merge(options.a, options.b, options.weight, options.out)
-    except (ModelError, OSError) as error:  # OSError: a folder that may not be read, a disk that is full
+    except (ModelError, OSError) as error:  # OSError: a folder without permission, a full disk
         print(f"merge: {error}", file=sys.stderr)
         return 2
     for note in notes:
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def merge(a: Path, b: Path, weight: float, out: Path) -> list[str]:
-    """Writes the folder `out`, whole or not at all, and returns what the user should know. `weight`: of b, in [0, 1].
+    """Writes the folder `out`, completely or not at all, and returns notes for the user. `weight`: of b, in [0, 1].
     Raises `ModelError` for folders that do not fit each other, before anything is written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"--out {out} is there already: choose a new folder")
@@ -88,7 +88,7 @@ class _Places:
 
 
 def _check(a: _Places, b: _Places) -> None:
-    """Raises `ModelError` for the first thing that keeps two folders from being averaged."""
+    """Raises `ModelError` for the first difference that prevents averaging two folders."""
     mend = "merge two runs from the same base"
     if key := next(_differing(a.config, b.config), None):
         raise ModelError(f"config.json of {a.folder} and {b.folder} differ in '{key}': {mend}")
@@ -131,7 +131,7 @@ def _average(name: str, a: Tensor, b: Tensor, weight: float) -> Tensor:
 
 
 def _others(folder: Path) -> list[str]:
-    """Files that are no weights. An index is one of them where the weights are divided by it."""
+    """Files other than weights, with the index of divided weights."""
     single = (folder / "model.safetensors").is_file()
     return sorted(
         file.name
@@ -141,7 +141,7 @@ def _others(folder: Path) -> list[str]:
 
 
 def _differs(a: Path, b: Path) -> bool:
-    """config.json and the index of the files are compared elsewhere, or are A's."""
+    """Whether two files differ; False for config.json and the index, which are compared elsewhere or taken from A."""
     if a.name in ("config.json", INDEX) or not (a.exists() or b.exists()):
         return False
     if not (a.exists() and b.exists()):
@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dyme.tools.merge", description="Averages the weights of two exported models of the same base."
     )
-    parser.add_argument("a", type=Path, metavar="A", help="export folder; tokenizer, processor and prompt are its own")
+    parser.add_argument("a", type=Path, metavar="A", help="export folder; gives tokenizer, processor and prompt")
     parser.add_argument("b", type=Path, metavar="B", help="export folder")
     parser.add_argument("--weight", type=_fraction, default=0.5, help="weight of B, 0 to 1 (default 0.5)")
     parser.add_argument("--out", type=Path, required=True, help="new folder")

@@ -1,9 +1,9 @@
-"""What the batch scripts ask, inside a SLURM job.
+"""Commands for the batch scripts inside a SLURM job.
 
 job.py folder ARGUMENTS             prints the run folder of a launcher's arguments (in an array job: of this seed)
 job.py summary ARGUMENTS            prints the file that a finished evaluation with these arguments leaves
 job.py port                         prints a port that is free on this node
-job.py node [--module] SCRIPT ...   becomes DeepSpeed's launcher of this node; RANKS_PER_NODE, MASTER_ADDR, MASTER_PORT
+job.py node [--module] SCRIPT ...   starts DeepSpeed's launcher of this node; RANKS_PER_NODE, MASTER_ADDR, MASTER_PORT
                                     and RANK_LOGS (a folder, or empty: no files) come from the batch script
 """
 
@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = range(15000, 31000)  # below the ports that systems give to outgoing connections
-BLOCK = 8  # ports of a job: a closed one stays taken for a minute
+PORTS = range(15000, 31000)  # below the ports that systems use for outgoing connections
+BLOCK = 8  # ports of a job; a closed port stays in use for a minute
 
 
 def seed_folder(folder: str, seed: str) -> str:
@@ -58,8 +58,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def free_port(job_id: int) -> int:
-    """A free port on this node. Jobs look in blocks of their own: seconds pass until a port is taken, and two jobs on
-    one node must not choose the same."""
+    """A free port on this node. Each job searches a separate block, because seconds pass before it opens the port and
+    two jobs on one node must not choose the same."""
     for i in range(len(PORTS)):
         port = PORTS[(BLOCK * job_id + i) % len(PORTS)]
         with socket.socket() as probe:
@@ -74,8 +74,8 @@ def free_port(job_id: int) -> int:
 def world_info(env: Mapping[str, str]) -> dict[str, list[int | str]]:
     """Ids of the devices of every node's ranks, in rank order.
 
-    DeepSpeed's launcher sets CUDA_VISIBLE_DEVICES from it. Where SLURM gave this node's job certain GPUs of many, they
-    must stay these; of other nodes only the number counts.
+    DeepSpeed's launcher sets CUDA_VISIBLE_DEVICES from it. Where SLURM assigned certain GPUs of this node to
+    the job, these must be used; of other nodes only the number matters.
     """
     ranks = int(env["RANKS_PER_NODE"])
     info: dict[str, list[int | str]] = {f"node-{i}": list(range(ranks)) for i in range(int(env["SLURM_NNODES"]))}
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
         print(free_port(int(os.environ["SLURM_JOB_ID"])))
     elif task == "node":
         command = launch_command(rest, os.environ)
-        # ignored signals stay ignored across exec: SLURM's warning must not kill the launcher; ranks set their own
+        # ignored signals stay ignored across exec, so SLURM's warning does not kill the launcher; ranks set handlers
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         os.execv(command[0], command)
     else:

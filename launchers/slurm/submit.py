@@ -1,6 +1,6 @@
 """Submits a run to SLURM: `python launchers/slurm/submit.py --nodes N --config FILE [options] [key.sub=value ...]`.
 
-Options that are not listed (written --name=value) go to sbatch as they are, e.g. --qos=high --mem=0 --dependency=...
+Other options (written --name=value) are passed to sbatch unchanged, e.g. --qos=high --mem=0 --dependency=...
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Job:
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Our options, and those of sbatch."""
+    """Our options and the options for sbatch."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--gpus-per-node", type=int, default=0, help="ranks on each node; 0: one rank on its CPUs")
     parser.add_argument("--cpus-per-task", type=int, help=f"CPUs of a node; default {CPUS_PER_GPU} for each GPU")
-    parser.add_argument("--time", help="limit of one start, e.g. 24:00:00; the job goes on after it by itself")
+    parser.add_argument("--time", help="limit of one start, e.g. 24:00:00; after it the job is requeued and continues")
     parser.add_argument("--account")
     parser.add_argument("--partition")
     parser.add_argument("--array", metavar="SEEDS", help="one run for each seed, e.g. 1-5 or 1,2,7")
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         cfg = load_config(args.config, args.overrides)
-    except ConfigError as error:  # now, rather than after a night in the queue
+    except ConfigError as error:  # errors show now, not after a night in the queue
         print(f"error: {error}", file=sys.stderr)
         return 2
     job = render(args, more, cfg.run.dir)
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
         print("error: no sbatch on the PATH: submit on a login node of the cluster", file=sys.stderr)
         return 2
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    # the job inherits this environment: its `python` is the one that runs here
+    # the job inherits this environment, so it uses this `python`
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     done = subprocess.run(job.command, env=env, capture_output=True, text=True)
     if done.returncode:

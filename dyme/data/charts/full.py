@@ -56,7 +56,7 @@ PIE_TOTAL = 100
 
 
 def _suits(theme: Theme, kind: ChartKind) -> bool:
-    """Lines need an order and pies a whole, or the chart would not occur in the wild."""
+    """As in real charts, lines need ordered categories and pies need shares of a whole."""
     return theme.ordered if kind == "line" else theme.shares or kind == "bar"
 
 

@@ -1,4 +1,4 @@
-"""Question: what is asked about a chart, its only answer, and the step that leads there."""
+"""Question: a question about a chart, its one right answer, and the reasoning step between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Scale = Literal["tiny", "full"]
 
-# Word for word small at tiny scale: a model that starts from nothing has to learn every word of it.
+# Few words at tiny scale: an untrained model has to learn every one of them.
 _TEXT: dict[Scale, dict[str, str]] = {
     "tiny": {
         "value": "value of {a}?",
@@ -68,7 +68,7 @@ class Question:
 
 
 def ask(chart: Chart, kind: QuestionKind, scale: Scale, rng: random.Random) -> Question | None:
-    """A question of this kind, or None where a tie leaves the chart without a single right answer to it."""
+    """A question of this kind; None where a tie leaves the chart without one right answer."""
     a, b = rng.sample(chart.readings, 2)
     threshold = _threshold(chart, rng) if kind == "count" else 0
     if kind in ("maximum", "minimum"):

@@ -16,7 +16,7 @@ from dyme.data.record import LazyImage, Record
 
 
 def chart_records(config: ChartsSource) -> list[Record]:
-    """All `count` records; pictures are drawn when they are looked at."""
+    """All `count` records; pictures are drawn when they are loaded."""
     return [chart_record(config, i) for i in range(config.count)]
 
 
@@ -30,7 +30,7 @@ def chart_record(config: ChartsSource, index: int) -> Record:
     chart, question = _draw(config, caption, rng)
     hint = None
     if config.task == "qa":
-        # A stream of its own, so that the quality of traces never changes which charts are drawn.
+        # A separate random stream, so the quality of traces never changes which charts are drawn.
         trace_rng = random.Random(stream + "/trace")
         hint = write_trace(chart, question, config.scale, config.trace, config.wrong_reading_probability, trace_rng)
     draw = partial(draw_picture, chart, config.scale, config.size, config.max_items, config.max_value)

@@ -1,7 +1,7 @@
 """Tiny charts: content drawn at random, and a picture small enough for a model of a million parameters.
 
-Everything that makes a chart hard for other reasons than reading it is left out: columns have fixed slots, one unit
-is a whole number of pixels, colours are corners of the RGB cube.
+Reading values is the only difficulty: columns have fixed slots, one unit is a whole number of pixels, colours are
+corners of the RGB cube.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What this machine makes of a checkpoint: `python -m dyme.tools.check`."""
+"""Checks a checkpoint on this machine: `python -m dyme.tools.check`."""

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_pictures(options: argparse.Namespace) -> list[Image.Image]:
-    """What --image or --size stand for. Raises `ConfigError`."""
+    """The pictures that --image or --size describe. Raises `ConfigError`."""
     if options.size:
         return [Image.new("RGB", options.size, "white")]
     if options.image is None:

@@ -1,4 +1,4 @@
-"""Check: what a checkpoint is and what training it would take, from its text files and the headers of its weights."""
+"""Check: properties of a checkpoint and the memory to train it, from its text files and the headers of its weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ QUESTION = "What is shown in this picture?"
 @dataclass(frozen=True)
 class Picture:
     """A picture of `size` becomes `tokens` image tokens in a prompt of `prompt` tokens. resized: its size after
-    model.max_pixels, None where that changes nothing."""
+    model.max_pixels, None where it fits."""
 
     size: tuple[int, int]
     resized: tuple[int, int] | None
@@ -49,8 +49,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """What the check found. parts: parameters by part, shared ones counted once. files, dtypes: None without weights.
-    special: role -> tokens. missing: why the checkpoint cannot be used although the rest of this is right."""
+    """Results of the check. parts: parameters by part, shared ones counted once. files, dtypes: None without weights.
+    special: role -> tokens. missing: why the checkpoint cannot be used although the other fields are valid."""
 
     path: str
     family: str
@@ -76,8 +76,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The numbers that the estimate is made of. rollouts, evaluated: rows of a rank in a step and in an evaluation.
-    pictures: as they come into a prompt. text_prompt: tokens of one without."""
+    """Inputs of the estimate. rollouts, evaluated: rows of a rank in a step and in an evaluation. pictures: as encoded
+    in a prompt. text_prompt: tokens of a prompt without pictures."""
 
     load: mem.Load
     zero: mem.Zero
@@ -89,7 +89,7 @@ class Sizes:
     text_prompt: int
 
     def estimate(self, token_budget: int | None = None, batch_size: int | None = None) -> mem.Estimate:
-        """Of the run, or with other values of `train.token_budget` and `rollout.batch_size`."""
+        """The estimate of the run, or with other values of `train.token_budget` and `rollout.batch_size`."""
         load = self.load
         if token_budget is not None:
             load = replace(load, token_budget=token_budget)
@@ -101,9 +101,9 @@ class Sizes:
 def check(
     path: str | Path, cfg: RunConfig | None = None, pictures: Sequence[Image.Image] = (), ranks: int = 1
 ) -> Report:
-    """Looks at a checkpoint folder and at what a run of `cfg` (without one: `defaults`) takes on `ranks` GPUs.
+    """Checks a checkpoint folder and estimates a run of `cfg` (`defaults` if None) on `ranks` GPUs.
 
-    `pictures` stand for those of the records. No weights are read. Raises `ModelError` and `ConfigError`.
+    `pictures` represent those of the records. No weights are read. Raises `ModelError` and `ConfigError`.
     """
     folder = Path(path)
     cfg, zero, source = (cfg, read_zero(cfg), cfg.deepspeed) if cfg else (defaults(folder), mem.Zero(), "")
@@ -146,7 +146,7 @@ def defaults(folder: Path) -> RunConfig:
 
 
 def read_zero(cfg: RunConfig) -> mem.Zero:
-    """What of the DeepSpeed JSON decides about memory. Raises `ConfigError`."""
+    """The memory settings of the DeepSpeed JSON. Raises `ConfigError`."""
     path = Path(cfg.deepspeed)
     try:
         ds = json.loads(path.read_text(encoding="utf-8"))
@@ -193,7 +193,7 @@ def _counts(parts: dict[str, nn.Module]) -> dict[str, int]:
 
 
 def decoder_sizes(family: Family, model: Any) -> mem.Decoder:
-    """Of a model, which may lie on the meta device."""
+    """Sizes of a model, which may be on the meta device."""
     config = family.config.get_text_config()
     layers = family.decoder_layers(model)
     heads, width = config.num_attention_heads, head_width(config)
@@ -219,7 +219,7 @@ def _norms(layer: nn.Module, hidden: int) -> int:
 def _tower(
     family: Family, model: nn.Module, seen: Sequence[Picture], pictures: Sequence[Image.Image]
 ) -> mem.Tower | None:
-    """The vision tower, with the patches of the picture that brings most tokens."""
+    """Sizes of the vision tower, with the patches of the picture that has most tokens."""
     vision = family.image_parts(model).get("vision")
     if vision is None:
         return None
@@ -236,7 +236,7 @@ def _tower(
 
 
 def _patches(family: Family, vision: nn.Module, picture: Image.Image, tokens: int) -> int:
-    """Values of the picture's tensor over those that the first convolution takes at a time."""
+    """Number of values of the picture's tensor divided by those of one patch of the first convolution."""
     convolutions = [m for m in vision.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
     if not convolutions:
         return tokens
@@ -251,7 +251,7 @@ def _picture(family: Family, cfg: RunConfig, text: str, image: Image.Image) -> P
     fitted = fit_pixels(image, cfg.model.max_pixels)
     try:
         prompt = family.encode(text, [fitted])
-    except Exception as error:  # an edge: what a processor trips over, such as a picture that is far too thin
+    except Exception as error:  # an edge: errors of a processor, such as for a picture that is far too thin
         raise ModelError(
             f"{family.source}: a picture of {fitted.width}x{fitted.height}: {encoding_error(error)}"
         ) from error
@@ -283,8 +283,8 @@ def _special(family: Family) -> dict[str, str]:
 def sizes(
     family: Family, model: nn.Module, cfg: RunConfig, zero: mem.Zero, pictures: Sequence[Image.Image], ranks: int
 ) -> Sizes:
-    """Of a run of `cfg` on `ranks` GPUs, whose records have such pictures (none: `SIZES`). The model may lie on the
-    meta device. Raises `ModelError` and `ConfigError`."""
+    """Inputs of the estimate for a run of `cfg` on `ranks` GPUs with such pictures (none: `SIZES`). The model may be on
+    the meta device. Raises `ModelError` and `ConfigError`."""
     pictures = pictures or [Image.new("RGB", size, "white") for size in SIZES]
     text = cfg.prompt.template.replace("{flag}", cfg.prompt.answer_flag).replace("{question}", QUESTION)
     seen = [_picture(family, cfg, text, image) for image in pictures] if IMAGE in family.modalities else []
@@ -310,7 +310,7 @@ def sizes(
 
 
 def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: int) -> mem.Load:
-    """All but the rows."""
+    """The load without its numbers of rows."""
     parts = family.parts(model)
     lora = cfg.model.lora
     # a tensor shared with a trained part is trained
@@ -318,7 +318,7 @@ def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: 
     linears = adapted_linears(family, model, lora) if lora else []
     added = mem.adapters(linears, lora.r) if lora else 0
     sees = bool({id(p) for part in family.image_parts(model).values() for p in part.parameters()} & trains.keys())
-    # the estimate is for a GPU, wherever it is made
+    # the estimate is for a GPU, also when it is made on a CPU
     width = head_width(family.config.get_text_config())
     _, packed = resolve_attention(
         cfg.model.attention, cfg.model.packed_attention, cfg.model.dtype, cuda=True, width=width
