@@ -16,7 +16,7 @@ from dyme.data import Record
 from dyme.families import IMAGE, Prompt
 from dyme.rewards.compose import Scores, UserScores
 from dyme.rewards.failures import Failures
-from dyme.rollout import Rollout
+from dyme.rollout.types import Rollout
 from dyme.sampler import StepBatch
 from dyme.selectors import make_selector
 from dyme.selectors.base import Mode, ModeDecision, Reason
