@@ -1,42 +1,65 @@
-"""Summary: what a finished run leaves to be read, summary.json and the report."""
+"""Summary: what a run leaves to be read: summary.json, profile and report."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dyme.checkpoint import store
+from dyme.config import RunConfig
+from dyme.data import RecordSet
 from dyme.evaluation.held_out import majority_rates
 from dyme.metrics.logger import summarize
+from dyme.metrics.profile import Profile
 from dyme.text.json_lines import read_jsonl
 
-if TYPE_CHECKING:
-    from dyme.run import Run
 
-
-def write_summary(run: Run) -> None:
-    """summary.json: the command, figures, failures and versions of a run."""
+def write_summary(
+    folder: Path,
+    cfg: RunConfig,
+    records: RecordSet,
+    eval_records: RecordSet | None,
+    unreadable: Mapping[str, str],
+    *,
+    parameters: int,
+    ranks: int,
+    reward_errors: Mapping[str, int],
+    supervision: Mapping[str, int],
+) -> None:
+    """summary.json: the command, figures, failures and versions of a run. unreadable: ids of the records whose prompt
+    could not be encoded, and why; the last two: counts of the whole run."""
     arguments = [a for a in sys.argv if not a.startswith("--local_rank")]
     summary: dict[str, Any] = {
-        "command": " ".join(["deepspeed", f"--num_gpus {run.engine.world_size}", *arguments]),
-        "method": run.cfg.method,
-        **summarize(read_jsonl(run.folder / "metrics.jsonl")),
-        **(majority_rates(run.eval_records[: run.cfg.run.eval_records]) if run.eval_records else {}),
-        "parameters": run.parameters,
-        "ranks": run.engine.world_size,
-        "records": len(run.records),
-        "bad_records": {
-            **{b.record_id or f"{b.file}:{b.line}": b.reason for b in run.records.bad},
-            **run.prompt_cache.failed,
-        },
-        "reward_errors": dict(run.failures.counts),
-        **({"supervision": dict(run.supervisor.totals)} if run.cfg.supervision.on else {}),
+        "command": " ".join(["deepspeed", f"--num_gpus {ranks}", *arguments]),
+        "method": cfg.method,
+        **summarize(read_jsonl(folder / "metrics.jsonl")),
+        **(majority_rates(eval_records[: cfg.run.eval_records]) if eval_records else {}),
+        "parameters": parameters,
+        "ranks": ranks,
+        "records": len(records),
+        "bad_records": {**{b.record_id or f"{b.file}:{b.line}": b.reason for b in records.bad}, **unreadable},
+        "reward_errors": dict(reward_errors),
+        **({"supervision": dict(supervision)} if cfg.supervision.on else {}),
         "versions": store.versions(),
-        "config": run.name,
+        "config": folder.name,
     }
-    (run.folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+
+
+def draw_profile(profile: Profile) -> None:
+    """profile.json and profile.png of the steps so far; nothing before the first one ended."""
+    if not profile.spans:
+        return
+    from dyme.report.timeline import save_timeline  # matplotlib, only where it is used
+
+    profile.write()
+    try:
+        save_timeline(profile.newest(), profile.folder / "profile.png")
+    except Exception as error:  # a picture must not cost a run
+        print(f"profile.png not written: {error}", file=sys.stderr)
 
 
 def report_on(folder: Path) -> None:

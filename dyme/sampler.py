@@ -8,6 +8,9 @@ from functools import lru_cache
 
 import torch
 
+from dyme.config import RunConfig
+from dyme.methods import memorizes_only
+
 
 @dataclass(frozen=True)
 class StepBatch:
@@ -49,6 +52,10 @@ class StepBatch:
     def group_of(self, row: int) -> int:
         return row // self.group_size
 
+    def groups_of(self, rank: int) -> list[int]:
+        """The groups of which a rank holds rows."""
+        return list(dict.fromkeys(self.group_of(row) for row in self.rows(rank)))
+
     def owner(self, group: int) -> int:
         """The rank that holds the group's record: the one with its first row. Groups without rows are split evenly."""
         if (place := group - self.num_groups + self.extra) >= 0:
@@ -88,3 +95,15 @@ def step_batch(
     rows = prompts_per_step * group_size
     starts = tuple(r * rows // world_size for r in range(world_size + 1))
     return StepBatch(records, group_size, starts, (first + prompts_per_step) / num_records, step)
+
+
+def makes_rollouts(cfg: RunConfig, step: int) -> bool:
+    """Not in the SFT steps of a method, see `memorizes_only`."""
+    return not memorizes_only(cfg.method, step, cfg.train.max_steps, cfg.train.switch_fraction)
+
+
+def batch_at(cfg: RunConfig, step: int, num_records: int, world_size: int) -> StepBatch:
+    """Rows of a step (0-based) of a run; one a group where it makes no rollouts."""
+    size = cfg.rollout.group_size if makes_rollouts(cfg, step) else 1
+    prompts, seed = cfg.rollout.prompts_per_step, cfg.run.seed
+    return step_batch(step, num_records, prompts, size, world_size, seed, shuffle=cfg.data.shuffle)

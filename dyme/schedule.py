@@ -43,6 +43,15 @@ class Schedule:
         broken = self.skipped_in_a_row >= self._cfg.run.max_skipped_updates
         return Stop.BROKEN if broken else _VOTES[int(gravest)]
 
+    def updated(self, *, applied: bool) -> None:
+        """Counts an update."""
+        self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
+
+    def measures_components(self, step: int) -> bool:
+        """Whether the gradients of explored and memorized completions are measured apart in a step (0-based)."""
+        every = self._cfg.train.component_norms_every
+        return every > 0 and step % every == 0
+
     def must_evaluate(self, step: int) -> bool:
         """Whether an evaluation is due after `step` finished steps, which are not the last ones."""
         every = self._cfg.run.eval_every

@@ -1,25 +1,35 @@
-"""Stages: the parts of a step before the update. Each takes the run and the step's rows; what leaves a rank is
-gathered here."""
+"""Stages: the parts of a step before the update. Each takes what it needs of the run and the step's batch; what leaves
+a rank is gathered here.
+
+`records` are always those of the run, into which `StepBatch.records` has indices.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dyme.batching.objective import TrainSequence, TrainSequences, kl_share, token_weights, train_sequences
+from dyme.batching.objective import TrainSequence, TrainSequences, kl_share, resolve, token_weights, train_sequences
 from dyme.batching.plan import make_plan
+from dyme.config import RunConfig
+from dyme.data import Record
+from dyme.engine.train_engine import TrainEngine
 from dyme.engine.update import TrainBatch
 from dyme.metrics.step_metrics import COLUMNS, any_failed, column_names, group_entropy, table_columns
-from dyme.prompts import has_demonstration, reply_text
+from dyme.position import Position
+from dyme.prompts import PromptCache, has_demonstration, reply_text
 from dyme.rewards.length import add_length_reward
+from dyme.rollout.engine import RolloutEngine
 from dyme.rollout.noise import row_key
-from dyme.rollout.types import Rollout, RolloutRequest
-from dyme.run import Run
-from dyme.sampler import StepBatch
-from dyme.scoring import Scoring
-from dyme.selectors.base import GroupStats, Mode, ModeDecision, group_stats, memorize_all, with_extra
+from dyme.rollout.types import Rollout, RolloutRequest, sampling_of
+from dyme.sampler import StepBatch, batch_at, makes_rollouts
+from dyme.scoring import Scorer, Scoring
+from dyme.selectors.base import GroupStats, Mode, ModeDecision, ModeSelector, group_stats, memorize_all, with_extra
+from dyme.settings.prompt import PromptConfig
+from dyme.supervision.supervisor import Supervisor
 
 
 @dataclass(frozen=True)
@@ -32,47 +42,84 @@ class PromptTable:
     modalities: list[frozenset[str]]
 
 
-def prompts(run: Run, rows: StepBatch, first: int = 0) -> PromptTable:
+def prefetch(
+    cfg: RunConfig,
+    engine: TrainEngine,
+    cache: PromptCache,
+    supervisor: Supervisor,
+    position: Position,
+    records: Sequence[Record],
+    step: int,
+) -> None:
+    """Starts to encode the prompts that this rank needs in `step`, which `PromptCache.advance` takes, and the facts and
+    demonstrations that its judge is to give. Nothing after the last step."""
+    if step >= cfg.train.max_steps:
+        return
+    # made now: a micro-batch that needs an anchor would use the processor beside the cache
+    _ = engine.family.anchors
+    batch = batch_at(cfg, step, len(records), engine.world_size)
+    groups = batch.groups_of(engine.rank)
+    needed = [records[batch.records[group]] for group in groups]
+    cache.prefetch(needed)
+    owned = [record for group, record in zip(groups, needed) if batch.owner(group) == engine.rank]
+    explores = makes_rollouts(cfg, step)
+    likely = [record for record in owned if not explores or position.likely_memorized(record, batch.epoch)]
+    supervisor.prefetch(needed, likely)
+
+
+def prompts(
+    engine: TrainEngine, cache: PromptCache, records: Sequence[Record], batch: StepBatch, first: int = 0
+) -> PromptTable:
     """Encodes the prompts this rank owns, from group `first` on, and gathers what a plan has to know of them."""
-    owners = [[group for group in rows.owned(rank) if group >= first] for rank in range(run.engine.world_size)]
-    owned = owners[run.engine.rank]
-    names = sorted(run.family.modalities)
+    owners = [[group for group in batch.owned(rank) if group >= first] for rank in range(engine.world_size)]
+    owned = owners[engine.rank]
+    names = sorted(engine.family.modalities)
     local = torch.zeros(len(owned), 1 + len(names), dtype=torch.float64)
     for i, group in enumerate(owned):
-        prompt = run.encode(rows.records[group])
+        prompt = cache.encode(records[batch.records[group]])
         if prompt is not None:
             local[i] = torch.tensor([len(prompt), *(name in prompt.modalities for name in names)])
-    table = run.engine.gather_rows(local, [len(groups) for groups in owners])
+    table = engine.gather_rows(local, [len(groups) for groups in owners])
     modalities = [frozenset(n for n, held in zip(names, row[1:]) if held) for row in table.tolist()]
     return PromptTable(table[:, 0] > 0, [int(n) for n in table[:, 0]], modalities)
 
 
-def rollout(run: Run, rows: StepBatch, step: int, scoring: Scoring) -> dict[int, Rollout]:
+def rollout(
+    cfg: RunConfig,
+    engine: RolloutEngine,
+    cache: PromptCache,
+    records: Sequence[Record],
+    batch: StepBatch,
+    rank: int,
+    scoring: Scoring,
+) -> dict[int, Rollout]:
     """Completions of this rank's rows, without those whose prompt could not be encoded. `scoring` gets them as they
     finish."""
     requests = {}
-    for row in rows.rows(run.engine.rank):
-        record = rows.records[rows.group_of(row)]
-        prompt = run.encode(record)
+    for row in batch.rows(rank):
+        record = records[batch.records[batch.group_of(row)]]
+        prompt = cache.encode(record)
         if prompt is not None:
-            key = row_key(run.cfg.run.seed, step, run.records[record].id, row % rows.group_size)
+            key = row_key(cfg.run.seed, batch.step, record.id, row % batch.group_size)
             requests[row] = RolloutRequest(prompt, key)
     asked = list(requests)
     scoring.expect(asked)
-    run.rollout_engine.update_weights()
-    rollouts = run.rollout_engine.generate(
-        list(requests.values()), run.sampling, lambda i, rollout: scoring.finished(asked[i], rollout)
+    engine.update_weights()
+    rollouts = engine.generate(
+        list(requests.values()),
+        sampling_of(cfg.rollout),
+        lambda i, rollout: scoring.finished(asked[i], rollout),
     )
     return dict(zip(asked, rollouts, strict=True))
 
 
-def score(run: Run, rows: StepBatch, scoring: Scoring) -> Tensor:
-    """The columns of `signals.column_names` for this rank's rows; rows without a completion are unscored."""
-    titles = run.user_rewards.titles
-    table = torch.zeros(len(rows.rows(run.engine.rank)), len(column_names(titles)), dtype=torch.float64)
+def score(batch: StepBatch, rank: int, scoring: Scoring) -> Tensor:
+    """The columns of `step_metrics.column_names` for this rank's rows; rows without a completion are unscored."""
+    titles = scoring.scorer.user_rewards.titles
+    table = torch.zeros(len(batch.rows(rank)), len(column_names(titles)), dtype=torch.float64)
     table[:, len(COLUMNS) : len(COLUMNS) + len(titles)] = torch.nan
     scored, scores, user = scoring.result()
-    first = rows.starts[run.engine.rank]
+    first = batch.starts[rank]
     for i, row in enumerate(scored):
         rollout = scoring.rollouts[row]
         parts = [
@@ -86,155 +133,187 @@ def score(run: Run, rows: StepBatch, scoring: Scoring) -> Tensor:
     return table
 
 
-def gather(run: Run, rows: StepBatch, table: Tensor) -> dict[str, Tensor]:
-    """The scores of all ranks as named columns, [R] each, rows in the step's order. Errors are gathered where the
-    columns, which are the same on all ranks, have any."""
-    columns = table_columns(run.engine.gather_rows(table, rows.counts), run.user_rewards.titles)
+def gather(
+    engine: TrainEngine, scorer: Scorer, batch: StepBatch, table: Tensor, say: Callable[[str], None]
+) -> dict[str, Tensor]:
+    """The scores of all ranks as named columns, [R] each, rows in the step's order. Errors are gathered, and said,
+    where the columns, which are the same on all ranks, have any."""
+    columns = table_columns(engine.gather_rows(table, batch.counts), scorer.user_rewards.titles)
     if any_failed(columns):
-        run.failures.share(run.engine.gather_json, run.progress.say)
-    reward = run.cfg.reward
+        scorer.failures.share(engine.gather_json, say)
+    reward = scorer.cfg.reward
     if not (reward.length.start or reward.length.end):
         return columns
-    return add_length_reward(columns, reward.length.at(rows.step), rows.offsets, require_format=reward.require_format)
+    return add_length_reward(columns, reward.length.at(batch.step), batch.offsets, require_format=reward.require_format)
 
 
 def select(
-    run: Run, rows: StepBatch, columns: dict[str, Tensor], table: PromptTable, step: int
+    cfg: RunConfig,
+    selector: ModeSelector,
+    records: Sequence[Record],
+    batch: StepBatch,
+    columns: dict[str, Tensor],
+    table: PromptTable,
 ) -> tuple[ModeDecision, GroupStats | None]:
-    """The mode of every group, from gathered numbers alone. Without rollouts every reference is memorized."""
-    cfg = run.cfg
-    references = [
-        has_demonstration(run.records[i], cfg.memorize.on_missing_trace, cfg.prompt.style) for i in rows.records
-    ]
-    reference = torch.tensor(references) & table.readable
+    """The mode of every group, from gathered numbers alone. Without rollouts every demonstration is memorized."""
+    given = [has_demonstration(records[i], cfg.memorize.on_missing_trace, cfg.prompt.style) for i in batch.records]
+    demonstrated = torch.tensor(given) & table.readable
     if not columns:
-        return memorize_all(reference), None
-    scored = (columns["scored"] > 0.5) & table.readable.repeat_interleave(rows.group_size)
-    offsets = torch.tensor(rows.offsets)
+        return memorize_all(demonstrated), None
+    scored = (columns["scored"] > 0.5) & table.readable.repeat_interleave(batch.group_size)
+    offsets = torch.tensor(batch.offsets)
     stats = group_stats(
-        columns["reward"], columns["correct"], columns["format"], scored, reference, offsets, cfg.objective.scale
+        columns["reward"], columns["correct"], columns["format"], scored, demonstrated, offsets, cfg.objective.scale
     )
-    stats = replace(stats, records=rows.records, step=step, entropy=group_entropy(columns, rows.offsets))
-    return run.selector(step).select(stats, step / cfg.train.max_steps), stats
+    stats = replace(stats, records=batch.records, step=batch.step, entropy=group_entropy(columns, batch.offsets))
+    return selector.select(stats, batch.step / cfg.train.max_steps), stats
 
 
 def join_extra(
-    run: Run, rows: StepBatch, table: PromptTable, decision: ModeDecision
+    engine: TrainEngine,
+    cache: PromptCache,
+    records: Sequence[Record],
+    batch: StepBatch,
+    table: PromptTable,
+    decision: ModeDecision,
 ) -> tuple[StepBatch, PromptTable, ModeDecision]:
     """The step with the records that the selector names besides its groups: groups without rollouts, which memorize.
     One more gather, in steps that have any."""
     count = len(decision.extra_records)
     if not count:
-        return rows, table, decision
-    own = rows.num_groups
-    rows = replace(rows, records=rows.records + decision.extra_records, extra=count)
-    more = prompts(run, rows, own)
+        return batch, table, decision
+    own = batch.num_groups
+    batch = replace(batch, records=batch.records + decision.extra_records, extra=count)
+    more = prompts(engine, cache, records, batch, own)
     table = PromptTable(
         torch.cat([table.readable, more.readable]), table.lengths + more.lengths, table.modalities + more.modalities
     )
-    return rows, table, with_extra(decision, more.readable)
+    return batch, table, with_extra(decision, more.readable)
 
 
-def live(
-    run: Run, rows: StepBatch, columns: dict[str, Tensor], decision: ModeDecision, stats: GroupStats | None
+def sequences(
+    cfg: RunConfig,
+    batch: StepBatch,
+    columns: dict[str, Tensor],
+    decision: ModeDecision,
+    stats: GroupStats | None,
 ) -> TrainSequences:
-    """The rows that train under the decision."""
-    keep_zero = run.spec.entropy_coef != 0 or run.spec.beta != 0
+    """The completions and demonstrations that train under the decision."""
+    spec, _ = resolve(cfg)
+    keep_zero = spec.entropy_coef != 0 or spec.beta != 0
     if stats is None:
-        nothing = torch.zeros(rows.num_rows, dtype=torch.float64)
-        return train_sequences(decision, nothing, nothing > 0, rows.offsets, keep_zero=keep_zero)
+        nothing = torch.zeros(batch.num_rows, dtype=torch.float64)
+        return train_sequences(decision, nothing, nothing > 0, batch.offsets, keep_zero=keep_zero)
     trains = columns["scored"] > 0.5
-    if run.cfg.rollout.truncated == "mask":
+    if cfg.rollout.truncated == "mask":
         trains &= columns["truncated"] < 0.5
-    return train_sequences(decision, stats.advantages, trains, rows.offsets, keep_zero=keep_zero)
+    return train_sequences(decision, stats.advantages, trains, batch.offsets, keep_zero=keep_zero)
 
 
-def refine(run: Run, rows: StepBatch, live: TrainSequences) -> dict[int, str | None]:
-    """The reference traces of the groups that memorize and whose record this rank holds."""
-    groups = [row.group for row in live.rows if row.memorize and rows.owner(row.group) == run.engine.rank]
-    refined = run.supervisor.refine([run.records[rows.records[group]] for group in groups])
+def refine(
+    supervisor: Supervisor, records: Sequence[Record], batch: StepBatch, rank: int, sequences: TrainSequences
+) -> dict[int, str | None]:
+    """The demonstrations, as traces, of the groups that memorize and whose record this rank holds."""
+    groups = [each.group for each in sequences.trained if each.memorize and batch.owner(each.group) == rank]
+    refined = supervisor.refine([records[batch.records[group]] for group in groups])
     return {group: each.trace for group, each in zip(groups, refined, strict=True)}
 
 
 def exchange(
-    run: Run, rows: StepBatch, rollouts: dict[int, Rollout], references: dict[int, str | None], live: TrainSequences
+    prompt: PromptConfig,
+    engine: TrainEngine,
+    records: Sequence[Record],
+    batch: StepBatch,
+    rollouts: Mapping[int, Rollout],
+    demonstrations: Mapping[int, str | None],
+    sequences: TrainSequences,
 ) -> dict[TrainSequence, list[int]]:
-    """Token ids of the live rows, from the ranks that hold them to all ranks."""
-    engine = run.engine
-    starts = rows.starts
+    """Token ids of the sequences that train, from the ranks that hold them to all ranks."""
 
-    def holder(row: TrainSequence) -> int:
-        return (
-            rows.owner(row.group)
-            if row.memorize
-            else next(r for r in range(engine.world_size) if row.row < starts[r + 1])
-        )
+    def holder(each: TrainSequence) -> int:
+        if each.memorize:
+            return batch.owner(each.group)
+        return next(r for r in range(engine.world_size) if each.completion < batch.starts[r + 1])
 
-    def tokens(row: TrainSequence) -> list[int] | tuple[int, ...]:
-        if not row.memorize:
-            return rollouts[row.row].tokens
-        record = run.records[rows.records[row.group]]
-        return run.family.encode_reply(reply_text(record, run.cfg.prompt, references[row.group]))
+    def tokens(each: TrainSequence) -> Sequence[int]:
+        if not each.memorize:
+            return rollouts[each.completion].tokens
+        record = records[batch.records[each.group]]
+        return engine.family.encode_reply(reply_text(record, prompt, demonstrations[each.group]))
 
-    mine = [list(tokens(row)) for row in live.rows if holder(row) == engine.rank]
+    mine = [list(tokens(each)) for each in sequences.trained if holder(each) == engine.rank]
     gathered = [iter(part) for part in engine.gather_tokens(mine)]
-    return {row: next(gathered[holder(row)]) for row in live.rows}
+    return {each: next(gathered[holder(each)]) for each in sequences.trained}
 
 
-def learn(run: Run, rows: StepBatch, columns: dict[str, Tensor], decision: ModeDecision, scoring: Scoring) -> None:
-    """Templates from the best right trace that this rank holds of each group which does not memorize."""
+def plan(
+    cfg: RunConfig,
+    engine: TrainEngine,
+    cache: PromptCache,
+    records: Sequence[Record],
+    batch: StepBatch,
+    columns: dict[str, Tensor],
+    decision: ModeDecision,
+    sequences: TrainSequences,
+    tokens: Mapping[TrainSequence, list[int]],
+    table: PromptTable,
+) -> TrainBatch:
+    """Who trains which sequences when, and with which weight."""
+    _, normalization = resolve(cfg)
+    lengths = {
+        each: len(tokens[each]) if each in tokens else int(columns["length"][each.completion])
+        for each in sequences.counted
+    }
+    weights = token_weights(
+        sequences,
+        lengths,
+        normalization,
+        groups=batch.num_groups - batch.extra,  # those were counted, dead, in the steps that they come from
+        rows=batch.num_rows,
+        max_new_tokens=cfg.rollout.max_new_tokens,
+        memorize_weight=cfg.objective.memorize_weight,
+    )
+    placed = make_plan(
+        [each.group for each in sequences.trained],
+        [len(tokens[each]) for each in sequences.trained],
+        table.lengths,
+        table.modalities,
+        engine.world_size,
+        cfg.train.token_budget,
+        first_modules=engine.trainable_modalities,
+        share_prompt=engine.family.packs_trees,
+        joined=engine.joined,
+    )
+    return TrainBatch(
+        placed,
+        sequences.trained,
+        weights,
+        [tokens[each] for each in sequences.trained],
+        lambda group: cache.encode(records[batch.records[group]]),
+        decision.token_shaping,
+        kl_share=kl_share(cfg, batch.step),
+    )
+
+
+def learn(
+    supervisor: Supervisor,
+    records: Sequence[Record],
+    batch: StepBatch,
+    columns: dict[str, Tensor],
+    decision: ModeDecision,
+    thinking: Mapping[int, str],
+) -> None:
+    """Templates from the best right trace that this rank holds of each group which does not memorize. `thinking`: of
+    this rank's rows."""
     best: dict[int, int] = {}
-    for row, trace in scoring.thinking.items():
-        group = rows.group_of(row)
+    for row, trace in thinking.items():
+        group = batch.group_of(row)
         right = columns["scored"][row] > 0.5 and columns["correct"][row] > 0.5 and trace.strip()
         better = group not in best or columns["thinking"][row] > columns["thinking"][best[group]]
         if right and better and decision.mode[group] != Mode.MEMORIZE:
             best[group] = row
     traces = (
-        (scoring.thinking[row], run.records[rows.records[group]], float(columns["thinking"][row]))
+        (thinking[row], records[batch.records[group]], float(columns["thinking"][row]))
         for group, row in sorted(best.items())
     )
-    run.supervisor.learn(traces, rows.step)
-
-
-def plan(
-    run: Run,
-    rows: StepBatch,
-    columns: dict[str, Tensor],
-    decision: ModeDecision,
-    live: TrainSequences,
-    tokens: dict[TrainSequence, list[int]],
-    table: PromptTable,
-) -> TrainBatch:
-    """Who trains which live rows when, and with which weight."""
-    cfg = run.cfg
-    lengths = {row: len(tokens[row]) if row in tokens else int(columns["length"][row.row]) for row in live.counted}
-    weights = token_weights(
-        live,
-        lengths,
-        run.normalization,
-        groups=rows.num_groups - rows.extra,  # those were counted, dead, in the steps that they come from
-        rows=rows.num_rows,
-        max_new_tokens=cfg.rollout.max_new_tokens,
-        memorize_weight=cfg.objective.memorize_weight,
-    )
-    placed = make_plan(
-        [row.group for row in live.rows],
-        [len(tokens[row]) for row in live.rows],
-        table.lengths,
-        table.modalities,
-        run.engine.world_size,
-        cfg.train.token_budget,
-        first_modules=run.engine.trainable_modalities,
-        share_prompt=run.family.packs_trees,
-        joined=run.engine.joined,
-    )
-    return TrainBatch(
-        placed,
-        live.rows,
-        weights,
-        [tokens[row] for row in live.rows],
-        lambda group: run.encode(rows.records[group]),
-        decision.token_shaping,
-        kl_share=kl_share(cfg, rows.step),
-    )
+    supervisor.learn(traces, batch.step)

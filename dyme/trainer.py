@@ -3,90 +3,107 @@ update."""
 
 from __future__ import annotations
 
-import json
-
 from dyme import stages
 from dyme.engine.bad_steps import write_bad_step
+from dyme.engine.train_engine import lr_factor
 from dyme.engine.update import component_norms, run_update, with_reference_logprobs
 from dyme.evaluation import held_out
-from dyme.fault_tolerance.preemption import MARKER
+from dyme.metrics.step_metrics import step_metrics
 from dyme.run import Run
+from dyme.sampler import makes_rollouts
 from dyme.schedule import Stop
 from dyme.scoring import Scoring
+from dyme.selectors.base import Mode, mode_line
 
 
 def train(run: Run) -> None:
-    """Trains from `run.first_step` to the end of the run, or until it is asked to leave; everything it writes lies in
-    the run folder, and the marker DONE says that the end was reached."""
-    cfg, step = run.cfg, run.first_step
-    run.watchdog.start()
-    with run.progress:
-        stop = _evaluate(run, step) if run.schedule.lacks_evaluation(step) else None
+    """Trains from `run.position.first_step` to the end of the run, or until it is asked to leave; everything it writes
+    lies in the run folder, and the marker DONE says that the end was reached."""
+    cfg, folder, schedule, step = run.cfg, run.folder, run.schedule, run.position.first_step
+    run.clock.watchdog.start()
+    with folder.progress:
+        stop = _evaluate(run, step) if schedule.lacks_evaluation(step) else None
         while stop is None and step < cfg.train.max_steps:
             with run.stepping(step):
-                signals = train_step(run, step)
+                metrics = train_step(run, step)
             step += 1
-            run.log_step(step, signals)
-            stop = run.must_stop()
+            folder.log_step(step, metrics, len(run.prompt_cache.failed))
+            stop = schedule.must_stop(run.clock.elapsed(), run.engine.all_reduce)
             if stop is Stop.BROKEN:
                 raise RuntimeError(
                     f"{cfg.run.max_skipped_updates} updates in a row had a non-finite loss or gradient: lower "
-                    f"optim.lr; {run.folder / 'bad_steps'} has the batches, the newest checkpoint is from before"
+                    f"optim.lr; {folder.path / 'bad_steps'} has the batches, the newest checkpoint is from before"
                 )
             last = stop is Stop.TIME or (stop is None and step == cfg.train.max_steps)
-            if last or (stop is None and run.schedule.must_evaluate(step)):
+            if last or (stop is None and schedule.must_evaluate(step)):
                 stop = _evaluate(run, step) or stop
-            if stop is not Stop.PREEMPTED and (run.schedule.must_save(step) or last):
-                run.save(step)
+            if stop is not Stop.PREEMPTED and (schedule.must_save(step) or last):
+                folder.save(step)
     if stop is Stop.PREEMPTED:
-        _leave(run, step)
+        folder.leave(step)
     else:
-        run.finish()
-    run.watchdog.stop()
+        folder.finish(run.records, run.eval_records, run.prompt_cache.failed)
+    run.rollout_engine.close()
+    run.clock.watchdog.stop()
 
 
 def train_step(run: Run, step: int) -> dict[str, float]:
-    """One optimizer step; returns its signals."""
-    explores = run.makes_rollouts(step)
-    rows = run.step_batch(step)
-    with run.clock("rollout"):
-        run.prompt_cache.advance()
-        prompts = stages.prompts(run, rows)
-        scoring = Scoring(run, rows)
-        rollouts = stages.rollout(run, rows, step, scoring) if explores else {}
-    with run.clock("score"):
-        scores = stages.score(run, rows, scoring)
-    with run.clock("gather"):
-        columns = stages.gather(run, rows, scores) if explores else {}
-    with run.clock("refine"):
-        decision, groups = stages.select(run, rows, columns, prompts, step)
-        rows, prompts, decision = stages.join_extra(run, rows, prompts, decision)
-        live = stages.live(run, rows, columns, decision, groups)
-        references = stages.refine(run, rows, live)
-    with run.clock("plan"):
-        tokens = stages.exchange(run, rows, rollouts, references, live)
-        work = stages.plan(run, rows, columns, decision, live, tokens, prompts)
-    signals = run.step_metrics(step, rows, columns, decision, groups)
-    run.prefetch(step + 1)  # pictures, prompts, facts and references, while this step's update runs
-    with run.clock("update"):
-        if live.rows:  # a step in which nothing lives has no backward and no optimizer step
+    """One optimizer step; returns its metrics."""
+    cfg, engine, cache, records, clock = run.cfg, run.engine, run.prompt_cache, run.records, run.clock
+    explores = makes_rollouts(cfg, step)
+    batch = run.step_batch(step)
+    with clock.phase("rollout"):
+        cache.advance()
+        prompts = stages.prompts(engine, cache, records, batch)
+        scoring = Scoring(run.scorer, records, batch)
+        rollouts = (
+            stages.rollout(cfg, run.rollout_engine, cache, records, batch, engine.rank, scoring) if explores else {}
+        )
+    with clock.phase("score"):
+        scores = stages.score(batch, engine.rank, scoring)
+    with clock.phase("gather"):
+        say = run.folder.progress.say
+        columns = stages.gather(engine, run.scorer, batch, scores, say) if explores else {}
+    with clock.phase("refine"):
+        decision, stats = stages.select(cfg, run.selector, records, batch, columns, prompts)
+        batch, prompts, decision = stages.join_extra(engine, cache, records, batch, prompts, decision)
+        sequences = stages.sequences(cfg, batch, columns, decision, stats)
+        demonstrations = stages.refine(run.supervisor, records, batch, engine.rank, sequences)
+    with clock.phase("plan"):
+        tokens = stages.exchange(cfg.prompt, engine, records, batch, rollouts, demonstrations, sequences)
+        train_batch = stages.plan(cfg, engine, cache, records, batch, columns, decision, sequences, tokens, prompts)
+    ids = [records[i].id for i in batch.records]
+    factor = lr_factor(step, cfg.train.max_steps, cfg.optim)
+    metrics = step_metrics(cfg, batch, columns, decision, stats, lr=cfg.optim.lr * factor)
+    metrics |= run.position.memorize_log.signals(ids, stats, decision)
+    run.position.memorized = decision.share(Mode.MEMORIZE)
+    if cfg.run.modes:
+        run.folder.logger.log_modes(step + 1, mode_line(decision, batch.records, ids))
+    # pictures, prompts, facts and demonstrations, while this step's update runs
+    stages.prefetch(cfg, engine, cache, run.supervisor, run.position, records, step + 1)
+    with clock.phase("update"):
+        if sequences.trained:  # a step in which nothing lives has no backward and no optimizer step
             run.rollout_engine.sleep()
-            work = with_reference_logprobs(run.engine, work)
-            if run.measures_components(step):
-                signals |= component_norms(run.engine, work).signals()
-            stats = run_update(run.engine, work, run.lr_factor(step), run.cfg.train.epochs_per_rollout)
-            signals |= run.update_metrics(stats, live)
-            if not stats.applied and run.rank == 0:
-                ids = [run.records[record].id for record in rows.records]
-                write_bad_step(run.folder, step + 1, stats.bad_ranks, ids, work)
-    with run.clock("refresh"):
+            train_batch = with_reference_logprobs(engine, train_batch)
+            if run.schedule.measures_components(step):
+                metrics |= component_norms(engine, train_batch).signals()
+            updated = run_update(engine, train_batch, factor, cfg.train.epochs_per_rollout)
+            run.schedule.updated(applied=updated.applied)
+            metrics |= updated.metrics(
+                sequences.trained, kl=engine.has_reference_policy, modulation=bool(cfg.optim.modulation)
+            )
+            if not updated.applied:
+                say("update skipped: a loss or gradient was not finite")
+                if engine.rank == 0:
+                    write_bad_step(run.folder.path, step + 1, updated.bad_ranks, ids, train_batch)
+    with clock.phase("refresh"):
         if explores:
             run.rollout_engine.update_weights()
     if run.supervisor.learns and explores:
-        stages.learn(run, rows, columns, decision, scoring)
-    run.supervisor.update(step, run.engine.gather_json)
-    run.prompt_cache.clear()
-    return signals
+        stages.learn(run.supervisor, records, batch, columns, decision, scoring.thinking)
+    run.supervisor.update(step, engine.gather_json)
+    cache.clear()
+    return metrics
 
 
 def _evaluate(run: Run, step: int) -> Stop | None:
@@ -95,27 +112,12 @@ def _evaluate(run: Run, step: int) -> Stop | None:
         return None
 
     def goes_on() -> bool:
-        run.watchdog.beat(phase="evaluate")
+        run.clock.watchdog.beat(phase="evaluate")
         return not run.schedule.preemption.asked
 
-    result = held_out.evaluate(
-        run.cfg, run.engine, run.rollout_engine, run.eval_records, run.prompt_cache, step, run.metrics, goes_on
-    )
+    engines, logger = (run.engine, run.rollout_engine), run.folder.logger
+    result = held_out.evaluate(run.cfg, *engines, run.eval_records, run.prompt_cache, step, logger, goes_on)
     if result is None:
         return Stop.PREEMPTED
-    run.log_eval(step, result)
+    run.folder.log_eval(step, result)
     return None
-
-
-def _leave(run: Run, step: int) -> None:
-    """The way out before the end, for whoever asked: what is needed to go on, and the marker PREEMPTED."""
-    if step and not run.schedule.skipped_in_a_row:
-        run.save(step)
-    run.rollout_engine.close()
-    run.metrics.close()
-    run.supervisor.close()
-    if run.rank == 0:
-        asked = run.schedule.preemption.asked or "a signal to another rank"
-        (run.folder / MARKER).write_text(json.dumps({"step": step, "asked_by": asked}), encoding="utf-8")
-        run.progress.say(f"left at step {step} for {asked}: start again to go on")
-    run.engine.barrier()

@@ -49,14 +49,14 @@ def main() -> int:
     from dyme.data import DataError
     from dyme.engine.train_engine import close_distributed, init_distributed
     from dyme.families import ModelError
-    from dyme.run import Run
+    from dyme.opening import open_run
     from dyme.supervision.judge_prompts import PromptFileError
     from dyme.supervision.templates import PoolError
     from dyme.trainer import train
 
     init_distributed(cfg.run.seed, cfg.run.hang_timeout_s)
     try:
-        train(Run(cfg))
+        train(open_run(cfg))
     except (CheckpointError, ConfigError, DataError, ModelError, PoolError, PromptFileError) as error:
         return say_error(error)
     close_distributed()

@@ -12,11 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dyme import prompts
+from dyme import prompts, stages
 from dyme.data import LazyImage, Record
 from dyme.families import Prompt, PromptError
 from dyme.prompts import PromptCache, fit_pixels, has_demonstration, prompt_text, reply_text
-from dyme.run import Run
 from dyme.sampler import step_batch
 from dyme.settings.prompt import PromptConfig
 
@@ -245,18 +244,19 @@ def test_a_rank_prefetches_the_groups_of_its_rows():
     asked: list[list[str]] = []
     supervised: list[tuple[list[str], list[str]]] = []
     for rank in range(2):
-        run = SimpleNamespace(
-            cfg=SimpleNamespace(train=SimpleNamespace(max_steps=5)),
-            family=SimpleNamespace(anchors={}),
-            rank=rank,
-            records=[f"record {i}" for i in range(9)],
-            prompt_cache=SimpleNamespace(prefetch=asked.append),
-            supervisor=SimpleNamespace(prefetch=lambda records, likely: supervised.append((records, likely))),
-            _likely=lambda record, step, epoch: True,
-            step_batch=lambda step: step_batch(step, 9, 3, 4, 2, 0, shuffle=False),
+        cfg = SimpleNamespace(
+            method="dyme",
+            train=SimpleNamespace(max_steps=5, switch_fraction=0.5),
+            rollout=SimpleNamespace(prompts_per_step=3, group_size=4),
+            data=SimpleNamespace(shuffle=False),
+            run=SimpleNamespace(seed=0),
         )
+        engine = SimpleNamespace(family=SimpleNamespace(anchors={}), rank=rank, world_size=2)
+        cache = SimpleNamespace(prefetch=asked.append)
+        supervisor = SimpleNamespace(prefetch=lambda records, likely: supervised.append((records, likely)))
+        position = SimpleNamespace(likely_memorized=lambda record, epoch: True)
         for step in (4, 5):
-            Run.prefetch(run, step)  # type: ignore[arg-type]
+            stages.prefetch(cfg, engine, cache, supervisor, position, [f"record {i}" for i in range(9)], step)
     first, second = asked
     assert [records for records, _ in supervised] == asked
     assert sorted(supervised[0][1] + supervised[1][1]) == sorted({*first, *second})

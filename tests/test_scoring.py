@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +22,7 @@ from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
 from dyme.rollout.types import Rollout
 from dyme.sampler import StepBatch
-from dyme.scoring import Scoring
+from dyme.scoring import Scorer, Scoring
 from dyme.selectors import make_selector
 from dyme.selectors.base import Mode, group_stats
 from dyme.settings.selector import SelectorConfig
@@ -50,25 +48,16 @@ def rollout(row: int) -> Rollout:
     return Rollout((row, 0), truncated=row == 5)
 
 
-def run_of(cfg: RunConfig) -> SimpleNamespace:
+def scorer_of(cfg: RunConfig) -> Scorer:
     supervisor = Supervisor(
         cfg.supervision, cfg.judge, Path(cfg.run.dir), rank=0, flag=cfg.prompt.answer_flag, say=print
     )
-    return SimpleNamespace(
-        cfg=cfg,
-        family=Family(),
-        records=RECORDS,
-        user_rewards=UserRewards(load_rewards(cfg.reward.user)),
-        beside=ThreadPoolExecutor(1),
-        background=lambda track: nullcontext(),
-        failures=Failures(),
-        supervisor=supervisor,
-        engine=SimpleNamespace(rank=0),
-    )
+    rewards = UserRewards(load_rewards(cfg.reward.user))
+    return Scorer(cfg, Family(), rewards, supervisor, Failures(), lambda track: nullcontext())  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def run(tmp_path):
+def scorer(tmp_path):
     own = tmp_path / "own.py"
     own.write_text(
         "calls = []\n"
@@ -83,11 +72,11 @@ def run(tmp_path):
     )
     user = [{"function": f"{own}:{name}", "per": per} for name, per in (("whole", "step"), ("each", "group"))]
     user.append({"function": f"{own}:bad", "per": "group", "weight": 0.5})
-    return run_of(load_config(write_config(tmp_path, reward={"user": user})))
+    return scorer_of(load_config(write_config(tmp_path, reward={"user": user})))
 
 
-def decoded(run, order):
-    scoring = Scoring(run, ROWS)
+def decoded(scorer, order):
+    scoring = Scoring(scorer, RECORDS, ROWS)
     scoring.expect(range(7))
     for row in order:
         scoring.finished(row, rollout(row))
@@ -95,17 +84,17 @@ def decoded(run, order):
 
 
 @pytest.mark.parametrize("order", [range(7), reversed(range(7)), (3, 0, 6, 4, 1, 5, 2)])
-def test_scores_do_not_depend_on_who_finishes_first(run, order):
+def test_scores_do_not_depend_on_who_finishes_first(scorer, order):
     said: list[str] = []
-    rows, scores, user = decoded(run, order).result()
+    rows, scores, user = decoded(scorer, order).result()
     assert rows == list(range(7))
     after = score(
         SAID,
         [RECORDS[row // 3] for row in rows],
         truncated=[row == 5 for row in rows],
-        config=run.cfg.reward,
-        flag=run.cfg.prompt.answer_flag,
-        checker=lexical_checker(run.cfg.supervision),
+        config=scorer.cfg.reward,
+        flag=scorer.cfg.prompt.answer_flag,
+        checker=lexical_checker(scorer.cfg.supervision),
     )
     for name in ("format", "thinking", "accuracy", "correct"):
         np.testing.assert_array_equal(getattr(scores, name), getattr(after, name))
@@ -118,23 +107,23 @@ def test_scores_do_not_depend_on_who_finishes_first(run, order):
     np.testing.assert_array_equal(scores.scored, ~np.array(failed))
     expected = after.reward + 7 + lengths + 0.5
     np.testing.assert_allclose(scores.reward, np.where(failed, math.nan, expected))
-    run.failures.share(lambda mine: [mine], said.append)
-    assert run.failures.counts == {"bad: ValueError": 3} and "ValueError: no (line 8)" in said[0]
-    calls = run.user_rewards.rewards[1].function.__globals__["calls"]
+    scorer.failures.share(lambda mine: [mine], said.append)
+    assert scorer.failures.counts == {"bad: ValueError": 3} and "ValueError: no (line 8)" in said[0]
+    calls = scorer.user_rewards.rewards[1].function.__globals__["calls"]
     assert sorted(calls) == sorted([SAID[:3], SAID[3:6], SAID[6:]])
 
 
-def test_a_group_is_scored_while_others_still_decode(run, monkeypatch):
+def test_a_group_is_scored_while_others_still_decode(scorer, monkeypatch):
     asked = threading.Event()
-    scoring = Scoring(run, ROWS)
+    scoring = Scoring(scorer, RECORDS, ROWS)
     scoring.expect(range(7))
-    original = run.user_rewards.start
+    original = scorer.user_rewards.start
 
     def start(columns, pictures, rows, per):
         asked.set()
         return original(columns, pictures, rows, per)
 
-    monkeypatch.setattr(run.user_rewards, "start", start)
+    monkeypatch.setattr(scorer.user_rewards, "start", start)
     scoring.finished(0, rollout(0))
     scoring.finished(1, rollout(1))
     assert not asked.wait(0.05)
@@ -143,30 +132,30 @@ def test_a_group_is_scored_while_others_still_decode(run, monkeypatch):
     assert len(scoring.rollouts) == 3  # nobody has finished since
 
 
-def test_the_table_leaves_rows_without_completion_unscored(run):
-    scoring = Scoring(run, ROWS)
+def test_the_table_leaves_rows_without_completion_unscored(scorer):
+    scoring = Scoring(scorer, RECORDS, ROWS)
     scoring.expect((0, 1, 2, 6))  # the picture of r1 could not be decoded
     for row in (0, 1, 2, 6):
         scoring.finished(row, rollout(row))
-    table = stages.score(run, ROWS, scoring)
-    names = column_names(run.user_rewards.titles)
+    table = stages.score(ROWS, 0, scoring)
+    names = column_names(scorer.user_rewards.titles)
     assert table.shape == (7, len(names))
     columns = dict(zip(names, table.T.tolist()))
     assert columns["scored"] == [1, 1, 1, 0, 0, 0, 1] and columns["length"] == [2, 2, 2, 0, 0, 0, 2]
     assert columns["user/whole"][:3] == [4, 4, 4] and all(map(math.isnan, columns["user/whole"][3:6]))
 
 
-def test_a_step_without_completions(run):
-    scoring = Scoring(run, ROWS)
+def test_a_step_without_completions(scorer):
+    scoring = Scoring(scorer, RECORDS, ROWS)
     scoring.expect(())
     rows, scores, user = scoring.result()
     assert rows == [] and len(scores.reward) == 0 and user.values.shape == (0, 3)
 
 
-def test_what_breaks_in_the_thread_ends_the_step(run, monkeypatch):
-    monkeypatch.setattr(run.family, "decode", lambda tokens: 1 / 0)
+def test_what_breaks_in_the_thread_ends_the_step(scorer, monkeypatch):
+    monkeypatch.setattr(scorer.family, "decode", lambda tokens: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        decoded(run, range(7)).result()
+        decoded(scorer, range(7)).result()
 
 
 @pytest.mark.parametrize(
@@ -187,11 +176,11 @@ def test_what_breaks_in_the_thread_ends_the_step(run, monkeypatch):
         ("annealed", (1.0, 1.0, 1.0), "open"),
     ],
 )
-def test_the_judge_is_spared_only_where_no_rollout_can_train(run, selector, s, fate):
+def test_the_judge_is_spared_only_where_no_rollout_can_train(scorer, selector, s, fate):
     """And the selector agrees: a group whose fate is known explores under no thinking reward."""
-    run.cfg = run.cfg.model_copy(update={"selector": SelectorConfig(name=selector)})
+    scorer = replace(scorer, cfg=scorer.cfg.model_copy(update={"selector": SelectorConfig(name=selector)}))
     checked = Checked(np.array([[1.0, 0.0, each] for each in s]), (), {})
-    assert Scoring(run, ROWS)._fate(checked) == fate
+    assert Scoring(scorer, RECORDS, ROWS)._fate(checked) == fate
     if fate != "open":
         correct, offsets = torch.tensor(s), torch.tensor([0, len(s)])
         for reward in ([0.0, 1.0, 2.0], [0.0, 0.0, 0.0]):
@@ -199,10 +188,10 @@ def test_the_judge_is_spared_only_where_no_rollout_can_train(run, selector, s, f
             every = torch.ones(3, dtype=torch.bool)
             stats = group_stats(rewards, correct.double(), every.double(), every, every[:1], offsets, "std")
             stats = replace(stats, records=(0,))
-            mode = make_selector(run.cfg.selector).select(stats, 0.5).mode[0]
+            mode = make_selector(scorer.cfg.selector).select(stats, 0.5).mode[0]
             assert mode in (Mode.SKIP, Mode.MEMORIZE)
 
 
-def test_every_group_is_open_where_the_method_has_no_selector(run):
-    run.cfg = run.cfg.model_copy(update={"method": "grpo"})
-    assert Scoring(run, ROWS)._fate(Checked(np.ones((3, 3)), (), {})) == "open"
+def test_every_group_is_open_where_the_method_has_no_selector(scorer):
+    scorer = replace(scorer, cfg=scorer.cfg.model_copy(update={"method": "grpo"}))
+    assert Scoring(scorer, RECORDS, ROWS)._fate(Checked(np.ones((3, 3)), (), {})) == "open"

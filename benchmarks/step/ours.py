@@ -18,11 +18,14 @@ from benchmarks.step.case import RIGHT, WARM_UP, Case, Counts, scripted, write_r
 from dyme import stages
 from dyme.batching.objective import TrainSequence, TrainSequences
 from dyme.config import RunConfig
+from dyme.data import Record
 from dyme.engine.train_engine import init_distributed
+from dyme.families import Family
 from dyme.families.attention import PADDING
 from dyme.fault_tolerance.launch import quiet
 from dyme.metrics.step_metrics import column_names
-from dyme.run import Run
+from dyme.opening import open_run
+from dyme.sampler import StepBatch
 from dyme.scoring import Scoring
 from dyme.trainer import train_step
 
@@ -42,31 +45,31 @@ class Ours:
         self.signals: dict[str, float] = {}
         self._stack = ExitStack()
         place = self._stack.enter_context(tempfile.TemporaryDirectory())
-        self.run = Run(_config(case, folder, Path(place), published))
-        fix_length(self.run.family)
+        self.run = open_run(_config(case, folder, Path(place), published))
+        fix_length(self.run.engine.family)
         self._published = published
         self._watch()
 
     def close(self) -> None:
-        self.run.metrics.close()
+        self.run.folder.logger.close()
         self._stack.close()
 
     def step(self, step: int) -> tuple[Cost, dict[str, float], Counts]:
         """Cost, seconds by phase and counts of one training step."""
         self.phases, self.counts = {}, Counts()
-        with _scripted(self), _published(self.run) if self._published else ExitStack():
+        with _scripted(self), _published(self.run.engine.family) if self._published else ExitStack():
             cost, self.signals = measured(self.device, lambda: train_step(self.run, step))
         return cost, dict(self.phases), self.counts
 
     def _watch(self) -> None:
         """Phases are timed at the seams of run and engine; what lies between them is the rest."""
-        run, engine = self.run, self.run.engine
-        clock, forward_backward, optimizer, encode = run.clock, engine.forward_backward, engine.step, run.encode
+        clock, cache, engine = self.run.clock, self.run.prompt_cache, self.run.engine
+        phase, encode, forward_backward, optimizer = clock.phase, cache.encode, engine.forward_backward, engine.step
 
         @contextmanager
-        def timed_clock(phase: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-            with self._phase(phase), clock(phase, *args, **kwargs) as value:
-                yield value
+        def timed_phase(name: str) -> Iterator[None]:
+            with self._phase(name), phase(name):
+                yield
 
         def counted(batch: Any, inputs: Any, *, last: bool) -> Any:
             real = batch.layout.branch != PADDING
@@ -81,7 +84,7 @@ class Ours:
             with self._phase("optimizer"):
                 return optimizer(*args, **kwargs)
 
-        def noted(record: int) -> Any:
+        def noted(record: Record) -> Any:
             prompt = encode(record)
             assert prompt is not None, "the benchmark's own pictures can be read"
             ids = tuple(prompt.input_ids.tolist())
@@ -90,8 +93,8 @@ class Ours:
             return prompt
 
         for owner, name, value in (
-            (run, "clock", timed_clock),
-            (run, "encode", noted),
+            (clock, "phase", timed_phase),
+            (cache, "encode", noted),
             (engine, "forward_backward", counted),
             (engine, "step", timed_step),
         ):
@@ -136,13 +139,13 @@ def _config(case: Case, folder: Path, place: Path, published: bool) -> RunConfig
 @contextmanager
 def _scripted(ours: Ours) -> Iterator[None]:
     """The scores of real rewards are computed and then replaced by the script's."""
-    score, live = stages.score, stages.live
+    score, sequences = stages.score, stages.sequences
 
-    def scripted_score(run: Run, rows: Any, scoring: Scoring) -> Tensor:
-        table = score(run, rows, scoring)
+    def scripted_score(batch: StepBatch, rank: int, scoring: Scoring) -> Tensor:
+        table = score(batch, rank, scoring)
         rollouts = dict(sorted(scoring.rollouts.items()))
-        names = column_names(run.user_rewards.titles)
-        rewards = scripted([run.records[rows.records[rows.group_of(row)]].id for row in rollouts])
+        names = column_names(scoring.scorer.user_rewards.titles)
+        rewards = scripted([scoring.records[batch.records[batch.group_of(row)]].id for row in rollouts])
         table[:, names.index("reward")] = torch.tensor(rewards, dtype=table.dtype)
         for name in ("correct", "accuracy", "thinking", "format"):
             table[:, names.index(name)] = torch.tensor(rewards, dtype=table.dtype) / RIGHT
@@ -150,42 +153,43 @@ def _scripted(ours: Ours) -> Iterator[None]:
         ours.counts.reply_tokens += sum(len(rollout.tokens) for rollout in rollouts.values())
         return table
 
-    def counted_live(*args: Any, **kwargs: Any) -> TrainSequences:
-        found = live(*args, **kwargs)
-        ours.counts.train_sequences += sum(row.share > 0 and row.advantage != 0 for row in found.rows)
+    def counted_sequences(*args: Any) -> TrainSequences:
+        found = sequences(*args)
+        ours.counts.train_sequences += sum(each.share > 0 and each.advantage != 0 for each in found.trained)
         return found
 
-    with mock.patch.multiple(stages, score=scripted_score, live=counted_live):
+    with mock.patch.multiple(stages, score=scripted_score, sequences=counted_sequences):
         yield
 
 
 @contextmanager
-def _published(run: Run) -> Iterator[None]:
-    """Every group runs K rows through forward and backward: its rollouts, the first of which gives way to the reference
-    where the group memorizes. Rows that do not train have advantage and weight 0. Each row brings its own prompt."""
-    live, weigh = stages.live, stages.token_weights
+def _published(family: Family) -> Iterator[None]:
+    """Every group runs K rows through forward and backward: its rollouts, the first of which gives way to the
+    demonstration where the group memorizes. Rows that do not train have advantage and weight 0. Each row brings
+    its own prompt."""
+    sequences, weigh = stages.sequences, stages.token_weights
 
-    def with_dead(run: Run, rows: Any, *args: Any, **kwargs: Any) -> TrainSequences:
-        found = live(run, rows, *args, **kwargs)
-        kept = {row.row for row in found.rows}
-        memorize = {row.group for row in found.rows if row.memorize}
+    def with_dead(cfg: RunConfig, batch: StepBatch, *args: Any) -> TrainSequences:
+        found = sequences(cfg, batch, *args)
+        kept = {each.completion for each in found.trained}
+        memorize = {each.group for each in found.trained if each.memorize}
         dead = [
             TrainSequence(group, row, 0.0, 0.0)
-            for group, (first, end) in enumerate(zip(rows.offsets, rows.offsets[1:]))
+            for group, (first, end) in enumerate(zip(batch.offsets, batch.offsets[1:]))
             for row in range(first + (group in memorize), end)
             if row not in kept
         ]
-        everything = sorted([*found.rows, *dead], key=lambda row: (row.group, row.memorize, row.row))
+        everything = sorted([*found.trained, *dead], key=lambda each: (each.group, each.memorize, each.completion))
         return TrainSequences(tuple(everything), found.counted)
 
-    def with_zeros(live: TrainSequences, *args: Any, **kwargs: Any) -> list[float]:
-        alive = tuple(row for row in live.rows if row.share > 0)
-        weights = dict(zip(alive, weigh(TrainSequences(alive, live.counted), *args, **kwargs), strict=True))
-        return [weights.get(row, 0.0) for row in live.rows]
+    def with_zeros(found: TrainSequences, *args: Any, **kwargs: Any) -> list[float]:
+        alive = tuple(each for each in found.trained if each.share > 0)
+        weights = dict(zip(alive, weigh(TrainSequences(alive, found.counted), *args, **kwargs), strict=True))
+        return [weights.get(each, 0.0) for each in found.trained]
 
     with (
-        mock.patch.multiple(stages, live=with_dead, token_weights=with_zeros),
-        mock.patch.object(run.family, "packs_trees", False, create=True),
+        mock.patch.multiple(stages, sequences=with_dead, token_weights=with_zeros),
+        mock.patch.object(family, "packs_trees", False, create=True),
     ):
         yield
 

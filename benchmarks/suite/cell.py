@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +34,27 @@ from dyme.families import load_family
 from dyme.families.attention import resolve_attention, set_attention
 from dyme.fault_tolerance.launch import quiet, run_and_exit
 from dyme.fault_tolerance.preemption import die_with_parent
+from dyme.opening import open_run
 from dyme.rollout.engine import FixedWeights
 from dyme.rollout.registry import open_engine
-from dyme.run import Run
+from dyme.run_folder import RunFolder
 from dyme.text.json_lines import plain, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class SuiteRun(Run):
-    """A run that makes no checkpoints: it holds the weights that were best on the validation records in memory."""
+@dataclass
+class SuiteFolder(RunFolder):
+    """Without checkpoints: the weights that were best on the validation records are held in memory."""
 
     best_weights: dict[str, torch.Tensor] | None = None
     best_step = 0
 
     def log_eval(self, step: int, result: Evaluation) -> None:
-        self.schedule.evaluated = step
-        self.metrics.log_eval(step, {"time_s": self.elapsed(), **result.signals()})
-        if step and result.accuracy > self.best:
-            self.best, self.best_step = result.accuracy, step
+        self.position.schedule.evaluated = step
+        self.logger.log_eval(step, {"time_s": self.clock.elapsed(), **result.signals()})
+        if step and result.accuracy > self.position.best:
+            self.position.best, self.best_step = result.accuracy, step
             held = self.engine.rollout_copy.refresh().state_dict()
             self.best_weights = {key: value.cpu().clone() for key, value in held.items()}
 
@@ -87,18 +90,19 @@ def _trained(cell: Cell, cfg: RunConfig, splits: Any) -> dict[str, Any]:
     flips = cell.change("flips", 0.0)
     if flips:
         vars(trainer)["Scoring"] = noisy(flips)  # nothing of dyme asks for wrong verdicts, so there is no setting
-    run = SuiteRun(cfg)
-    trainer.train(run)
+    run = open_run(cfg)
+    folder = SuiteFolder(**vars(run.folder))
+    trainer.train(replace(run, folder=folder))
     model = run.engine.rollout_copy.refresh()
-    ends = _measured(cell, cfg, run.family, model, splits)
+    ends = _measured(cell, cfg, run.engine.family, model, splits)
     best: dict[str, Any] | None = None
-    if run.best_weights is not None:
-        model.load_state_dict(run.best_weights)
-        best = {"step": run.best_step, "validation": run.best}
-        best["splits"] = _measured(cell, cfg, run.family, model, splits)
+    if folder.best_weights is not None:
+        model.load_state_dict(folder.best_weights)
+        best = {"step": folder.best_step, "validation": run.position.best}
+        best["splits"] = _measured(cell, cfg, run.engine.family, model, splits)
         for split in best["splits"].values():
             split.get("think", {}).pop("samples", None)
-    every = read_jsonl(run.folder / "metrics.jsonl")
+    every = read_jsonl(folder.path / "metrics.jsonl")
     steps = [line for line in every if not line.get("eval")]
     evals = [line for line in every if line.get("eval")]
     return {
@@ -110,9 +114,9 @@ def _trained(cell: Cell, cfg: RunConfig, splits: Any) -> dict[str, Any]:
         "memorize": mean_of(steps, "mode/memorize_ratio"),
         "rollout_tokens": summed(steps, "rollout/tokens"),
         "trained_tokens": summed(steps, "effective_tokens"),
-        "train_s": run.elapsed(),
+        "train_s": run.clock.elapsed(),
         "steps": len(steps),
-        "parameters": run.parameters,
+        "parameters": run.engine.parameters,
     }
 
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from dyme.rollout.types import Rollout
-from dyme.run import Run
-from dyme.sampler import StepBatch
 from dyme.scoring import Scoring
 
 
@@ -22,14 +20,10 @@ def noisy(rate: float) -> type[Scoring]:
     """A `Scoring` whose accuracy a is 1 - a in a share `rate` of the rows. Format and thinking stay as they are."""
 
     class NoisyScoring(Scoring):
-        def __init__(self, run: Run, rows: StepBatch) -> None:
-            super().__init__(run, rows)
-            self.seed = run.cfg.run.seed
-
         def _score(self, rows: tuple[int, ...], rollouts: Sequence[Rollout]) -> Any:
-            part = super()._score(rows, rollouts)
+            part, seed = super()._score(rows, rollouts), self.scorer.cfg.run.seed
             for i, row in enumerate(part.rows):
-                if flipped(self.seed, self.rows.step, self._record(row).id, row, rate):
+                if flipped(seed, self.batch.step, self._record(row).id, row, rate):
                     part.checked.parts[i, 2] = 1.0 - part.checked.parts[i, 2]
             return part
 

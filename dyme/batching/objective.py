@@ -1,4 +1,4 @@
-"""Objective: live rows with their advantages, and the global weight of each of their tokens.
+"""Objective: the sequences that train with their advantages, and the global weight of each of their tokens.
 
 L = sum over live tokens of w * l. Counts are over all ranks, so the gradient does not depend on how many ranks or
 micro-batches computed it.
@@ -20,28 +20,28 @@ from dyme_kernels import LossSpec, preset
 
 @dataclass(frozen=True)
 class TrainSequence:
-    """A row that trains: a rollout (`row` is its index in the step) or a group's reference (`row` is -1).
+    """What trains: a completion (its index in the step) or the demonstration of a group (`completion` is -1).
 
-    `advantage` is A of docs/method.md (1 for references); `share` is the row's factor within its group (rl_weight or
-    sft_weight). Tokens are known once the rows are exchanged.
+    `advantage` is A of docs/method.md (1 for demonstrations); `share` is the factor within its group (rl_weight or
+    sft_weight). Tokens are known once they are exchanged.
     """
 
     group: int
-    row: int
+    completion: int
     advantage: float
     share: float
 
     @property
     def memorize(self) -> bool:
-        return self.row < 0
+        return self.completion < 0
 
 
 @dataclass(frozen=True)
 class TrainSequences:
-    """`rows` need a forward pass. `counted` also holds explored rows whose advantage is exactly 0: they weigh in every
+    """`trained` need a forward pass. `counted` also holds completions whose advantage is exactly 0: they weigh in every
     mean, but their gradient is zero, so nobody runs them."""
 
-    rows: tuple[TrainSequence, ...]
+    trained: tuple[TrainSequence, ...]
     counted: tuple[TrainSequence, ...]
 
 
@@ -73,7 +73,7 @@ def kl_share(cfg: RunConfig, step: int) -> float:
 def train_sequences(
     decision: ModeDecision, advantages: Tensor, trains: Tensor, offsets: Sequence[int], *, keep_zero: bool = False
 ) -> TrainSequences:
-    """Rows that train under a decision, in group order, the reference after the rollouts.
+    """What trains under a decision, in group order, the demonstration after the completions.
 
     advantages: float64 [R]; trains: bool [R], False for unscored rows and truncated ones under `rollout.truncated:
     mask`. keep_zero: zero-advantage rows also need a forward pass (an entropy bonus gives them a gradient).
@@ -89,12 +89,12 @@ def train_sequences(
             ]
         if mode in (Mode.MEMORIZE, Mode.JOINT):
             counted.append(TrainSequence(group, -1, 1.0, float(decision.sft_weight[group])))
-    rows = tuple(r for r in counted if r.share > 0 and (keep_zero or r.memorize or r.advantage != 0.0))
-    return TrainSequences(rows, tuple(counted))
+    trained = tuple(s for s in counted if s.share > 0 and (keep_zero or s.memorize or s.advantage != 0.0))
+    return TrainSequences(trained, tuple(counted))
 
 
 def token_weights(
-    live: TrainSequences,
+    sequences: TrainSequences,
     lengths: dict[TrainSequence, int],
     normalization: str,
     *,
@@ -103,9 +103,9 @@ def token_weights(
     max_new_tokens: int,
     memorize_weight: float,
 ) -> list[float]:
-    """The weight w of every token of each live row, [len(live.rows)].
+    """The weight w of every token of each sequence that trains, [len(sequences.trained)].
 
-    lengths: tokens of each counted row. `groups` = G and `rows` = B = G K of the whole step, dead ones included.
+    lengths: tokens of each counted sequence. `groups` = G and `rows` = B = G K of the whole step, dead ones included.
       group     1/G, live rows of a kind averaged, tokens averaged per row (the paper's formula)
       row       1/(B |y|) (the published code: a memorized group weighs 1/K of an explored one)
       token     1 / counted tokens of the step (DAPO)
@@ -114,24 +114,24 @@ def token_weights(
     """
     tokens = {False: 0, True: 0}
     per_group: dict[tuple[int, bool], int] = {}
-    for row in live.counted:
-        tokens[row.memorize] += lengths[row]
-        per_group[row.group, row.memorize] = per_group.get((row.group, row.memorize), 0) + 1
+    for each in sequences.counted:
+        tokens[each.memorize] += lengths[each]
+        per_group[each.group, each.memorize] = per_group.get((each.group, each.memorize), 0) + 1
     total = sum(tokens.values())
 
-    def weight(row: TrainSequence) -> float:
+    def weight(each: TrainSequence) -> float:
         if normalization == "group":
-            return 1.0 / (groups * per_group[row.group, row.memorize] * lengths[row])
+            return 1.0 / (groups * per_group[each.group, each.memorize] * lengths[each])
         if normalization == "row":
-            return 1.0 / (rows * lengths[row])
+            return 1.0 / (rows * lengths[each])
         if normalization == "token":
             return 1.0 / total
         if normalization == "component":
-            return (memorize_weight if row.memorize else 1.0) / tokens[row.memorize]
+            return (memorize_weight if each.memorize else 1.0) / tokens[each.memorize]
         assert normalization == "constant", normalization
         return 1.0 / (rows * max_new_tokens)
 
-    return [row.share * weight(row) for row in live.rows]
+    return [each.share * weight(each) for each in sequences.trained]
 
 
 @dataclass(frozen=True)
@@ -162,15 +162,15 @@ class LossInputs:
         return replace(self, old_logprobs=old_logprobs, segments=rows)
 
 
-def loss_inputs(rows: Sequence[TrainSequence], weights: Sequence[float], lengths: Sequence[int]) -> LossInputs:
-    """Spreads row quantities over the tokens of the rows of one micro-batch, in packing order."""
+def loss_inputs(sequences: Sequence[TrainSequence], weights: Sequence[float], lengths: Sequence[int]) -> LossInputs:
+    """Spreads quantities of sequences over their tokens in one micro-batch, in packing order."""
     counts = torch.tensor(lengths, dtype=torch.int64)
 
     def spread(values: Sequence[float | bool | int], dtype: torch.dtype) -> Tensor:
         return torch.repeat_interleave(torch.tensor(values, dtype=dtype), counts)
 
     return LossInputs(
-        advantages=spread([r.advantage for r in rows], torch.float32),
+        advantages=spread([s.advantage for s in sequences], torch.float32),
         weights=spread(list(weights), torch.float32),
-        memorize=spread([r.memorize for r in rows], torch.bool),
+        memorize=spread([s.memorize for s in sequences], torch.bool),
     )

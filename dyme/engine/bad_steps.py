@@ -13,9 +13,9 @@ KEPT = 20  # files of a run: the first ones say most
 
 
 def write_bad_step(
-    folder: Path, step: int, ranks: Sequence[int], records: Sequence[str], work: TrainBatch
+    folder: Path, step: int, ranks: Sequence[int], records: Sequence[str], train_batch: TrainBatch
 ) -> Path | None:
-    """bad_steps/step-N.json in the run folder: the ranks that saw the value, and every live row with the rank that
+    """bad_steps/step-N.json in the run folder: the ranks that saw the value, and every sequence with the rank that
     trained it. `records`: the id of each group's record. None where the run has `KEPT` such files already."""
     path = folder / "bad_steps" / f"step-{step:08d}.json"
     path.parent.mkdir(exist_ok=True)
@@ -23,23 +23,23 @@ def write_bad_step(
         return None
     trained_by = {
         row: rank
-        for rank, micro_batches in enumerate(work.plan.micro_batches)
+        for rank, micro_batches in enumerate(train_batch.plan.micro_batches)
         for micro_batch in micro_batches
         for item in micro_batch
         for row in item.rows
     }
-    ids = sorted({records[row.group] for row in work.rows})
+    ids = sorted({records[each.group] for each in train_batch.sequences})
     rows = [
         {
-            "record": records[row.group],
-            "mode": "memorize" if row.memorize else "explore",
-            "row": row.row,
+            "record": records[each.group],
+            "mode": "memorize" if each.memorize else "explore",
+            "row": each.completion,
             "rank": trained_by.get(i),
-            "advantage": row.advantage,
-            "weight": float(work.weights[i]),
-            "token_ids": list(work.tokens[i]),
+            "advantage": each.advantage,
+            "weight": float(train_batch.weights[i]),
+            "token_ids": list(train_batch.tokens[i]),
         }
-        for i, row in enumerate(work.rows)
+        for i, each in enumerate(train_batch.sequences)
     ]
     bad = {"step": step, "ranks": list(ranks), "records": ids, "rows": rows}
     path.write_text(json.dumps(plain(bad), indent=1), encoding="utf-8")

@@ -26,13 +26,13 @@ SUMS = ("loss", "tokens", "memorized", "explored", "nll", "lost", *EXPLORED)
 class TrainBatch:
     """What a step trains, the same on all ranks but for `encode` and `ref_logprobs`.
 
-    rows, weights, tokens: [R] live rows, their token weight and their token ids. `encode(group)` rebuilds a group's
-    prompt on this rank, None where its picture fails here: then its rows weigh nothing. `ref_logprobs`: of each
-    micro-batch of this rank, [N] float32 on the device, see `with_reference_logprobs`.
+    sequences, weights, tokens: [R] those that train, their token weight and their token ids. `encode(group)` rebuilds a
+    group's prompt on this rank, None where its picture fails here: then its sequences weigh nothing. `ref_logprobs`: of
+    each micro-batch of this rank, [N] float32 on the device, see `with_reference_logprobs`.
     """
 
     plan: Plan
-    rows: tuple[TrainSequence, ...]
+    sequences: tuple[TrainSequence, ...]
     weights: Sequence[float]
     tokens: Sequence[Sequence[int]]
     encode: Callable[[int], Prompt | None]
@@ -45,8 +45,8 @@ class TrainBatch:
 class UpdateStats:
     """Means over the live tokens of all ranks and over the epochs that ran; NaN where there were none.
 
-    `applied`: every epoch took its step; if not, `bad_ranks` saw a non-finite value. `lost_rows`: rows whose picture
-    failed here.
+    `applied`: every epoch took its step; if not, `bad_ranks` saw a non-finite value. `lost_rows`: sequences whose
+    picture failed here.
     """
 
     applied: bool
@@ -64,10 +64,33 @@ class UpdateStats:
     bad_ranks: tuple[int, ...] = ()
     modulation: GradientModulation = UNCHANGED  # of the last epoch
 
+    def metrics(self, sequences: Sequence[TrainSequence], *, kl: bool, modulation: bool) -> dict[str, float]:
+        """`sequences`: those of the batch. `kl`, `modulation`: whether the run has a KL term, or slows a part down."""
+        memorized = sum(each.memorize for each in sequences)
+        out = {
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "skipped_update": float(not self.applied),
+            "effective_rows": float(len(sequences)),
+            "effective_tokens": float(self.live_tokens),
+            "lost_rows": float(self.lost_rows),
+            "policy/ratio_mean": self.ratio,
+            "policy/clipped_low": self.clipped_low,
+            "policy/clipped_high": self.clipped_high,
+            "policy/entropy": self.entropy,
+        }
+        if kl:
+            out["policy/kl"] = self.kl
+        if modulation:
+            out |= {"optim/vision_factor": self.modulation.vision, "optim/language_factor": self.modulation.language}
+        if memorized:
+            out |= {"memorize/nll": self.memorize_nll, "memorize/ref_len": self.memorized_tokens / memorized}
+        return out
+
 
 @dataclass(frozen=True)
 class ComponentNorms:
-    """Gradient norms of the explored and of the memorized rows of a step, and the cosine between the two gradients."""
+    """Gradient norms of the completions and of the demonstrations of a step, and the cosine between these gradients."""
 
     explore: float
     memorize: float
@@ -77,22 +100,24 @@ class ComponentNorms:
         return {"grad/explore_norm": self.explore, "grad/memorize_norm": self.memorize, "grad/cosine": self.cosine}
 
 
-def with_reference_logprobs(engine: TrainEngine, work: TrainBatch) -> TrainBatch:
-    """The same work with the log-probabilities of the reference policy, for all epochs; as it is where there is
+def with_reference_logprobs(engine: TrainEngine, train_batch: TrainBatch) -> TrainBatch:
+    """The same batch with the log-probabilities of the reference policy, for all epochs; as it is where there is
     none."""
     if not engine.has_reference_policy:
-        return work
-    micro = [engine.reference_logprobs(m.batch, m.inputs) for m in _micro_batches(engine, work, work.weights)]
-    return replace(work, ref_logprobs=micro)
+        return train_batch
+    micro = [
+        engine.reference_logprobs(m.batch, m.inputs) for m in _micro_batches(engine, train_batch, train_batch.weights)
+    ]
+    return replace(train_batch, ref_logprobs=micro)
 
 
-def run_update(engine: TrainEngine, work: TrainBatch, lr_factor: float, epochs: int = 1) -> UpdateStats:
+def run_update(engine: TrainEngine, train_batch: TrainBatch, lr_factor: float, epochs: int = 1) -> UpdateStats:
     """Trains a plan `epochs` times with an optimizer step each. Ratios of later epochs are against the
     log-probabilities of the first. A step that is dropped (a non-finite value on any rank) ends the epochs."""
     sums, norms, applied = torch.zeros(len(SUMS), dtype=torch.float64), list[float](), True
     old: list[Tensor] | None = None
     for _ in range(epochs):
-        part, logprobs = _accumulate(engine, work, work.weights, old)
+        part, logprobs = _accumulate(engine, train_batch, train_batch.weights, old)
         sums += part
         old = old or logprobs
         result = engine.step(lr_factor)
@@ -115,13 +140,13 @@ def run_update(engine: TrainEngine, work: TrainBatch, lr_factor: float, epochs: 
     )
 
 
-def component_norms(engine: TrainEngine, work: TrainBatch) -> ComponentNorms:
-    """Two more passes over the plan, one with the weights of explored rows only and one with those of memorized
-    rows."""
+def component_norms(engine: TrainEngine, train_batch: TrainBatch) -> ComponentNorms:
+    """Two more passes over the plan, one with the weights of completions only and one with those of
+    demonstrations."""
     gradients = []
     for memorize in (False, True):
-        part = [w if row.memorize == memorize else 0.0 for row, w in zip(work.rows, work.weights)]
-        _accumulate(engine, work, part)
+        part = [w if each.memorize == memorize else 0.0 for each, w in zip(train_batch.sequences, train_batch.weights)]
+        _accumulate(engine, train_batch, part)
         gradients.append([g.double().clone() for g in engine.local_gradients()])
         engine.discard()
     explore, memorized = gradients
@@ -136,7 +161,7 @@ def _dot(a: list[Tensor], b: list[Tensor]) -> float:
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """One micro-batch of this rank. `lengths`: tokens of its live rows; `lost`: rows without a readable picture."""
+    """One micro-batch of this rank. `lengths`: tokens of its sequences; `lost`: those without a readable picture."""
 
     batch: PackedBatch
     inputs: LossInputs
@@ -144,33 +169,36 @@ class _MicroBatch:
     lost: int
 
 
-def _micro_batches(engine: TrainEngine, work: TrainBatch, weights: Sequence[float]) -> Iterator[_MicroBatch]:
-    for items, modules in zip(work.plan.micro_batches[engine.rank], work.plan.modules, strict=True):
-        readable = [(item, prompt) for item in items if (prompt := work.encode(item.group)) is not None]
+def _micro_batches(engine: TrainEngine, train_batch: TrainBatch, weights: Sequence[float]) -> Iterator[_MicroBatch]:
+    for items, modules in zip(train_batch.plan.micro_batches[engine.rank], train_batch.plan.modules, strict=True):
+        readable = [(item, prompt) for item in items if (prompt := train_batch.encode(item.group)) is not None]
         index = [row for item, _ in readable for row in item.rows]
-        lengths = [len(work.tokens[r]) for r in index]
-        sequences = [(prompt, [work.tokens[r] for r in item.rows]) for item, prompt in readable]
-        batch = pack(engine.family, sequences, modules, joined=work.plan.joined)
-        inputs = loss_inputs([work.rows[r] for r in index], [weights[r] for r in index], lengths)
+        lengths = [len(train_batch.tokens[r]) for r in index]
+        sequences = [(prompt, [train_batch.tokens[r] for r in item.rows]) for item, prompt in readable]
+        batch = pack(engine.family, sequences, modules, joined=train_batch.plan.joined)
+        inputs = loss_inputs([train_batch.sequences[r] for r in index], [weights[r] for r in index], lengths)
         lost = sum(len(item.rows) for item in items) - len(index)
         yield _MicroBatch(
-            batch, replace(inputs, token_shaping=work.token_shaping, kl_share=work.kl_share), lengths, lost
+            batch,
+            replace(inputs, token_shaping=train_batch.token_shaping, kl_share=train_batch.kl_share),
+            lengths,
+            lost,
         )
 
 
 def _accumulate(
-    engine: TrainEngine, work: TrainBatch, weights: Sequence[float], old: Sequence[Tensor] | None = None
+    engine: TrainEngine, train_batch: TrainBatch, weights: Sequence[float], old: Sequence[Tensor] | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """Forward and backward of every micro-batch of this rank. Returns the `SUMS`, float64, and the log-probabilities of
     each micro-batch, [N] on the host."""
     done: list[tuple[int, LossInputs, PolicyLossOutput]] = []
-    for j, micro in enumerate(_micro_batches(engine, work, weights)):
+    for j, micro in enumerate(_micro_batches(engine, train_batch, weights)):
         inputs = micro.inputs
-        if work.ref_logprobs is not None:
-            inputs = replace(inputs, ref_logprobs=work.ref_logprobs[j])
+        if train_batch.ref_logprobs is not None:
+            inputs = replace(inputs, ref_logprobs=train_batch.ref_logprobs[j])
         if old is not None:
             inputs = inputs.off_policy(old[j], micro.lengths)
-        out = engine.forward_backward(micro.batch, inputs, last=j == work.plan.num_micro_batches - 1)
+        out = engine.forward_backward(micro.batch, inputs, last=j == train_batch.plan.num_micro_batches - 1)
         # read after the last one: the host packs the next while the device still works on this one
         done.append((micro.lost, inputs, replace(out, loss=out.loss.detach())))
     sums = dict.fromkeys(SUMS, 0.0)

@@ -1,4 +1,4 @@
-"""Profile: where the time of a step goes, as a Chrome trace and as a picture (`run.profile`).
+"""Profile: where the time of a step goes, as spans and as a Chrome trace (`run.profile`).
 
 profile.json opens in Perfetto (ui.perfetto.dev) or chrome://tracing. It has a track of steps, one of their phases,
 one of what happens inside the update, and one for each thread beside it. Only here the host waits for the device at the
@@ -8,7 +8,6 @@ borders of spans (not those of threads); without `run.profile` none of this exis
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -97,15 +96,13 @@ class Profile:
         self._open = []
         return {part: seconds[part] for part in PARTS if part in seconds}
 
+    def newest(self) -> list[Span]:
+        """The spans of the last `SHOWN` finished steps."""
+        return [span for step in list(self._steps)[-SHOWN:] for span in step]
+
     def write(self) -> None:
-        """profile.json and profile.png; nothing before the first step ended."""
-        if not self._steps:
-            return
+        """Writes profile.json."""
         (self.folder / "profile.json").write_text(json.dumps(self.trace()), encoding="utf-8")
-        try:
-            self._draw(self.folder / "profile.png")
-        except Exception as error:  # a picture must not cost a run
-            print(f"profile.png not written: {error}", file=sys.stderr)
 
     def trace(self) -> dict[str, Any]:
         """The spans as Chrome's trace events: complete events, microseconds since the run was opened."""
@@ -131,8 +128,3 @@ class Profile:
     def _now(self) -> float:
         self._synchronize()
         return time.perf_counter()
-
-    def _draw(self, path: Path) -> None:
-        from dyme.report.timeline import save_timeline  # matplotlib, only where it is used
-
-        save_timeline([span for step in list(self._steps)[-SHOWN:] for span in step], path)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dyme.config import RunConfig
+from dyme.sampler import StepBatch
 from dyme.selectors.base import GroupStats, Mode, ModeDecision
 
 COLUMNS = ("format", "thinking", "accuracy", "reward", "correct", "scored", "truncated", "length", "stopped", "entropy")
@@ -34,6 +36,23 @@ def any_failed(columns: dict[str, Tensor]) -> bool:
     return bool((columns["scored"] < 0.5).any()) or any(
         bool((column > 0.5).any()) for name, column in columns.items() if name.startswith("user_failed/")
     )
+
+
+def step_metrics(
+    cfg: RunConfig,
+    batch: StepBatch,
+    columns: dict[str, Tensor],
+    decision: ModeDecision,
+    stats: GroupStats | None,
+    *,
+    lr: float,
+) -> dict[str, float]:
+    """Of a step before its update; `stats` is None where it makes no rollouts."""
+    out = {"epoch": batch.epoch, "lr": lr, **mode_metrics(decision)}
+    if stats is not None:
+        out |= rollout_metrics(columns, stats, batch.offsets)
+        out |= {f"reward/user/{r.title}_weight": r.weight.at(batch.step) for r in cfg.reward.user}
+    return out
 
 
 def mode_metrics(decision: ModeDecision) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Supervisor: everything a rank needs to supervise the thinking: judge, prompts, facts, refiner and template pool.
 
 Nothing here waits longer than the judge's deadline, and nothing a judge does ends a run: what does not come in time is
-the lexical score, or the reference trace as it is. Only `update`, `signals` and `state_dict` are collective.
+the lexical score, or the demonstration as it is. Only `update`, `signals` and `state_dict` are collective.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Supervisor:
     # --- checker ------------------------------------------------------------------------------------
 
     def check(self, rows: Sequence[CheckRow], fate: Fate) -> PendingCheck:
-        """Starts to score the thinking of rows of one group. Of a group that will memorize the reference is begun too,
-        while others are still decoded."""
+        """Starts to score the thinking of rows of one group. Of a group that will memorize the demonstration is begun
+        too, while others are still decoded."""
         if fate == "wrong":
             self.refiner.prefetch([rows[0].record], self.pool)
         return start_check(rows, self.cfg, self.judge, self.prompts, self.facts, decided=fate != "open")
@@ -107,7 +107,7 @@ class Supervisor:
     # --- refiner ------------------------------------------------------------------------------------
 
     def refine(self, records: Sequence[Record]) -> list[Refined]:
-        """The reference traces of records that are memorized now, all together within the judge's deadline."""
+        """The demonstrations of records that are memorized now, all together within the judge's deadline."""
         limit, begin = Deadline(self.deadline_s), time.monotonic()
         pending = [self.refiner.start(record, self.pool) for record in records]
         out = [each.result(limit.left()) for each in pending]

@@ -46,21 +46,23 @@ def live(**keep) -> TrainSequences:
 
 
 def lengths_of(rows: TrainSequences) -> dict[TrainSequence, int]:
-    return {row: LENGTHS[row.group, row.row] for row in rows.counted}
+    return {row: LENGTHS[row.group, row.completion] for row in rows.counted}
 
 
 def weights(rows: TrainSequences, normalization: str) -> dict[tuple[int, int], float]:
     values = token_weights(
         rows, lengths_of(rows), normalization, groups=4, rows=12, max_new_tokens=20, memorize_weight=0.3
     )
-    return {(row.group, row.row): w for row, w in zip(rows.rows, values, strict=True)}
+    return {(row.group, row.completion): w for row, w in zip(rows.trained, values, strict=True)}
 
 
 def test_live_rows():
     rows = live()
-    assert [(r.group, r.row) for r in rows.counted] == list(LENGTHS)
-    assert [(r.group, r.row) for r in rows.rows] == [k for k in LENGTHS if k != (0, 1)]  # nothing to learn from A = 0
-    assert [(r.advantage, r.share) for r in rows.rows] == [
+    assert [(r.group, r.completion) for r in rows.counted] == list(LENGTHS)
+    assert [(r.group, r.completion) for r in rows.trained] == [
+        k for k in LENGTHS if k != (0, 1)
+    ]  # nothing to learn from A = 0
+    assert [(r.advantage, r.share) for r in rows.trained] == [
         (1.0, 1.0),
         (-1.0, 1.0),
         (1.0, 1.0),
@@ -68,15 +70,15 @@ def test_live_rows():
         (-0.7, 0.5),
         (1.0, 0.25),
     ]
-    assert [r.memorize for r in rows.rows] == [False, False, True, False, False, True]
-    assert live(keep_zero=True).rows == live(keep_zero=True).counted == rows.counted
+    assert [r.memorize for r in rows.trained] == [False, False, True, False, False, True]
+    assert live(keep_zero=True).trained == live(keep_zero=True).counted == rows.counted
 
 
 def test_rows_of_no_share_are_not_run_but_counted():
     rows = train_sequences(
         decision([J], [0.0], [1.0]), torch.tensor([1.0, -1.0]).double(), torch.tensor([True, True]), [0, 2]
     )
-    assert [r.row for r in rows.rows] == [-1] and [r.row for r in rows.counted] == [0, 1, -1]
+    assert [r.completion for r in rows.trained] == [-1] and [r.completion for r in rows.counted] == [0, 1, -1]
 
 
 def test_a_step_in_which_nothing_lives():
@@ -109,7 +111,7 @@ def test_a_memorized_group_weighs_as_an_explored_one_or_1_over_k():
 
     def of_groups(normalization: str) -> list[float]:
         w = token_weights(rows, lengths, normalization, groups=2, rows=4, max_new_tokens=9, memorize_weight=1.0)
-        return [sum(5 * x for x, row in zip(w, rows.rows) if row.group == g) for g in (0, 1)]
+        return [sum(5 * x for x, row in zip(w, rows.trained) if row.group == g) for g in (0, 1)]
 
     assert of_groups("group") == pytest.approx([0.5, 0.5])  # the paper's formula
     assert of_groups("row") == pytest.approx([0.5, 0.25])  # the published code, K = 2
@@ -124,12 +126,12 @@ def test_rows_give_the_gradient_of_all_counted_rows(normalization, surrogate):
     targets = {row: torch.randint(0, 11, (n,), generator=generator) for row, n in lengths_of(live()).items()}
 
     def gradient(rows: TrainSequences) -> dict[TrainSequence, torch.Tensor]:
-        leaves = {row: logits[row].clone().requires_grad_() for row in rows.rows}
-        lengths = [LENGTHS[row.group, row.row] for row in rows.rows]
-        inputs = loss_inputs(rows.rows, list(weights(rows, normalization).values()), lengths)
+        leaves = {row: logits[row].clone().requires_grad_() for row in rows.trained}
+        lengths = [LENGTHS[row.group, row.completion] for row in rows.trained]
+        inputs = loss_inputs(rows.trained, list(weights(rows, normalization).values()), lengths)
         out = policy_loss(
             torch.cat(list(leaves.values())),
-            torch.cat([targets[row] for row in rows.rows]),
+            torch.cat([targets[row] for row in rows.trained]),
             inputs.advantages.double(),
             inputs.weights.double(),
             memorize=inputs.memorize,

@@ -103,7 +103,8 @@ def test_a_turned_verdict_is_one_minus_the_accuracy_and_nothing_else_changes(mon
     part = SimpleNamespace(rows=(4, 5, 6, 7), checked=SimpleNamespace(parts=parts.copy()))
     monkeypatch.setattr(Scoring, "_score", lambda self, rows, rollouts: part)
     scoring = object.__new__(noisy(1.0))
-    scoring.seed, scoring.rows = 1, SimpleNamespace(step=0)
+    scoring.scorer = SimpleNamespace(cfg=SimpleNamespace(run=SimpleNamespace(seed=1)))
+    scoring.batch = SimpleNamespace(step=0)
     scoring._record = lambda row: SimpleNamespace(id="r")
     turned = scoring._score((4, 5, 6, 7), []).checked.parts
     assert turned[:, :2].tolist() == parts[:, :2].tolist()

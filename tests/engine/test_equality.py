@@ -95,7 +95,7 @@ def test_equals_with_joint_groups_and_a_scheduled_kl(tmp_path, run_ranks, monkey
     for step in steps:
         joint = {row.group for row in step.rows if row.memorize} & {row.group for row in step.rows if not row.memorize}
         assert len(joint) >= 2 and step.token_shaping == "p(1-p)"
-    assert [row.row for row in steps[-1].rows if row.group == len(steps[-1].prompts) - 1] == [-1]
+    assert [row.completion for row in steps[-1].rows if row.group == len(steps[-1].prompts) - 1] == [-1]
     check(tmp_path, scenario.reference(scenario.LOSSES["joint"]), ranks)
 
 

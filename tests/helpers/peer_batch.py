@@ -32,7 +32,7 @@ class Batch:
     def weights(self, normalization: str) -> Tensor:
         """[B T] of the normalization that the trainer calls by this name; 0 for tokens that do not count."""
         rows = [TrainSequence(i, i, 1.0, 1.0) for i, length in enumerate(self.mask.sum(1).tolist()) if length]
-        lengths = {row: int(self.mask[row.row].sum()) for row in rows}
+        lengths = {row: int(self.mask[row.completion].sum()) for row in rows}
         values = token_weights(
             TrainSequences(tuple(rows), tuple(rows)),
             lengths,
@@ -44,7 +44,7 @@ class Batch:
         )
         out = torch.zeros(BATCH, LENGTH, dtype=self.logits.dtype)
         for row, value in zip(rows, values, strict=True):
-            out[row.row] = value * self.mask[row.row].to(out)
+            out[row.completion] = value * self.mask[row.completion].to(out)
         return out.flatten().to(self.logits.device)
 
     def ours(self, normalization: str) -> dict[str, Tensor]:

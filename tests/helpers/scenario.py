@@ -109,14 +109,14 @@ def joint(steps: list[Step]) -> list[Step]:
         decision = with_extra(selector.select(stats, number / len(steps)), every[:extra])
         live = train_sequences(decision, stats.advantages, every, offsets + [2 * groups] * extra)
         lengths = dict(zip(live.counted, torch.randint(1, 9, (len(live.counted),), generator=rng).tolist()))
-        tokens = [torch.randint(60, 300, (lengths[row],), generator=rng).tolist() for row in live.rows]
+        tokens = [torch.randint(60, 300, (lengths[row],), generator=rng).tolist() for row in live.trained]
         weights = token_weights(
             live, lengths, normalization, groups=groups, rows=2 * groups, max_new_tokens=9, memorize_weight=0.5
         )
         made.append(
             Step(
                 step.prompts,
-                list(live.rows),
+                list(live.trained),
                 tokens,
                 weights,
                 step.token_budget,

@@ -13,10 +13,11 @@ import pytest
 from matplotlib.patches import Patch
 from PIL import Image
 
+from dyme.clock import StepClock
 from dyme.metrics.profile import PARTS, SHOWN, TRACKS, Profile, Span
 from dyme.report.figure import TIME_PARTS
 from dyme.report.timeline import draw
-from dyme.run import Run
+from dyme.run_summary import draw_profile
 from tests.helpers.launching import launch
 from tests.helpers.runs import write_config
 
@@ -52,7 +53,7 @@ def test_spans_of_a_step(tmp_path):
     waited = []
     profile, engine = Profile(tmp_path, lambda: waited.append(1)), TrainEngine()
     profile.watch(engine, lambda: 7)
-    profile.write()
+    draw_profile(profile)
     assert not list(tmp_path.iterdir())
     with profile.span("step", "step", 7):
         with profile.span("rollout", "phase", 7):
@@ -65,7 +66,7 @@ def test_spans_of_a_step(tmp_path):
     assert len(waited) == 2 * 8  # the device, at both ends of every span
     parts = profile.end_step()
     assert list(parts) == list(PARTS) and all(seconds > 0 for seconds in parts.values())
-    profile.write()
+    draw_profile(profile)
     events = check_trace(json.loads((tmp_path / "profile.json").read_text()))
     assert [e["name"] for e in events] == [
         "rollout", "forward", "backward", "forward", "backward", "optimizer", "update", "step",
@@ -96,11 +97,11 @@ def test_the_picture_has_a_line_for_each_step_and_shares():
 
 def test_without_a_profile_the_clock_is_all_there_is():
     watchdog = SimpleNamespace(beat=lambda phase: None)
-    run = SimpleNamespace(profile=None, watchdog=watchdog, _seconds=defaultdict(float), step=0)
+    clock = StepClock(watchdog, None)  # type: ignore[arg-type]
     for _ in range(2):
-        with Run.clock(run, "rollout"):  # type: ignore[arg-type]
+        with clock.phase("rollout"):
             time.sleep(0.001)
-    assert list(run._seconds) == ["rollout"] and 0.002 <= run._seconds["rollout"] < 1
+    assert list(clock._seconds) == ["rollout"] and 0.002 <= clock._seconds["rollout"] < 1
 
 
 @pytest.mark.dist

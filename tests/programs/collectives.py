@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tests.stress.network.collectives import Recorder
@@ -30,7 +31,7 @@ def main() -> None:
     from dyme.config import RunConfig
     from dyme.engine.train_engine import close_distributed, init_distributed
     from dyme.fault_tolerance.launch import quiet
-    from dyme.run import Run
+    from dyme.opening import open_run
     from dyme.selectors import make_selector
     from tests.stress.network.rank import whole_step
 
@@ -45,7 +46,7 @@ def main() -> None:
         tree["selector"] = {"name": "always_explore" if case["explore"] else "always_memorize"}
         return RunConfig.model_validate(tree)
 
-    run = Run(settings(cases[0]))
+    run = open_run(settings(cases[0]))
     forward_backward, micro, found, number = run.engine.forward_backward, [0], [], 0
 
     def counted(*args, **kwargs):
@@ -54,8 +55,8 @@ def main() -> None:
 
     run.engine.forward_backward = counted
     for case in [cases[0], *cases]:  # ZeRO-3 learns the order of the modules in the first steps
-        run.cfg = settings(case)
-        run._selector = make_selector(run.cfg.selector)
+        run = replace(run, cfg=settings(case))
+        run.position.selector = make_selector(run.cfg.selector)
         steps = []
         for _ in range(2):
             micro[0] = 0

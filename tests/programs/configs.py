@@ -18,7 +18,7 @@ def main() -> None:
     from dyme.config import load_config
     from dyme.engine.train_engine import close_distributed, init_distributed
     from dyme.fault_tolerance.launch import quiet
-    from dyme.run import Run
+    from dyme.opening import open_run
     from dyme.trainer import train
 
     quiet()
@@ -29,7 +29,7 @@ def main() -> None:
         try:
             cfg = load_config(job["config"], job["overrides"])
             torch.manual_seed(cfg.run.seed)
-            train(Run(cfg))
+            train(open_run(cfg))
         except Exception:  # the others still run; the test finds that this one did not finish
             traceback.print_exc()
     close_distributed()

@@ -11,13 +11,13 @@ from pathlib import Path
 from dyme import trainer
 from dyme.config import load_config
 from dyme.engine.train_engine import init_distributed
-from dyme.run import Run
+from dyme.opening import open_run
 
 config, folder, after_step, during_save = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 cfg = load_config(config, [f"run.dir={folder}"])
 rank = init_distributed(cfg.run.seed)
-run = Run(cfg)
-log_step, save_checkpoint = run.log_step, run.engine.ds.save_checkpoint
+run = open_run(cfg)
+log_step, save_checkpoint = run.folder.log_step, run.engine.ds.save_checkpoint
 
 
 def die() -> None:
@@ -25,8 +25,8 @@ def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def log_then_die(step: int, signals: dict) -> None:
-    log_step(step, signals)
+def log_then_die(step: int, *logged: object) -> None:
+    log_step(step, *logged)
     if step == after_step:
         die()
 
@@ -39,6 +39,6 @@ def save_half(save_dir: str, tag: str, **kwargs: object) -> None:
     save_checkpoint(save_dir, tag=tag, **kwargs)
 
 
-run.log_step = log_then_die
+run.folder.log_step = log_then_die
 run.engine.ds.save_checkpoint = save_half
 trainer.train(run)

@@ -9,12 +9,13 @@ import sys
 from dyme import trainer
 from dyme.config import load_config
 from dyme.engine.train_engine import close_distributed, init_distributed
+from dyme.opening import open_run
 from dyme.run import Run
 
 config, folder, first, last = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 cfg = load_config(config, [f"run.dir={folder}"])
 init_distributed(cfg.run.seed)
-run = Run(cfg)
+run = open_run(cfg)
 at = {"step": 0}
 train_step, forward_backward = trainer.train_step, run.engine.forward_backward
 

@@ -60,11 +60,11 @@ def main() -> None:
     from dyme import trainer
     from dyme.config import load_config
     from dyme.engine.train_engine import close_distributed, init_distributed
-    from dyme.run import Run
+    from dyme.opening import open_run
 
     cfg = load_config(config, [f"run.dir={folder}", "rollout.engine=outside"])
     rank = init_distributed(cfg.run.seed)
-    run = Run(cfg)
+    run = open_run(cfg)
     step = run.engine.step
 
     def noted(factor: float) -> object:

@@ -21,7 +21,7 @@ def main() -> None:
     from dyme.config import load_config
     from dyme.engine.train_engine import close_distributed, init_distributed
     from dyme.fault_tolerance.launch import quiet
-    from dyme.run import Run
+    from dyme.opening import open_run
     from dyme.trainer import train
 
     quiet()
@@ -31,7 +31,7 @@ def main() -> None:
     for job in jobs:
         try:
             torch.manual_seed(0)  # each as in a process of its own
-            run = Run(load_config(job["config"], job["overrides"]))
+            run = open_run(load_config(job["config"], job["overrides"]))
             if rank == run.engine.world_size - 1 and job.get("stop_after"):
                 ask_to_leave(run, job["stop_after"], job.get("stop_in", ""))
             train(run)
@@ -45,23 +45,23 @@ def main() -> None:
 def ask_to_leave(run, after: int, phase: str) -> None:
     """A signal after the log line of a step, or when the step's watchdog hears of a phase."""
     if not phase:
-        log_step = run.log_step
+        log_step = run.folder.log_step
 
-        def log_then_ask(step: int, signals: dict) -> None:
-            log_step(step, signals)
+        def log_then_ask(step: int, *logged) -> None:
+            log_step(step, *logged)
             if step == after:
                 ask(run)
 
-        run.log_step = log_then_ask
+        run.folder.log_step = log_then_ask
         return
-    beat = run.watchdog.beat
+    beat = run.clock.watchdog.beat
 
     def beat_then_ask(**where) -> None:
         beat(**where)
-        if where.get("phase") == phase and run.step + 1 == after and not run.schedule.preemption.asked:
+        if where.get("phase") == phase and run.clock.step + 1 == after and not run.schedule.preemption.asked:
             ask(run)
 
-    run.watchdog.beat = beat_then_ask
+    run.clock.watchdog.beat = beat_then_ask
 
 
 def ask(run) -> None:

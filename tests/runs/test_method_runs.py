@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dyme.run import Run
+from dyme.opening import check_modalities
 from dyme.settings.errors import ConfigError
 from dyme.settings.selector import SelectorConfig
 from tests.helpers.runs import lines, same, same_weights, write_config
@@ -99,13 +99,11 @@ def test_entropy_needs_log_probabilities():
     cfg = SimpleNamespace(
         method="dyme", selector=SelectorConfig(name="entropy_weighted"), rollout=SimpleNamespace(engine="hf")
     )
-    run = SimpleNamespace(
-        cfg=cfg, records=[], family=SimpleNamespace(name="x", packs_trees=True, modalities=("image",))
-    )
+    family = SimpleNamespace(name="x", packs_trees=True, modalities=("image",))
     with pytest.raises(ConfigError, match=r"selector\.name=entropy_weighted needs log-probabilities"):
-        Run._check_modalities(run)
+        check_modalities(cfg, family, [])
     cfg.rollout.engine = "auto"
-    Run._check_modalities(run)
+    check_modalities(cfg, family, [])
 
 
 def test_modulation_slows_one_part(runs):

@@ -47,9 +47,9 @@ def test_rows_of_joint_groups():
     """Both rollouts and the reference live, each with its weight; a reference of weight 0 is not even counted."""
     s = stats([0, 1])
     live = train_sequences(select(s, 0.5, name="annealed"), s.advantages, torch.ones(2, dtype=torch.bool), [0, 2])
-    assert [(r.row, r.share) for r in live.rows] == [(0, 1.0), (1, 1.0), (-1, pytest.approx(0.5))]
+    assert [(r.completion, r.share) for r in live.trained] == [(0, 1.0), (1, 1.0), (-1, pytest.approx(0.5))]
     live = train_sequences(select(s, 1.0, name="annealed"), s.advantages, torch.ones(2, dtype=torch.bool), [0, 2])
-    assert [r.row for r in live.counted] == [0, 1]
+    assert [r.completion for r in live.counted] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_records_that_wait_join_the_decision():
     decision = with_extra(replace(select(s, 0.0), extra_records=(4, 5)), torch.tensor([True, False]))
     assert decision.mode.tolist() == [E, M, S]
     live = train_sequences(decision, s.advantages, torch.ones(2, dtype=torch.bool), [0, 2, 2, 2])
-    assert [(r.group, r.row, r.share) for r in live.rows] == [(0, 0, 1.0), (0, 1, 1.0), (1, -1, 1.0)]
+    assert [(r.group, r.completion, r.share) for r in live.trained] == [(0, 0, 1.0), (0, 1, 1.0), (1, -1, 1.0)]
 
 
 def test_replay(tmp_path):

@@ -39,9 +39,9 @@ def measure(job: Job, recorder: Recorder) -> dict[str, Any]:
 
     quiet()
     init_distributed(0)
-    from dyme.run import Run
+    from dyme.opening import open_run
 
-    run = Run(RunConfig.model_validate(job.config))
+    run = open_run(RunConfig.model_validate(job.config))
     number = 0
 
     def step() -> tuple[float, dict[str, Any], list[Call]]:
@@ -70,8 +70,8 @@ def measure(job: Job, recorder: Recorder) -> dict[str, Any]:
                 "probes_s": probe(job.probes) if not loss else {},
             }
         )
-    run.metrics.close()
-    return {"conditions": found, "parameters": run.parameters, "world_size": run.engine.world_size}
+    run.folder.logger.close()
+    return {"conditions": found, "parameters": run.engine.parameters, "world_size": run.engine.world_size}
 
 
 def whole_step(run: Any, number: int) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def whole_step(run: Any, number: int) -> dict[str, Any]:
 
     with run.stepping(number):
         signals = train_step(run, number)
-    run.log_step(number + 1, signals)
-    run.must_stop()
+    run.folder.log_step(number + 1, signals, len(run.prompt_cache.failed))
+    run.schedule.must_stop(run.clock.elapsed(), run.engine.all_reduce)
     return signals
 
 

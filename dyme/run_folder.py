@@ -1,0 +1,151 @@
+"""RunFolder: the folder of a run and everything that is written into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from dyme.checkpoint import store
+from dyme.checkpoint.recipe import Recipe
+from dyme.clock import StepClock
+from dyme.config import RunConfig, changed_keys, dump_config
+from dyme.data import RecordSet
+from dyme.engine.train_engine import TrainEngine
+from dyme.evaluation.held_out import Evaluation
+from dyme.fault_tolerance.preemption import MARKER
+from dyme.metrics.logger import MetricsLogger, SilentLogger
+from dyme.metrics.profile import EVERY
+from dyme.metrics.progress import ProgressLine
+from dyme.position import Position
+from dyme.run_summary import draw_profile, report_on, write_summary
+from dyme.settings.errors import ConfigError
+
+DONE = "DONE"
+
+
+def checkpoints_of(folder: Path) -> Path:
+    return folder / "checkpoints"
+
+
+def check_unused(folder: Path, resume: str) -> None:
+    """Raises `ConfigError` where the folder holds a run and `run.resume` is never. Collective: nobody writes before all
+    have looked."""
+    used = (folder / "metrics.jsonl").exists() or checkpoints_of(folder).exists()
+    if used and resume == "never":
+        raise ConfigError(f"run.dir: {folder} already holds a run: choose another folder, or run.resume=auto")
+    dist.barrier()
+
+
+def claim(folder: Path, cfg: RunConfig, *, resumed: bool) -> list[str]:
+    """Takes the folder over, once nothing can fail any more (rank 0 only). Returns the settings that a resumed run
+    changes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = folder / "config.yaml"
+    changed = changed_keys(before.read_text(encoding="utf-8"), dump_config(cfg)) if resumed else []
+    for marker in (DONE, MARKER):
+        (folder / marker).unlink(missing_ok=True)
+    before.write_text(dump_config(cfg), encoding="utf-8")
+    return changed
+
+
+@dataclass
+class RunFolder:
+    """A claimed folder `path`. All ranks call the methods together; rank 0 writes, but for the checkpoints."""
+
+    path: Path
+    cfg: RunConfig
+    engine: TrainEngine
+    position: Position
+    clock: StepClock
+    logger: MetricsLogger | SilentLogger
+    progress: ProgressLine
+
+    @property
+    def checkpoints(self) -> Path:
+        return checkpoints_of(self.path)
+
+    def log_step(self, step: int, metrics: dict[str, float], bad_rows: int) -> None:
+        """The line of `step` finished steps. `bad_rows`: records whose prompt could not be encoded, on this rank."""
+        metrics |= self.position.supervisor.signals(self.engine.all_reduce, self.engine.world_size)
+        metrics |= self.clock.end_step(metrics.get("rollout/tokens", 0.0) + metrics.get("effective_tokens", 0.0))
+        metrics["bad_rows"] = float(bad_rows)
+        self.logger.log(step, metrics)
+        self.progress.step(step, metrics)
+        if self.clock.profile and step % EVERY == 0:
+            draw_profile(self.clock.profile)
+
+    def log_eval(self, step: int, result: Evaluation) -> None:
+        """The line of an evaluation after `step` finished steps, and a checkpoint where it is the best so far."""
+        position = self.position
+        position.schedule.evaluated = step
+        self.logger.log_eval(step, {"time_s": self.clock.elapsed(), **result.signals()})
+        self.progress.say(
+            f"step {step}: held-out accuracy {result.accuracy:.3f}, valid format {result.format_rate:.3f} "
+            f"({result.n} records)"
+        )
+        if step and result.accuracy > position.best and not position.schedule.skipped_in_a_row:
+            position.best = result.accuracy
+            self.save(step)
+            if self.engine.rank == 0:
+                store.mark_best(self.checkpoints, step, result.accuracy)
+
+    def save(self, step: int) -> None:
+        """A checkpoint of `step` finished steps."""
+        self.clock.watchdog.beat(phase="checkpoint")
+        state = self.position.state(step, self.clock.elapsed(), self.engine)
+        store.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
+        self.position.schedule.saved()
+
+    def leave(self, step: int) -> None:
+        """The way out before the end, for whoever asked: what is needed to go on, and the marker PREEMPTED."""
+        schedule = self.position.schedule
+        if step and not schedule.skipped_in_a_row:
+            self.save(step)
+        self._close()
+        if self.engine.rank == 0:
+            asked = schedule.preemption.asked or "a signal to another rank"
+            (self.path / MARKER).write_text(json.dumps({"step": step, "asked_by": asked}), encoding="utf-8")
+            self.progress.say(f"left at step {step} for {asked}: start again to go on")
+        self.engine.barrier()
+
+    def finish(self, records: RecordSet, eval_records: RecordSet | None, unreadable: Mapping[str, str]) -> None:
+        """Export, summary, profile and report; the DONE marker last. `unreadable`: ids of the records whose prompt
+        could not be encoded, and why."""
+        if self.cfg.run.export:
+            store.export(self.engine, self.path / "export", self._recipe())
+        self._close()
+        if self.engine.rank == 0:
+            write_summary(
+                self.path,
+                self.cfg,
+                records,
+                eval_records,
+                unreadable,
+                parameters=self.engine.parameters,
+                ranks=self.engine.world_size,
+                reward_errors=self.position.failures.counts,
+                supervision=self.position.supervisor.totals,
+            )
+            if self.clock.profile:
+                draw_profile(self.clock.profile)
+            if self.cfg.run.report:
+                report_on(self.path)
+            (self.path / DONE).write_text("", encoding="utf-8")
+            self.progress.say(f"done in {self.clock.elapsed():.0f} s of training: {self.path}")
+        self.engine.barrier()
+
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            prompt=self.cfg.prompt,
+            max_new_tokens=self.cfg.rollout.max_new_tokens,
+            family=self.engine.family.name,
+            max_pixels=self.cfg.model.max_pixels,
+        )
+
+    def _close(self) -> None:
+        self.logger.close()
+        self.position.supervisor.close()
