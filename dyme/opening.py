@@ -32,7 +32,7 @@ from dyme.run import Run
 from dyme.run_folder import RunFolder, check_unused, checkpoints_of, claim
 from dyme.schedule import Schedule
 from dyme.scoring import Scorer
-from dyme.selectors import make_selector
+from dyme.selectors import make_selector, needs_of
 from dyme.settings.errors import ConfigError
 from dyme.supervision.supervisor import Supervisor
 
@@ -106,10 +106,10 @@ def check_modalities(cfg: RunConfig, family: Family, records: RecordSet | list[R
         raise ConfigError(
             f"data.train has images, model family '{family.name}' is text-only: use a vision-language model"
         )
-    weighs = cfg.method == "dyme" and cfg.selector.name == "entropy_weighted"
+    weighs = needs_of(cfg.method, cfg.selector).logprobs
     if weighs and not engine_class(cfg.rollout.engine, family).tells_logprobs:
         raise ConfigError(
-            "selector.name=entropy_weighted needs log-probabilities, which this rollout.engine does not tell: set "
+            f"selector.name={cfg.selector.name} needs log-probabilities, which this rollout.engine does not tell: set "
             f"it to auto, or another selector where family '{family.name}' takes only hf"
         )
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
 from dyme.clock import StepClock
 from dyme.config import RunConfig
 from dyme.data import RecordSet
 from dyme.engine.train_engine import TrainEngine
+from dyme.metrics.step_metrics import logged_kinds
 from dyme.position import Position
 from dyme.prompts import PromptCache
 from dyme.rollout.engine import RolloutEngine
@@ -16,9 +18,8 @@ from dyme.run_folder import RunFolder
 from dyme.sampler import StepBatch, batch_at
 from dyme.schedule import Schedule
 from dyme.scoring import Scorer
-from dyme.selectors import make_selector, mixed_selector
+from dyme.selectors import fixed_selector
 from dyme.selectors.base import ModeSelector
-from dyme.settings.selector import SelectorConfig
 from dyme.supervision.supervisor import Supervisor
 
 
@@ -44,7 +45,12 @@ class Run:
         """The one that decides in this method."""
         if self.cfg.method == "dyme":
             return self.position.selector
-        return mixed_selector() if self.cfg.method == "mixed" else make_selector(SelectorConfig(name="always_explore"))
+        return fixed_selector(self.cfg.method)
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of question that have metrics of their own."""
+        return logged_kinds(record.kind for record in self.records)
 
     def step_batch(self, step: int) -> StepBatch:
         """Records and rows of a step (0-based)."""

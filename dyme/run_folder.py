@@ -70,7 +70,7 @@ class RunFolder:
 
     def log_step(self, step: int, metrics: dict[str, float], bad_rows: int) -> None:
         """The line of `step` finished steps. `bad_rows`: records whose prompt could not be encoded, on this rank."""
-        metrics |= self.position.supervisor.signals(self.engine.all_reduce, self.engine.world_size)
+        metrics |= self.position.supervisor.metrics(self.engine.all_reduce, self.engine.world_size)
         metrics |= self.clock.end_step(metrics.get("rollout/tokens", 0.0) + metrics.get("effective_tokens", 0.0))
         metrics["bad_rows"] = float(bad_rows)
         self.logger.log(step, metrics)
@@ -82,7 +82,7 @@ class RunFolder:
         """The line of an evaluation after `step` finished steps, and a checkpoint where it is the best so far."""
         position = self.position
         position.schedule.evaluated = step
-        self.logger.log_eval(step, {"time_s": self.clock.elapsed(), **result.signals()})
+        self.logger.log_eval(step, {"time_s": self.clock.elapsed(), **result.metrics()})
         self.progress.say(
             f"step {step}: held-out accuracy {result.accuracy:.3f}, valid format {result.format_rate:.3f} "
             f"({result.n} records)"

@@ -24,11 +24,9 @@ from dyme.rewards.compose import Checked, Scores, UserScores, check, compose
 from dyme.rewards.failures import Failures
 from dyme.rollout.types import Rollout
 from dyme.sampler import StepBatch
+from dyme.selectors import needs_of
 from dyme.supervision.checker import CheckRow, PendingCheck
 from dyme.supervision.supervisor import Fate, Supervisor
-
-GATED = ("variance", "any_correct", "accuracy_gate", "buffered")
-"""Selectors under which rollouts that are all right, or all wrong, never train."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +108,12 @@ class Scoring:
         that spans ranks, nor where answers are right in part: these may differ and so explore."""
         cfg = self.scorer.cfg
         s = checked.parts[:, 0] * checked.parts[:, 2]
-        gated = cfg.method == "dyme" and cfg.selector.name in GATED
-        if not gated or len(s) < self.batch.group_size:
+        needs = needs_of(cfg.method, cfg.selector)
+        if len(s) < self.batch.group_size:
             return "open"
-        return "right" if (s == 1.0).all() else "wrong" if (s == 0.0).all() else "open"
+        if (s == 1.0).all() and not needs.trains_solved:
+            return "right"
+        return "wrong" if (s == 0.0).all() and not needs.trains_unsolved else "open"
 
     def _call(self, per: Per, rows: Sequence[int], texts: Sequence[str]) -> Started:
         """Starts the user's reward functions. No collective inside, so a slow one delays the others at the next gather

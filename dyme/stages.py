@@ -18,7 +18,8 @@ from dyme.config import RunConfig
 from dyme.data import Record
 from dyme.engine.train_engine import TrainEngine
 from dyme.engine.update import TrainBatch
-from dyme.metrics.step_metrics import COLUMNS, any_failed, column_names, group_entropy, table_columns
+from dyme.metrics.columns import RolloutColumns, gather_columns, place_rows, rollout_columns
+from dyme.metrics.step_metrics import group_entropy
 from dyme.position import Position
 from dyme.prompts import PromptCache, has_demonstration, reply_text
 from dyme.rewards.length import add_length_reward
@@ -113,38 +114,35 @@ def rollout(
     return dict(zip(asked, rollouts, strict=True))
 
 
-def score(batch: StepBatch, rank: int, scoring: Scoring) -> Tensor:
-    """The columns of `step_metrics.column_names` for this rank's rows; rows without a completion are unscored."""
-    titles = scoring.scorer.user_rewards.titles
-    table = torch.zeros(len(batch.rows(rank)), len(column_names(titles)), dtype=torch.float64)
-    table[:, len(COLUMNS) : len(COLUMNS) + len(titles)] = torch.nan
-    scored, scores, user = scoring.result()
-    first = batch.starts[rank]
-    for i, row in enumerate(scored):
-        rollout = scoring.rollouts[row]
-        parts = [
-            float(a[i])
-            for a in (scores.format, scores.thinking, scores.accuracy, scores.reward, scores.correct, scores.scored)
-        ]
-        entropy = -sum(rollout.logprobs) / len(rollout.logprobs) if rollout.logprobs else torch.nan
-        parts += [rollout.truncated, len(rollout.tokens), not rollout.truncated, entropy]
-        own = [*user.values[i].tolist(), *user.failed[i].tolist()]
-        table[row - first] = torch.tensor([*parts, *own], dtype=torch.float64)
-    return table
+def score(batch: StepBatch, rank: int, scoring: Scoring) -> dict[str, Tensor]:
+    """The `rollout_columns` of this rank's rows, float64 [n] each; rows without a completion are unscored."""
+    finished, scores, user = scoring.result()
+    rollouts = [scoring.rollouts[row] for row in finished]
+    columns = rollout_columns(rollouts, scores, user, scoring.scorer.user_rewards.titles)
+    mine = batch.rows(rank)
+    return place_rows(columns, [row - mine.start for row in finished], len(mine))
 
 
 def gather(
-    engine: TrainEngine, scorer: Scorer, batch: StepBatch, table: Tensor, say: Callable[[str], None]
-) -> dict[str, Tensor]:
-    """The scores of all ranks as named columns, [R] each, rows in the step's order. Errors are gathered, and said,
-    where the columns, which are the same on all ranks, have any."""
-    columns = table_columns(engine.gather_rows(table, batch.counts), scorer.user_rewards.titles)
-    if any_failed(columns):
+    engine: TrainEngine,
+    scorer: Scorer,
+    records: Sequence[Record],
+    batch: StepBatch,
+    local: Mapping[str, Tensor],
+    say: Callable[[str], None],
+) -> RolloutColumns:
+    """The columns of all ranks, rows in the step's order, with the kinds of their records, which every rank holds.
+    Errors are gathered, and said, where the columns, which are the same on all ranks, have any."""
+    kinds = tuple(records[batch.records[batch.group_of(row)]].kind for row in range(batch.num_rows))
+    columns = RolloutColumns(gather_columns(engine.gather_rows, local, batch.counts), kinds)
+    if columns.any_failed:
         scorer.failures.share(engine.gather_json, say)
     reward = scorer.cfg.reward
     if not (reward.length.start or reward.length.end):
         return columns
-    return add_length_reward(columns, reward.length.at(batch.step), batch.offsets, require_format=reward.require_format)
+    weight = reward.length.at(batch.step)
+    values = add_length_reward(columns.values, weight, batch.offsets, require_format=reward.require_format)
+    return RolloutColumns(values, kinds)
 
 
 def select(
@@ -152,7 +150,7 @@ def select(
     selector: ModeSelector,
     records: Sequence[Record],
     batch: StepBatch,
-    columns: dict[str, Tensor],
+    columns: RolloutColumns,
     table: PromptTable,
 ) -> tuple[ModeDecision, GroupStats | None]:
     """The mode of every group, from gathered numbers alone. Without rollouts every demonstration is memorized."""
@@ -194,7 +192,7 @@ def join_extra(
 def sequences(
     cfg: RunConfig,
     batch: StepBatch,
-    columns: dict[str, Tensor],
+    columns: RolloutColumns,
     decision: ModeDecision,
     stats: GroupStats | None,
 ) -> TrainSequences:
@@ -252,7 +250,7 @@ def plan(
     cache: PromptCache,
     records: Sequence[Record],
     batch: StepBatch,
-    columns: dict[str, Tensor],
+    columns: RolloutColumns,
     decision: ModeDecision,
     sequences: TrainSequences,
     tokens: Mapping[TrainSequence, list[int]],
@@ -299,7 +297,7 @@ def learn(
     supervisor: Supervisor,
     records: Sequence[Record],
     batch: StepBatch,
-    columns: dict[str, Tensor],
+    columns: RolloutColumns,
     decision: ModeDecision,
     thinking: Mapping[int, str],
 ) -> None:

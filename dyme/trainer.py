@@ -8,7 +8,8 @@ from dyme.engine.bad_steps import write_bad_step
 from dyme.engine.train_engine import lr_factor
 from dyme.engine.update import component_norms, run_update, with_reference_logprobs
 from dyme.evaluation import held_out
-from dyme.metrics.step_metrics import step_metrics
+from dyme.metrics.columns import RolloutColumns
+from dyme.metrics.step_metrics import kind_metrics, step_metrics
 from dyme.run import Run
 from dyme.sampler import makes_rollouts
 from dyme.schedule import Stop
@@ -63,7 +64,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
         scores = stages.score(batch, engine.rank, scoring)
     with clock.phase("gather"):
         say = run.folder.progress.say
-        columns = stages.gather(engine, run.scorer, batch, scores, say) if explores else {}
+        columns = stages.gather(engine, run.scorer, records, batch, scores, say) if explores else RolloutColumns()
     with clock.phase("refine"):
         decision, stats = stages.select(cfg, run.selector, records, batch, columns, prompts)
         batch, prompts, decision = stages.join_extra(engine, cache, records, batch, prompts, decision)
@@ -75,7 +76,8 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     ids = [records[i].id for i in batch.records]
     factor = lr_factor(step, cfg.train.max_steps, cfg.optim)
     metrics = step_metrics(cfg, batch, columns, decision, stats, lr=cfg.optim.lr * factor)
-    metrics |= run.position.memorize_log.signals(ids, stats, decision)
+    metrics |= kind_metrics(run.kinds, [records[i].kind for i in batch.records], decision, columns)
+    metrics |= run.position.memorize_log.metrics(ids, stats, decision)
     run.position.memorized = decision.share(Mode.MEMORIZE)
     if cfg.run.modes:
         run.folder.logger.log_modes(step + 1, mode_line(decision, batch.records, ids))
@@ -86,7 +88,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
             run.rollout_engine.sleep()
             train_batch = with_reference_logprobs(engine, train_batch)
             if run.schedule.measures_components(step):
-                metrics |= component_norms(engine, train_batch).signals()
+                metrics |= component_norms(engine, train_batch).metrics()
             updated = run_update(engine, train_batch, factor, cfg.train.epochs_per_rollout)
             run.schedule.updated(applied=updated.applied)
             metrics |= updated.metrics(

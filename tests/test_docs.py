@@ -209,6 +209,12 @@ def test_configuration_page_is_current() -> None:
     assert page == generator().render(), "docs/configuration.md is out of date: python docs/make_configuration.py"
 
 
+def test_table_of_metrics_is_current() -> None:
+    make = generator("make_metrics")
+    text = make.PAGE.read_text(encoding="utf-8")
+    assert text == make.page(text), "docs/report.md is out of date: python docs/make_metrics.py"
+
+
 def test_models_page_is_current() -> None:
     """The table is what the tests said; every family and every tiny checkpoint is in it, and nothing failed."""
     make = generator("make_models")

@@ -15,7 +15,6 @@ import torch
 from dyme import stages
 from dyme.config import RunConfig, load_config
 from dyme.data import Record
-from dyme.metrics.step_metrics import column_names
 from dyme.rewards.calls import UserRewards
 from dyme.rewards.compose import Checked, score
 from dyme.rewards.failures import Failures
@@ -137,10 +136,10 @@ def test_the_table_leaves_rows_without_completion_unscored(scorer):
     scoring.expect((0, 1, 2, 6))  # the picture of r1 could not be decoded
     for row in (0, 1, 2, 6):
         scoring.finished(row, rollout(row))
-    table = stages.score(ROWS, 0, scoring)
-    names = column_names(scorer.user_rewards.titles)
-    assert table.shape == (7, len(names))
-    columns = dict(zip(names, table.T.tolist()))
+    columns = {name: column.tolist() for name, column in stages.score(ROWS, 0, scoring).items()}
+    assert {len(column) for column in columns.values()} == {7}
+    titles = scorer.user_rewards.titles
+    assert {f"user{part}/{title}" for part in ("", "_failed") for title in titles} <= set(columns)
     assert columns["scored"] == [1, 1, 1, 0, 0, 0, 1] and columns["length"] == [2, 2, 2, 0, 0, 0, 2]
     assert columns["user/whole"][:3] == [4, 4, 4] and all(map(math.isnan, columns["user/whole"][3:6]))
 

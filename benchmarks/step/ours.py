@@ -23,7 +23,6 @@ from dyme.engine.train_engine import init_distributed
 from dyme.families import Family
 from dyme.families.attention import PADDING
 from dyme.fault_tolerance.launch import quiet
-from dyme.metrics.step_metrics import column_names
 from dyme.opening import open_run
 from dyme.sampler import StepBatch
 from dyme.scoring import Scoring
@@ -42,7 +41,7 @@ class Ours:
         self.case, self.device = case, device
         self.phases: dict[str, float] = {}
         self.counts = Counts()
-        self.signals: dict[str, float] = {}
+        self.step_metrics: dict[str, float] = {}
         self._stack = ExitStack()
         place = self._stack.enter_context(tempfile.TemporaryDirectory())
         self.run = open_run(_config(case, folder, Path(place), published))
@@ -58,7 +57,7 @@ class Ours:
         """Cost, seconds by phase and counts of one training step."""
         self.phases, self.counts = {}, Counts()
         with _scripted(self), _published(self.run.engine.family) if self._published else ExitStack():
-            cost, self.signals = measured(self.device, lambda: train_step(self.run, step))
+            cost, self.step_metrics = measured(self.device, lambda: train_step(self.run, step))
         return cost, dict(self.phases), self.counts
 
     def _watch(self) -> None:
@@ -141,17 +140,15 @@ def _scripted(ours: Ours) -> Iterator[None]:
     """The scores of real rewards are computed and then replaced by the script's."""
     score, sequences = stages.score, stages.sequences
 
-    def scripted_score(batch: StepBatch, rank: int, scoring: Scoring) -> Tensor:
-        table = score(batch, rank, scoring)
+    def scripted_score(batch: StepBatch, rank: int, scoring: Scoring) -> dict[str, Tensor]:
+        columns = score(batch, rank, scoring)
         rollouts = dict(sorted(scoring.rollouts.items()))
-        names = column_names(scoring.scorer.user_rewards.titles)
-        rewards = scripted([scoring.records[batch.records[batch.group_of(row)]].id for row in rollouts])
-        table[:, names.index("reward")] = torch.tensor(rewards, dtype=table.dtype)
-        for name in ("correct", "accuracy", "thinking", "format"):
-            table[:, names.index(name)] = torch.tensor(rewards, dtype=table.dtype) / RIGHT
-        table[:, names.index("scored")] = 1.0
+        scores = scripted([scoring.records[batch.records[batch.group_of(row)]].id for row in rollouts])
+        rewards = torch.tensor(scores, dtype=torch.float64)
+        columns |= {"reward": rewards, "scored": torch.ones_like(rewards)}
+        columns |= dict.fromkeys(("correct", "accuracy", "thinking", "format"), rewards / RIGHT)
         ours.counts.reply_tokens += sum(len(rollout.tokens) for rollout in rollouts.values())
-        return table
+        return columns
 
     def counted_sequences(*args: Any) -> TrainSequences:
         found = sequences(*args)

@@ -52,7 +52,7 @@ class SuiteFolder(RunFolder):
 
     def log_eval(self, step: int, result: Evaluation) -> None:
         self.position.schedule.evaluated = step
-        self.logger.log_eval(step, {"time_s": self.clock.elapsed(), **result.signals()})
+        self.logger.log_eval(step, {"time_s": self.clock.elapsed(), **result.metrics()})
         if step and result.accuracy > self.position.best:
             self.position.best, self.best_step = result.accuracy, step
             held = self.engine.rollout_copy.refresh().state_dict()

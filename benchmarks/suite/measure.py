@@ -13,12 +13,12 @@ from dyme.data import Record
 from dyme.evaluation.driver import answer_batch, columns
 from dyme.evaluation.files import COLUMNS
 from dyme.families import Family
-from dyme.metrics.logger import MODES
+from dyme.metrics.keys import MODES
 from dyme.prompts import PromptCache
 from dyme.rollout.engine import RolloutEngine
 
 CURVE = 40
-SIGNALS = ("accuracy", "format_rate", "collapse/all_wrong", "rollout/length_mean", "policy/entropy")
+METRICS = ("accuracy", "format_rate", "collapse/all_wrong", "rollout/length_mean", "policy/entropy")
 
 
 def measure_split(
@@ -72,7 +72,7 @@ def curve(lines: Sequence[Mapping[str, Any]], points: int = CURVE) -> list[dict[
     for k in range(count):
         some = lines[k * len(lines) // count : (k + 1) * len(lines) // count]
         point: dict[str, Any] = {"step": some[-1]["step"]}
-        for key in (*(f"mode/{mode}_ratio" for mode in MODES), *SIGNALS):
+        for key in (*(f"mode/{mode}_ratio" for mode in MODES), *METRICS):
             values = [line[key] for line in some if line.get(key) is not None]
             if values:
                 point[key.removesuffix("_ratio").rpartition("/")[2]] = _short(sum(values) / len(values))
@@ -85,7 +85,7 @@ def summed(lines: Sequence[Mapping[str, Any]], key: str) -> float:
 
 
 def mean_of(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """The mean over the steps that have the signal."""
+    """The mean over the steps that logged it."""
     return _mean([line[key] for line in lines if line.get(key) is not None])
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from dyme.batching.objective import LossInputs, TrainSequence, loss_inputs
@@ -18,8 +17,7 @@ from dyme.families import Prompt
 from dyme_kernels import PolicyLossOutput
 
 EXPLORED = ("ratio", "clipped_low", "clipped_high", "entropy", "kl")
-SUMS = ("loss", "tokens", "memorized", "explored", "nll", "lost", *EXPLORED)
-"""What `_accumulate` adds up over the tokens of this rank."""
+"""Statistics of explored tokens: fields of `PolicyLossOutput` and of `UpdateStats`."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class ComponentNorms:
     memorize: float
     cosine: float
 
-    def signals(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {"grad/explore_norm": self.explore, "grad/memorize_norm": self.memorize, "grad/cosine": self.cosine}
 
 
@@ -114,18 +112,18 @@ def with_reference_logprobs(engine: TrainEngine, train_batch: TrainBatch) -> Tra
 def run_update(engine: TrainEngine, train_batch: TrainBatch, lr_factor: float, epochs: int = 1) -> UpdateStats:
     """Trains a plan `epochs` times with an optimizer step each. Ratios of later epochs are against the
     log-probabilities of the first. A step that is dropped (a non-finite value on any rank) ends the epochs."""
-    sums, norms, applied = torch.zeros(len(SUMS), dtype=torch.float64), list[float](), True
+    sums, norms, applied = dict[str, float](), list[float](), True
     old: list[Tensor] | None = None
     for _ in range(epochs):
         part, logprobs = _accumulate(engine, train_batch, train_batch.weights, old)
-        sums += part
+        sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
         old = old or logprobs
         result = engine.step(lr_factor)
         norms.append(result.grad_norm)
         applied &= result.applied
         if not applied:
             break
-    total = dict(zip(SUMS, engine.all_reduce(sums.tolist()), strict=True))
+    total = dict(zip(sums, engine.all_reduce(list(sums.values())), strict=True))
     return UpdateStats(
         applied=applied,
         grad_norm=sum(norms) / len(norms),
@@ -188,9 +186,9 @@ def _micro_batches(engine: TrainEngine, train_batch: TrainBatch, weights: Sequen
 
 def _accumulate(
     engine: TrainEngine, train_batch: TrainBatch, weights: Sequence[float], old: Sequence[Tensor] | None = None
-) -> tuple[Tensor, list[Tensor]]:
-    """Forward and backward of every micro-batch of this rank. Returns the `SUMS`, float64, and the log-probabilities of
-    each micro-batch, [N] on the host."""
+) -> tuple[dict[str, float], list[Tensor]]:
+    """Forward and backward of every micro-batch of this rank. Returns sums over its tokens, by the same names on every
+    rank, and the log-probabilities of each micro-batch, [N] on the host."""
     done: list[tuple[int, LossInputs, PolicyLossOutput]] = []
     for j, micro in enumerate(_micro_batches(engine, train_batch, weights)):
         inputs = micro.inputs
@@ -201,7 +199,7 @@ def _accumulate(
         out = engine.forward_backward(micro.batch, inputs, last=j == train_batch.plan.num_micro_batches - 1)
         # read after the last one: the host packs the next while the device still works on this one
         done.append((micro.lost, inputs, replace(out, loss=out.loss.detach())))
-    sums = dict.fromkeys(SUMS, 0.0)
+    sums = dict.fromkeys(("loss", "tokens", "memorized", "explored", "nll", "lost", *EXPLORED), 0.0)
     logprobs = []
     for lost, inputs, out in done:
         memorized, explored = inputs.memorize, ~inputs.memorize
@@ -214,7 +212,7 @@ def _accumulate(
         sums["lost"] += lost
         for name in EXPLORED:
             sums[name] += float(getattr(out, name).double().cpu()[explored].sum())
-    return torch.tensor(list(sums.values()), dtype=torch.float64), logprobs
+    return sums, logprobs
 
 
 def _mean(total: float, count: float) -> float:

@@ -4,14 +4,15 @@ samples."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from dyme.config import RunConfig
 from dyme.data import Record
 from dyme.engine.train_engine import TrainEngine
+from dyme.metrics.columns import gather_columns
 from dyme.metrics.logger import MetricsLogger, Sample, SilentLogger
 from dyme.prompts import PromptCache
 from dyme.rewards.answer import read_completion
@@ -32,7 +33,7 @@ class Evaluation:
     length_mean: float
     n: int
 
-    def signals(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {f"eval/{name}": value for name, value in vars(self).items()}
 
 
@@ -61,26 +62,25 @@ def evaluate(
         style=cfg.prompt.style,
         checker=lexical_checker(cfg.supervision),  # a judge's verdicts would differ between evaluations
     )
-    rows = torch.tensor(
-        [
-            [i, c, f, t, len(r.tokens)]
-            for (i, r), c, f, t in zip(answers.items(), scores.correct, scores.format, scores.thinking, strict=True)
-        ],
-        dtype=torch.float64,
-    ).reshape(-1, 5)
-    ended = torch.tensor([[float(len(rows)), float(whole)]], dtype=torch.float64)
-    ends = engine.gather_rows(ended, [1] * engine.world_size)
-    if not ends[:, 1].all():
+    columns = {
+        "record": list(answers),
+        "correct": scores.correct,
+        "format": scores.format,
+        "thinking": scores.thinking,
+        "length": [len(r.tokens) for r in answers.values()],
+    }
+    ended = gather_columns(engine.gather_rows, {"n": [len(answers)], "whole": [whole]}, [1] * engine.world_size)
+    if not ended["whole"].all():
         return None
-    counts = [int(n) for n in ends[:, 0]]
+    counts = [int(n) for n in ended["n"]]
     if not sum(counts):
         return Evaluation(0.0, 0.0, 0.0, 0.0, 0)
-    table = engine.gather_rows(rows, counts)
+    table = gather_columns(engine.gather_rows, columns, counts)
     sampled = _spread(len(records), cfg.run.samples)
     replies = {i: text for i, text in zip(answers, texts) if i in sampled}
     _write_samples(cfg, engine, records, replies, table, step, metrics)
-    accuracy, format_rate, thinking, length = table[:, 1:].nan_to_num().mean(0).tolist()
-    return Evaluation(accuracy, format_rate, thinking, length, len(table))
+    mean = {name: float(column.nan_to_num().mean()) for name, column in table.items()}
+    return Evaluation(mean["correct"], mean["format"], mean["thinking"], mean["length"], sum(counts))
 
 
 def _answers(
@@ -131,7 +131,7 @@ def _write_samples(
     engine: TrainEngine,
     records: Sequence[Record],
     replies: dict[int, str],
-    table: torch.Tensor,
+    table: Mapping[str, Tensor],
     step: int,
     metrics: MetricsLogger | SilentLogger,
 ) -> None:
@@ -139,7 +139,8 @@ def _write_samples(
     gathered = engine.gather_tokens(packed)
     if engine.rank:
         return
-    verdict = {int(row[0]): (bool(row[1] > 0.5), int(row[2])) for row in table.tolist()}
+    numbers = (table[name].tolist() for name in ("record", "correct", "format"))
+    verdict = {int(i): (correct > 0.5, int(valid)) for i, correct, valid in zip(*numbers, strict=True)}
     samples = []
     for index, *raw in sorted(item for rank in gathered for item in rank):
         record, text = records[index], bytes(raw).decode(errors="replace")

@@ -12,9 +12,8 @@ from typing import Any
 
 from PIL import Image
 
+from dyme.metrics.keys import MODES
 from dyme.text.json_lines import append_jsonl, plain, truncate_jsonl
-
-MODES = ("explore", "memorize", "skip", "joint")
 
 
 @dataclass(frozen=True)

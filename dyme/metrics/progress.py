@@ -42,9 +42,9 @@ class ProgressLine:
         if self._bar:
             self._bar.stop()
 
-    def step(self, step: int, signals: dict[str, float]) -> None:
+    def step(self, step: int, metrics: dict[str, float]) -> None:
         """Shows a finished step."""
-        state = _state(signals)
+        state = _state(metrics)
         if self._bar:
             self._bar.update(self._task, completed=step, state=state)
         elif self._rank == 0 and (time.monotonic() - self._last > QUIET_SECONDS or step == self._total):
@@ -59,13 +59,13 @@ class ProgressLine:
             )
 
 
-def _state(signals: dict[str, float]) -> str:
-    shares = "/".join(f"{100 * signals[f'mode/{mode}_ratio']:.0f}" for mode in ("explore", "memorize", "skip"))
+def _state(metrics: dict[str, float]) -> str:
+    shares = "/".join(f"{100 * metrics[f'mode/{mode}_ratio']:.0f}" for mode in ("explore", "memorize", "skip"))
     parts = [f"explore/memorize/skip {shares} %"]
-    if "accuracy" in signals:
-        parts += [f"reward {signals['reward/total_mean']:.2f}", f"accuracy {signals['accuracy']:.2f}"]
+    if "accuracy" in metrics:
+        parts += [f"reward {metrics['reward/total_mean']:.2f}", f"accuracy {metrics['accuracy']:.2f}"]
     else:
-        parts.append(f"loss {signals.get('loss', float('nan')):.3f}")
-    if degraded := sum(signals.get(f"supervision/{stage}/degraded", 0) for stage in ("facts", "check", "refine")):
+        parts.append(f"loss {metrics.get('loss', float('nan')):.3f}")
+    if degraded := sum(metrics.get(f"supervision/{stage}/degraded", 0) for stage in ("facts", "check", "refine")):
         parts.append(f"degraded {degraded:.0f}")
-    return "  ".join([*parts, f"{signals['tokens_per_s']:.0f} tok/s"])
+    return "  ".join([*parts, f"{metrics['tokens_per_s']:.0f} tok/s"])

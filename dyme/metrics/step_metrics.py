@@ -1,10 +1,11 @@
-"""Signals: the numbers of one step that go to metrics.jsonl, from gathered rows and decisions. Definitions:
-docs/report.md."""
+"""Step metrics: the numbers of one step that go to metrics.jsonl, from gathered rows and decisions. What each means is
+declared in keys.py."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -13,35 +14,25 @@ import torch
 from torch import Tensor
 
 from dyme.config import RunConfig
+from dyme.metrics.columns import RolloutColumns
 from dyme.sampler import StepBatch
 from dyme.selectors.base import GroupStats, Mode, ModeDecision
 
-COLUMNS = ("format", "thinking", "accuracy", "reward", "correct", "scored", "truncated", "length", "stopped", "entropy")
-"""Columns of the gathered table, one row per rollout. `entropy` is the mean of -logp over the tokens, NaN where the
-engine does not tell; the mean over draws estimates the entropy of the policy at the sampling temperature."""
+MAX_KINDS = 20
+"""Kinds of question in the training records up to which each has metrics of its own."""
 
 
-def column_names(rewards: Sequence[str] = ()) -> tuple[str, ...]:
-    """`COLUMNS`, then of each user reward its value (NaN where it does not apply or failed) and whether it failed."""
-    return (*COLUMNS, *(f"user/{name}" for name in rewards), *(f"user_failed/{name}" for name in rewards))
-
-
-def table_columns(table: Tensor, rewards: Sequence[str] = ()) -> dict[str, Tensor]:
-    """float64 [R, C] -> the columns that `column_names` names."""
-    return {name: table[:, i] for i, name in enumerate(column_names(rewards))}
-
-
-def any_failed(columns: dict[str, Tensor]) -> bool:
-    """Whether a row is unscored, or a user reward failed for one."""
-    return bool((columns["scored"] < 0.5).any()) or any(
-        bool((column > 0.5).any()) for name, column in columns.items() if name.startswith("user_failed/")
-    )
+def logged_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
+    """The kinds of training records that have metrics of their own: none where there are more than `MAX_KINDS`. Records
+    without a kind ("") count in the metrics of all records only."""
+    found = sorted(set(kinds) - {""})
+    return tuple(found) if len(found) <= MAX_KINDS else ()
 
 
 def step_metrics(
     cfg: RunConfig,
     batch: StepBatch,
-    columns: dict[str, Tensor],
+    columns: RolloutColumns,
     decision: ModeDecision,
     stats: GroupStats | None,
     *,
@@ -59,7 +50,28 @@ def mode_metrics(decision: ModeDecision) -> dict[str, float]:
     return {f"mode/{mode.name.lower()}_ratio": decision.share(mode) for mode in Mode}
 
 
-def rollout_metrics(columns: dict[str, Tensor], stats: GroupStats, offsets: Sequence[int]) -> dict[str, float]:
+def kind_metrics(
+    logged: Sequence[str], kinds: Sequence[str], decision: ModeDecision, columns: RolloutColumns
+) -> dict[str, float]:
+    """Modes, accuracy and truncated rollouts by kind of question. `kinds`: of each group. A kind of which the step has
+    no group, or no scored rollout, lacks the key."""
+    out: dict[str, float] = {}
+    for kind in logged:
+        groups = [mode for mode, own in zip(decision.mode.tolist(), kinds, strict=True) if own == kind]
+        if groups:
+            counts = Counter(groups)
+            out |= {f"mode/{kind}/{mode.name.lower()}_ratio": counts[mode] / len(groups) for mode in Mode}
+        if columns and kind in columns.kinds:
+            mine = torch.tensor([own == kind for own in columns.kinds])
+            scored, written = mine & (columns["scored"] > 0.5), mine & (columns["length"] > 0)
+            if scored.any():
+                out[f"accuracy/{kind}"] = _mean(columns["correct"][scored])
+            if written.any():
+                out[f"rollout/truncated/{kind}"] = _mean(columns["truncated"][written])
+    return out
+
+
+def rollout_metrics(columns: RolloutColumns, stats: GroupStats, offsets: Sequence[int]) -> dict[str, float]:
     """Rewards, accuracy, lengths and collapse rates of a step. Group rates are over groups with at least two scored
     rows."""
     scored = columns["scored"] > 0.5
@@ -78,9 +90,9 @@ def rollout_metrics(columns: dict[str, Tensor], stats: GroupStats, offsets: Sequ
     bounds = list(pairwise(offsets))
     for name, column in (("total", "reward"), ("format", "format"), ("thinking", "thinking"), ("accuracy", "accuracy")):
         out |= _spread(name, columns[column], scored, bounds)
-    if "length_reward" in columns:
+    if "length_reward" in columns.values:
         out |= _spread("length", columns["length_reward"], scored, bounds)
-    for column in [name for name in columns if name.startswith("user/")]:
+    for column in [name for name in columns.values if name.startswith("user/")]:
         out |= _spread(column, columns[column], scored & ~columns[column].isnan(), bounds)
         failed = columns[column.replace("user/", "user_failed/", 1)]
         out[f"reward/{column}_unscored"] = _mean(failed[written])
@@ -105,7 +117,7 @@ class MemorizeLog:
     times: dict[str, int] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
 
-    def signals(self, ids: Sequence[str], stats: GroupStats | None, decision: ModeDecision) -> dict[str, float]:
+    def metrics(self, ids: Sequence[str], stats: GroupStats | None, decision: ModeDecision) -> dict[str, float]:
         """repeat_count: times this step's memorized records were memorized before (mean). flip_rate: share of the
         records memorized at their last visit that have a right answer now."""
         out = {}
@@ -141,7 +153,7 @@ def _spread(name: str, values: Tensor, counts: Tensor, bounds: Sequence[tuple[in
     }
 
 
-def group_entropy(columns: dict[str, Tensor], offsets: Sequence[int]) -> Tensor:
+def group_entropy(columns: RolloutColumns, offsets: Sequence[int]) -> Tensor:
     """Mean of -logp over all tokens of each group, float64 [G]; 0 for groups without completions."""
     out = []
     for a, b in pairwise(offsets):

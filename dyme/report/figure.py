@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from dyme.metrics.logger import MODES
+from dyme.metrics.keys import MODES
 from dyme.report.runs import Run, Series
 
 # Okabe and Ito's palette for the runs and lighter tints for the modes: both stay apart for colour-blind readers.

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dyme.metrics.logger import MODES, summarize
+from dyme.metrics.keys import MODES
+from dyme.metrics.logger import summarize
 from dyme.text.json_lines import read_jsonl
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -34,7 +34,7 @@ def length_rewards(lengths: Tensor, correct: Tensor, scored: Tensor, offsets: Se
 
 
 def add_length_reward(
-    columns: dict[str, Tensor], weight: float, offsets: Sequence[int], *, require_format: bool
+    columns: Mapping[str, Tensor], weight: float, offsets: Sequence[int], *, require_format: bool
 ) -> dict[str, Tensor]:
     """The gathered columns with `length_reward` (u) and with w u in `reward`; R stays 0 where `require_format` makes it
     so."""

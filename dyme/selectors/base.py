@@ -7,7 +7,7 @@ Everything here runs on the host in float64, so that every rank (and every kind 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Protocol
@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dyme.settings.errors import ConfigError
+from dyme.settings.selector import SelectorConfig
 from dyme_kernels import group_advantages
 
 
@@ -85,6 +87,17 @@ class ModeDecision:
         return float((self.mode == mode).double().mean()) if len(self.mode) else 0.0
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a selector asks of a step. `logprobs`: of the rollouts (`GroupStats.entropy`). `trains_solved`: whether
+    rollouts of a group may train where all are right; `trains_unsolved`: where all are wrong. Where they may not, a
+    judge need not score their thinking."""
+
+    logprobs: bool = False
+    trains_solved: bool = True
+    trains_unsolved: bool = True
+
+
 class ModeSelector(Protocol):
     """`select` is a pure function of its arguments and of the state that `state_dict` returns."""
 
@@ -93,6 +106,34 @@ class ModeSelector(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class StatelessSelector:
+    """A rule of statistics and progress (finished steps / train.max_steps, in [0, 1)); nothing to save."""
+
+    rule: Callable[[GroupStats, float], ModeDecision]
+
+    def select(self, stats: GroupStats, progress: float) -> ModeDecision:
+        return self.rule(stats, progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ConfigError(
+                "selector.name has changed since the checkpoint, which holds what its selector keeps "
+                f"({', '.join(state)}): set it back, or start in a new run.dir"
+            )
+
+
+@dataclass(frozen=True)
+class SelectorKind:
+    """What stands behind a name: how it is made from its settings, and what it needs."""
+
+    make: Callable[[SelectorConfig], ModeSelector]
+    needs: Needs = Needs()
 
 
 def group_stats(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dyme.selectors.base import GroupStats, ModeDecision
-from dyme.selectors.gates import memorize_nothing
+from dyme.selectors.base import GroupStats, ModeDecision, SelectorKind
+from dyme.selectors.gates import GATED, memorize_nothing
 
 
 @dataclass
@@ -39,3 +39,6 @@ class Buffered:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """A state without the buffer is that of a run which began with another selector."""
         self.waiting = list(state.get("waiting", ()))
+
+
+SELECTORS = {"buffered": SelectorKind(lambda c: Buffered(c.buffer_size), GATED)}

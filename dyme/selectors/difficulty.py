@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, decide
+from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, SelectorKind, StatelessSelector, decide
 
 ALL_WRONG = 0.25
 """Weight of a group without a right answer in the first stage; 0 in the later ones."""
@@ -42,3 +42,6 @@ def difficulty_weighted(stats: GroupStats, progress: float) -> ModeDecision:
         stats,
         rl_weight=difficulty_weights(stats.accuracy_mean, stage),
     )
+
+
+SELECTORS = {"difficulty_weighted": SelectorKind(lambda c: StatelessSelector(difficulty_weighted))}

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, decide
+from dyme.selectors.base import (
+    GroupStats,
+    Mode,
+    ModeDecision,
+    Needs,
+    Reason,
+    SelectorKind,
+    StatelessSelector,
+    decide,
+)
 
 
 def _three_way(explore: Tensor, memorize: Tensor, stats: GroupStats) -> ModeDecision:
@@ -39,8 +50,8 @@ def any_correct(stats: GroupStats, progress: float) -> ModeDecision:
 
 
 def accuracy_gate(stats: GroupStats, progress: float, gamma: float = 0.0) -> ModeDecision:
-    """HPT (Unify-Post-Training): memorize where mean(s) <= gamma, else explore; all right carries no signal and is
-    skipped."""
+    """HPT (Unify-Post-Training): memorize where mean(s) <= gamma, else explore; a group that is all right teaches
+    nothing and is skipped."""
     memorize = stats.accuracy_mean <= gamma
     return _three_way(~memorize & (stats.num_correct < stats.num_scored), memorize, stats)
 
@@ -67,3 +78,15 @@ def alternate(stats: GroupStats, progress: float) -> ModeDecision:
     here: one half each, in every batch."""
     even = stats.group_id % 2 == 0
     return _fixed(torch.where(even, int(Mode.MEMORIZE), int(Mode.EXPLORE)), stats)
+
+
+GATED = Needs(trains_solved=False, trains_unsolved=False)
+
+SELECTORS = {
+    "variance": SelectorKind(lambda c: StatelessSelector(partial(variance, threshold=c.threshold)), GATED),
+    "any_correct": SelectorKind(lambda c: StatelessSelector(any_correct), GATED),
+    "accuracy_gate": SelectorKind(lambda c: StatelessSelector(partial(accuracy_gate, gamma=c.gamma)), GATED),
+    "reward_threshold": SelectorKind(lambda c: StatelessSelector(partial(reward_threshold, threshold=c.threshold))),
+    "always_explore": SelectorKind(lambda c: StatelessSelector(always_explore)),
+    "always_memorize": SelectorKind(lambda c: StatelessSelector(always_memorize)),
+}

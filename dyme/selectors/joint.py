@@ -4,11 +4,22 @@ entropy of the policy."""
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, decide
+from dyme.selectors.base import (
+    GroupStats,
+    Mode,
+    ModeDecision,
+    Needs,
+    Reason,
+    SelectorKind,
+    StatelessSelector,
+    decide,
+)
+from dyme.settings.selector import SelectorConfig
 
 
 def _joint(
@@ -77,3 +88,23 @@ def entropy_weighted(stats: GroupStats, progress: float) -> ModeDecision:
     """
     assert stats.entropy is not None, "entropy_weighted needs rollouts that tell their log-probabilities"
     return _joint(stats, 0.1 * torch.exp(stats.entropy), 0.5 * torch.exp(-stats.entropy))
+
+
+def _scheduled(c: SelectorConfig) -> StatelessSelector:
+    return StatelessSelector(
+        partial(
+            scheduled,
+            peak=c.peak,
+            valley=c.valley,
+            warmup=c.warmup,
+            decay=c.decay,
+            token_shaping=c.token_shaping,
+        )
+    )
+
+
+SELECTORS = {
+    "annealed": SelectorKind(lambda c: StatelessSelector(annealed)),
+    "scheduled": SelectorKind(_scheduled),
+    "entropy_weighted": SelectorKind(lambda c: StatelessSelector(entropy_weighted), Needs(logprobs=True)),
+}

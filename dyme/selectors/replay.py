@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, decide
+from dyme.data.paths import expand
+from dyme.selectors.base import GroupStats, Mode, ModeDecision, Reason, SelectorKind, decide
 from dyme.settings.errors import ConfigError
 from dyme.text.json_lines import read_jsonl
 
@@ -56,3 +57,6 @@ class Replay:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What another selector kept is in the recorded modes."""
+
+
+SELECTORS = {"replay": SelectorKind(lambda c: Replay(expand(c.path or "")))}

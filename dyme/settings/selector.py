@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dyme.settings.numbers import Fraction, NonNegativeFloat
 from dyme.settings.schema import Schema
 
+SELECTORS = {
+    "variance": "gates",
+    "any_correct": "gates",
+    "accuracy_gate": "gates",
+    "reward_threshold": "gates",
+    "always_explore": "gates",
+    "always_memorize": "gates",
+    "annealed": "joint",
+    "scheduled": "joint",
+    "difficulty_weighted": "difficulty",
+    "entropy_weighted": "joint",
+    "buffered": "buffered",
+    "replay": "replay",
+}
+"""Every selector by name, and its file in dyme/selectors/. A selector more is a line here and that file."""
+
+if TYPE_CHECKING:
+    SelectorName = str
+else:
+    SelectorName = Literal[tuple(SELECTORS)]  # a type checker takes no names that are computed
+
 
 class SelectorConfig(Schema):
     """Which groups memorize and which explore (method dyme)."""
 
-    name: Literal[
-        "variance",
-        "any_correct",
-        "accuracy_gate",
-        "reward_threshold",
-        "always_explore",
-        "always_memorize",
-        "annealed",
-        "scheduled",
-        "difficulty_weighted",
-        "entropy_weighted",
-        "buffered",
-        "replay",
-    ] = "variance"
+    name: SelectorName = "variance"
     """The rule; see docs/method.md for each formula."""
     threshold: NonNegativeFloat = 0.0
     """tau of `variance`; threshold of `reward_threshold` on the mean reward."""

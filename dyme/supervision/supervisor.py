@@ -1,7 +1,7 @@
 """Supervisor: everything a rank needs to supervise the thinking: judge, prompts, facts, refiner and template pool.
 
 Nothing here waits longer than the judge's deadline, and nothing a judge does ends a run: what does not come in time is
-the lexical score, or the demonstration as it is. Only `update`, `signals` and `state_dict` are collective.
+the lexical score, or the demonstration as it is. Only `update`, `metrics` and `state_dict` are collective.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class Supervisor:
 
     # --- figures ------------------------------------------------------------------------------------
 
-    def signals(self, reduce: Callable[[Sequence[float]], list[float]], ranks: int) -> dict[str, float]:
+    def metrics(self, reduce: Callable[[Sequence[float]], list[float]], ranks: int) -> dict[str, float]:
         """Collective where there is more than words to compare. What was counted since the last call, over all ranks,
         and the version of the pool."""
         if not self.cfg.on:

@@ -208,7 +208,7 @@ def test_dead_rows_change_nothing_but_the_cost(tmp_path):
     for published in (False, True):
         run = Ours(case, tmp_path, CPU, published=published)
         _, _, counts = run.step(0)
-        told.append((counts, run.signals["loss"], run.signals["grad_norm"]))
+        told.append((counts, run.step_metrics["loss"], run.step_metrics["grad_norm"]))
         assert run.run.engine.family.packs_trees
         run.close()
     (few, loss, norm), (many, their_loss, their_norm) = told

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from dyme.metrics.keys import undeclared
 from tests.helpers.tiny import TINY
 
 
@@ -40,7 +41,10 @@ def write_config(folder: Path, **changes: object) -> Path:
 
 
 def lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """What a run logged; every key is one of `dyme.metrics.keys`."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert not (strange := undeclared(key for line in found for key in line)), strange
+    return found
 
 
 def same(a: list[dict], b: list[dict], *, rel: float = 0.0) -> None:

@@ -41,6 +41,8 @@ def test_three_steps_leave_a_whole_run_folder(tmp_path):
     for line in steps:
         shares = [line[f"mode/{mode}_ratio"] for mode in ("explore", "memorize", "skip", "joint")]
         assert sum(shares) == pytest.approx(1)
+        of_kinds = {key.split("/")[1] for key in line if key.startswith("mode/") and key.count("/") == 2}
+        assert of_kinds and all(0 <= line[f"rollout/truncated/{kind}"] <= 1 for kind in of_kinds)
         assert line["skipped_update"] == 0 and line["grad_norm"] > 0
         assert line["memorize/nll"] > 0 and line["memorize/ref_len"] > 5
     assert steps[0]["grad/memorize_norm"] > 0 and "grad/memorize_norm" not in steps[1]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
 
 from dyme.batching.objective import train_sequences
 from dyme.methods import memorizes_only
-from dyme.selectors import make_selector, mixed_selector
-from dyme.selectors.base import Mode, ModeDecision, mode_line, with_extra
+from dyme.selectors import fixed_selector, make_selector, needs_of
+from dyme.selectors.base import Mode, ModeDecision, Needs, mode_line, with_extra
 from dyme.selectors.joint import mu
 from dyme.settings.errors import ConfigError
-from dyme.settings.selector import SelectorConfig
+from dyme.settings.selector import SELECTORS, SelectorConfig
 from tests.helpers.selection import NAN, E, M, S, stats
 
 J = Mode.JOINT
@@ -23,6 +24,24 @@ J = Mode.JOINT
 
 def select(s, progress: float, **settings) -> ModeDecision:
     return make_selector(SelectorConfig(**settings)).select(s, progress)
+
+
+def test_every_name_is_declared_in_its_file():
+    """And nothing is declared that no name leads to. Settings refuse other names."""
+    declared = {
+        (name, file) for file in set(SELECTORS.values()) for name in import_module(f"dyme.selectors.{file}").SELECTORS
+    }
+    assert declared == set(SELECTORS.items())
+    with pytest.raises(ValueError, match="Input should be 'variance', 'any_correct'"):
+        SelectorConfig(name="varience")
+
+
+def test_what_selectors_need():
+    needs = {name: needs_of("dyme", SelectorConfig.model_construct(name=name)) for name in SELECTORS}
+    assert [name for name in SELECTORS if needs[name].logprobs] == ["entropy_weighted"]
+    spared = [name for name in SELECTORS if not (needs[name].trains_solved or needs[name].trains_unsolved)]
+    assert spared == ["variance", "any_correct", "accuracy_gate", "buffered"]
+    assert needs_of("grpo", SelectorConfig(name="entropy_weighted")) == Needs()
 
 
 @pytest.mark.parametrize(("progress", "weight"), [(0.0, 1.0), (1 / 3, 0.75), (0.5, 0.5), (2 / 3, 0.25)])
@@ -163,7 +182,7 @@ def test_replay(tmp_path):
 
 def test_mixed():
     s = stats([1, 0], [0, 0], [1, 1], [1, 0], has_demonstration=[True, True, False, True])
-    assert mixed_selector().select(s, 0.0).mode.tolist() == [M, E, S, E]
+    assert fixed_selector("mixed").select(s, 0.0).mode.tolist() == [M, E, S, E]
 
 
 @pytest.mark.parametrize(

@@ -66,22 +66,22 @@ def test_what_is_counted(tmp_path):
     check = held.check(rows(record, 3), "open")
     held.verdicts([check])
     held.refine([record])
-    signals = held.signals(list, 1)
-    assert {name: signals[f"supervision/{name}/degraded"] for name in ("facts", "check", "refine")} == {
+    metrics = held.metrics(list, 1)
+    assert {name: metrics[f"supervision/{name}/degraded"] for name in ("facts", "check", "refine")} == {
         "facts": 1,
         "check": 3,
         "refine": 1,
     }
-    assert held.totals["facts/degraded"] == 1 and not held.signals(list, 1)["supervision/facts/degraded"]
+    assert held.totals["facts/degraded"] == 1 and not held.metrics(list, 1)["supervision/facts/degraded"]
     held.close()
 
 
 @pytest.mark.parametrize("stage", ["facts", "check", "refine"])
 def test_the_progress_line_shows_it(stage, capsys):
-    signals = dict.fromkeys(("mode/explore_ratio", "mode/memorize_ratio", "mode/skip_ratio", "tokens_per_s"), 0.0)
-    ProgressLine("run", 1, 0, 0).step(1, signals)
+    metrics = dict.fromkeys(("mode/explore_ratio", "mode/memorize_ratio", "mode/skip_ratio", "tokens_per_s"), 0.0)
+    ProgressLine("run", 1, 0, 0).step(1, metrics)
     assert "degraded" not in capsys.readouterr().err
-    ProgressLine("run", 1, 0, 0).step(1, signals | {f"supervision/{stage}/degraded": 3.0})
+    ProgressLine("run", 1, 0, 0).step(1, metrics | {f"supervision/{stage}/degraded": 3.0})
     assert "degraded 3" in capsys.readouterr().err
 
 

@@ -48,10 +48,10 @@ def measure(job: Job, recorder: Recorder) -> dict[str, Any]:
         nonlocal number
         with recorder.step() as calls:
             begin = time.perf_counter()
-            signals = whole_step(run, number)
+            metrics = whole_step(run, number)
             seconds = time.perf_counter() - begin
         number += 1
-        return seconds, signals, calls
+        return seconds, metrics, calls
 
     for _ in range(job.warm_up):  # ZeRO-3 learns the order of the modules in the first ones
         step()
@@ -64,7 +64,7 @@ def measure(job: Job, recorder: Recorder) -> dict[str, Any]:
                 "delay_s": delay_s,
                 "loss": loss,
                 "steps_s": [seconds for seconds, _, _ in done],
-                "phases_s": [{k: v for k, v in signals.items() if k.startswith("time/")} for _, signals, _ in done],
+                "phases_s": [{k: v for k, v in metrics.items() if k.startswith("time/")} for _, metrics, _ in done],
                 "collectives": [count(calls) for _, _, calls in done],
                 "elements": [sum(size for _, size in calls) for _, _, calls in done],
                 "probes_s": probe(job.probes) if not loss else {},
@@ -75,14 +75,14 @@ def measure(job: Job, recorder: Recorder) -> dict[str, Any]:
 
 
 def whole_step(run: Any, number: int) -> dict[str, Any]:
-    """What the loop of dyme/trainer.py does in a step without evaluation and checkpoint; its signals."""
+    """What the loop of dyme/trainer.py does in a step without evaluation and checkpoint; its metrics."""
     from dyme.trainer import train_step
 
     with run.stepping(number):
-        signals = train_step(run, number)
-    run.folder.log_step(number + 1, signals, len(run.prompt_cache.failed))
+        metrics = train_step(run, number)
+    run.folder.log_step(number + 1, metrics, len(run.prompt_cache.failed))
     run.schedule.must_stop(run.clock.elapsed(), run.engine.all_reduce)
-    return signals
+    return metrics
 
 
 def probe(calls: int) -> dict[str, list[float]]:
