@@ -27,7 +27,16 @@ from dyme.rollout.noise import row_key
 from dyme.rollout.types import Rollout, RolloutRequest, sampling_of
 from dyme.sampler import StepBatch, batch_at, makes_rollouts
 from dyme.scoring import Scorer, Scoring
-from dyme.selectors.base import GroupStats, Mode, ModeDecision, ModeSelector, group_stats, memorize_all, with_extra
+from dyme.selectors.base import (
+    GroupStats,
+    Mode,
+    ModeDecision,
+    ModeSelector,
+    agree,
+    group_stats,
+    memorize_all,
+    with_extra,
+)
 from dyme.settings.prompt import PromptConfig
 from dyme.supervision.supervisor import Supervisor
 
@@ -79,7 +88,7 @@ def prompts(
         prompt = cache.encode(records[batch.records[group]])
         if prompt is not None:
             local[i] = torch.tensor([len(prompt), *(name in prompt.modalities for name in names)])
-    table = engine.gather_rows(local, [len(groups) for groups in owners])
+    table = engine.gather_rows(local, [len(groups) for groups in owners]).cpu()
     modalities = [frozenset(n for n, held in zip(names, row[1:]) if held) for row in table.tolist()]
     return PromptTable(table[:, 0] > 0, [int(n) for n in table[:, 0]], modalities)
 
@@ -136,8 +145,8 @@ def score(batch: StepBatch, rank: int, scoring: Scoring) -> Tensor:
 def gather(
     engine: TrainEngine, scorer: Scorer, batch: StepBatch, table: Tensor, say: Callable[[str], None]
 ) -> dict[str, Tensor]:
-    """The scores of all ranks as named columns, [R] each, rows in the step's order. Errors are gathered, and said,
-    where the columns, which are the same on all ranks, have any."""
+    """The scores of all ranks as named columns, [R] each on the engine's device, rows in the step's order. Errors are
+    gathered, and said, where the columns, which are the same on all ranks, have any."""
     columns = table_columns(engine.gather_rows(table, batch.counts), scorer.user_rewards.titles)
     if any_failed(columns):
         scorer.failures.share(engine.gather_json, say)
@@ -147,25 +156,33 @@ def gather(
     return add_length_reward(columns, reward.length.at(batch.step), batch.offsets, require_format=reward.require_format)
 
 
+def on_host(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: column.cpu() for name, column in columns.items()}
+
+
 def select(
     cfg: RunConfig,
+    engine: TrainEngine,
     selector: ModeSelector,
     records: Sequence[Record],
     batch: StepBatch,
     columns: dict[str, Tensor],
     table: PromptTable,
 ) -> tuple[ModeDecision, GroupStats | None]:
-    """The mode of every group, from gathered numbers alone. Without rollouts every demonstration is memorized."""
+    """The mode of every group, from gathered numbers alone, by rank 0's statistics on all ranks. Without rollouts every
+    demonstration is memorized."""
     given = [has_demonstration(records[i], cfg.memorize.on_missing_trace, cfg.prompt.style) for i in batch.records]
     demonstrated = torch.tensor(given) & table.readable
     if not columns:
         return memorize_all(demonstrated), None
-    scored = (columns["scored"] > 0.5) & table.readable.repeat_interleave(batch.group_size)
+    readable = table.readable.repeat_interleave(batch.group_size).to(columns["scored"].device)
+    scored = (columns["scored"] > 0.5) & readable
     offsets = torch.tensor(batch.offsets)
     stats = group_stats(
         columns["reward"], columns["correct"], columns["format"], scored, demonstrated, offsets, cfg.objective.scale
     )
-    stats = replace(stats, records=batch.records, step=batch.step, entropy=group_entropy(columns, batch.offsets))
+    entropy = group_entropy(on_host(columns), batch.offsets)
+    stats = agree(replace(stats, records=batch.records, step=batch.step, entropy=entropy), engine.broadcast)
     return selector.select(stats, batch.step / cfg.train.max_steps), stats
 
 

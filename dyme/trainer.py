@@ -65,7 +65,8 @@ def train_step(run: Run, step: int) -> dict[str, float]:
         say = run.folder.progress.say
         columns = stages.gather(engine, run.scorer, batch, scores, say) if explores else {}
     with clock.phase("refine"):
-        decision, stats = stages.select(cfg, run.selector, records, batch, columns, prompts)
+        decision, stats = stages.select(cfg, engine, run.selector, records, batch, columns, prompts)
+        columns = stages.on_host(columns)
         batch, prompts, decision = stages.join_extra(engine, cache, records, batch, prompts, decision)
         sequences = stages.sequences(cfg, batch, columns, decision, stats)
         demonstrations = stages.refine(run.supervisor, records, batch, engine.rank, sequences)

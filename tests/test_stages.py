@@ -122,7 +122,9 @@ def test_modes_come_from_gathered_numbers(tmp_path):
     cfg = config(tmp_path)
     selector = make_selector(cfg.selector)
     columns = gathered([1.0, 0.0, 0.0] + [0.0] * 6, entropy=[0.5, 1.5, 1.0] + [0.25] * 6)
-    chosen, stats = stages.select(cfg, selector, RECORDS, BATCH, columns, TABLE)
+    ((chosen, stats),) = on_ranks(
+        1, lambda engine: stages.select(cfg, engine, selector, RECORDS, BATCH, columns, TABLE)
+    )
     assert chosen.mode.tolist() == [Mode.EXPLORE, Mode.MEMORIZE, Mode.SKIP]
     assert chosen.reason[2] == Reason.UNSCORED  # its prompt could not be read, whatever the columns say
     assert stats is not None
@@ -135,7 +137,8 @@ def test_modes_come_from_gathered_numbers(tmp_path):
 def test_the_selector_is_told_the_progress_of_the_run(tmp_path):
     asked: list[float] = []
     selector = SimpleNamespace(select=lambda stats, progress: asked.append(progress))
-    stages.select(config(tmp_path), selector, RECORDS, BATCH, gathered([1.0] * 9), TABLE)
+    cfg, columns = config(tmp_path), gathered([1.0] * 9)
+    on_ranks(1, lambda engine: stages.select(cfg, engine, selector, RECORDS, BATCH, columns, TABLE))
     assert asked == [0.5]
 
 
@@ -144,7 +147,8 @@ def test_without_rollouts_every_demonstration_is_memorized(tmp_path, missing, mo
     """One without a trace is the answer alone, where that is allowed; a record without a prompt never is one."""
     cfg = config(tmp_path, memorize={"on_missing_trace": missing})
     batch = replace(BATCH, records=(2, 3, 1), group_size=1, starts=(0, 1, 3))
-    chosen, stats = stages.select(cfg, make_selector(cfg.selector), RECORDS, batch, {}, TABLE)
+    selector = make_selector(cfg.selector)
+    ((chosen, stats),) = on_ranks(1, lambda engine: stages.select(cfg, engine, selector, RECORDS, batch, {}, TABLE))
     assert stats is None
     assert "".join(Mode(mode).name[0] for mode in chosen.mode.tolist()) == modes
 

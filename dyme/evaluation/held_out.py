@@ -69,13 +69,13 @@ def evaluate(
         dtype=torch.float64,
     ).reshape(-1, 5)
     ended = torch.tensor([[float(len(rows)), float(whole)]], dtype=torch.float64)
-    ends = engine.gather_rows(ended, [1] * engine.world_size)
+    ends = engine.gather_rows(ended, [1] * engine.world_size).cpu()
     if not ends[:, 1].all():
         return None
     counts = [int(n) for n in ends[:, 0]]
     if not sum(counts):
         return Evaluation(0.0, 0.0, 0.0, 0.0, 0)
-    table = engine.gather_rows(rows, counts)
+    table = engine.gather_rows(rows, counts).cpu()
     sampled = _spread(len(records), cfg.run.samples)
     replies = {i: text for i, text in zip(answers, texts) if i in sampled}
     _write_samples(cfg, engine, records, replies, table, step, metrics)
