@@ -19,7 +19,8 @@ from dyme_kernels.policy import policy_loss
 from dyme_kernels.spec import LossSpec
 from dyme_kernels.tokens import STATISTICS, PolicyLossOutput, compute_dtype
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 _TEXTS = ("surrogate", "token_shaping")
 _NUMBERS = tuple(f.name for f in fields(LossSpec) if f.name not in _TEXTS)
 _OPTIONAL = tuple(f.name for f in fields(LossSpec) if f.default is None)
