@@ -22,18 +22,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dyme_kernels import triton_groups, triton_rows, triton_sampling, triton_scale
+from dyme_kernels.advantages import SAME_ACCURACY
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 FLOATS = (
     *("inverse", "inverse_memorize", "scale", "softcap", "lower", "upper", "delta", "cap", "tau_pos", "tau_neg"),
-    *("beta", "entropy_coef", "epsilon", "threshold", "same", "temperature", "penalty"),
+    *("beta", "entropy_coef", "temperature", "penalty"),
 )
 TYPES = {
     **dict.fromkeys(FLOATS, "fp32"),
     **dict.fromkeys(("n", "stride", "out_stride", "score_stride", "seen_stride"), "i32"),
-    **dict.fromkeys(("rows", "targets", "offsets", "counts_out", "modes", "keys", "positions", "tokens"), "*i64"),
+    **dict.fromkeys(("rows", "targets", "offsets", "counts_out", "keys", "positions", "tokens"), "*i64"),
     **dict.fromkeys(("memorize", "scored", "seen", "banned"), "*i1"),
     "indices": "*i32",
+    "epsilon_bits": "i64",
 }
 OPTIONAL = (
     *("rows", "inverses", "olds", "refs", "memorize", "importance", "es", "accuracy", "scored", "scores", "seen"),
@@ -84,7 +86,7 @@ def cases() -> list[Case]:
                 out.append(Case(f"statistics {name}", triton_rows._statistics_kernel, dtype, head, options))
                 out.append(Case(f"gradient {name}", triton_rows._gradient_kernel, dtype, head, options, ("es",)))
             out += sampling_cases(vocabulary, dtype)
-    groups = {"DIVIDE": True, "BLOCK": triton_groups.BLOCK}
+    groups = {"DIVIDE": True, "BLOCK": triton_groups.BLOCK, "SAME": SAME_ACCURACY}
     for dtype in ("fp32", "fp64"):
         out.append(Case(f"groups {dtype}", triton_groups._groups_kernel, dtype, groups, {"num_warps": 1}, OPTIONAL))
     scale = {"BLOCK": triton_scale.BLOCK}

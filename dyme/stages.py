@@ -28,7 +28,16 @@ from dyme.rollout.noise import row_key
 from dyme.rollout.types import Rollout, RolloutRequest, sampling_of
 from dyme.sampler import StepBatch, batch_at, makes_rollouts
 from dyme.scoring import Scorer, Scoring
-from dyme.selectors.base import GroupStats, Mode, ModeDecision, ModeSelector, group_stats, memorize_all, with_extra
+from dyme.selectors.base import (
+    GroupStats,
+    Mode,
+    ModeDecision,
+    ModeSelector,
+    agree,
+    group_stats,
+    memorize_all,
+    with_extra,
+)
 from dyme.settings.prompt import PromptConfig
 from dyme.supervision.supervisor import Supervisor
 
@@ -80,7 +89,7 @@ def prompts(
         prompt = cache.encode(records[batch.records[group]])
         if prompt is not None:
             local[i] = torch.tensor([len(prompt), *(name in prompt.modalities for name in names)])
-    table = engine.gather_rows(local, [len(groups) for groups in owners])
+    table = engine.gather_rows(local, [len(groups) for groups in owners]).cpu()
     modalities = [frozenset(n for n, held in zip(names, row[1:]) if held) for row in table.tolist()]
     return PromptTable(table[:, 0] > 0, [int(n) for n in table[:, 0]], modalities)
 
@@ -131,7 +140,7 @@ def gather(
     local: Mapping[str, Tensor],
     say: Callable[[str], None],
 ) -> RolloutColumns:
-    """The columns of all ranks, rows in the step's order, with the kinds of their records, which every rank holds.
+    """The columns of all ranks on the engine's device, rows in the step's order, with the kinds of their records.
     Errors are gathered, and said, where the columns, which are the same on all ranks, have any."""
     kinds = tuple(records[batch.records[batch.group_of(row)]].kind for row in range(batch.num_rows))
     columns = RolloutColumns(gather_columns(engine.gather_rows, local, batch.counts), kinds)
@@ -147,23 +156,27 @@ def gather(
 
 def select(
     cfg: RunConfig,
+    engine: TrainEngine,
     selector: ModeSelector,
     records: Sequence[Record],
     batch: StepBatch,
     columns: RolloutColumns,
     table: PromptTable,
 ) -> tuple[ModeDecision, GroupStats | None]:
-    """The mode of every group, from gathered numbers alone. Without rollouts every demonstration is memorized."""
+    """The mode of every group, from gathered numbers alone, by rank 0's statistics on all ranks. Without rollouts every
+    demonstration is memorized."""
     given = [has_demonstration(records[i], cfg.memorize.on_missing_trace, cfg.prompt.style) for i in batch.records]
     demonstrated = torch.tensor(given) & table.readable
     if not columns:
         return memorize_all(demonstrated), None
-    scored = (columns["scored"] > 0.5) & table.readable.repeat_interleave(batch.group_size)
+    readable = table.readable.repeat_interleave(batch.group_size).to(columns["scored"].device)
+    scored = (columns["scored"] > 0.5) & readable
     offsets = torch.tensor(batch.offsets)
     stats = group_stats(
         columns["reward"], columns["correct"], columns["format"], scored, demonstrated, offsets, cfg.objective.scale
     )
-    stats = replace(stats, records=batch.records, step=batch.step, entropy=group_entropy(columns, batch.offsets))
+    entropy = group_entropy(columns.on_host(), batch.offsets)
+    stats = agree(replace(stats, records=batch.records, step=batch.step, entropy=entropy), engine.broadcast)
     return selector.select(stats, batch.step / cfg.train.max_steps), stats
 
 

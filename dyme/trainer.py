@@ -66,7 +66,8 @@ def train_step(run: Run, step: int) -> dict[str, float]:
         say = run.folder.progress.say
         columns = stages.gather(engine, run.scorer, records, batch, scores, say) if explores else RolloutColumns()
     with clock.phase("refine"):
-        decision, stats = stages.select(cfg, run.selector, records, batch, columns, prompts)
+        decision, stats = stages.select(cfg, engine, run.selector, records, batch, columns, prompts)
+        columns = columns.on_host()
         batch, prompts, decision = stages.join_extra(engine, cache, records, batch, prompts, decision)
         sequences = stages.sequences(cfg, batch, columns, decision, stats)
         demonstrations = stages.refine(run.supervisor, records, batch, engine.rank, sequences)

@@ -118,11 +118,28 @@ def test_every_rank_gathers_the_scores_of_all_rows(tmp_path, weight):
     assert all("no number" in lines[0] and len(lines) == 1 for lines in said)
 
 
+def select(cfg, selector, *columns, batch=BATCH) -> list[tuple]:
+    """Decision and statistics of every rank, each with columns of its own."""
+
+    def stage(engine: FakeEngine) -> tuple:
+        return stages.select(cfg, engine, selector, RECORDS, batch, columns[engine.rank], TABLE)
+
+    return on_ranks(len(columns), stage)
+
+
+def test_rank_0_decides_where_ranks_compute_otherwise(tmp_path):
+    cfg = config(tmp_path)
+    first, second = gathered([1.0, 0.0, 0.0] + [0.0] * 6), gathered([0.0] * 3 + [1.0] * 6)
+    (chosen, stats), (other, others) = select(cfg, make_selector(cfg.selector), first, second)
+    assert chosen.mode.tolist() == other.mode.tolist() == [Mode.EXPLORE, Mode.MEMORIZE, Mode.SKIP]
+    assert torch.equal(stats.advantages, others.advantages) and stats.advantages[0] > 0
+
+
 def test_modes_come_from_gathered_numbers(tmp_path):
     cfg = config(tmp_path)
     selector = make_selector(cfg.selector)
     columns = gathered([1.0, 0.0, 0.0] + [0.0] * 6, entropy=[0.5, 1.5, 1.0] + [0.25] * 6)
-    chosen, stats = stages.select(cfg, selector, RECORDS, BATCH, columns, TABLE)
+    chosen, stats = select(cfg, selector, columns)[0]
     assert chosen.mode.tolist() == [Mode.EXPLORE, Mode.MEMORIZE, Mode.SKIP]
     assert chosen.reason[2] == Reason.UNSCORED  # its prompt could not be read, whatever the columns say
     assert stats is not None
@@ -135,7 +152,7 @@ def test_modes_come_from_gathered_numbers(tmp_path):
 def test_the_selector_is_told_the_progress_of_the_run(tmp_path):
     asked: list[float] = []
     selector = SimpleNamespace(select=lambda stats, progress: asked.append(progress))
-    stages.select(config(tmp_path), selector, RECORDS, BATCH, gathered([1.0] * 9), TABLE)
+    select(config(tmp_path), selector, gathered([1.0] * 9))
     assert asked == [0.5]
 
 
@@ -144,7 +161,7 @@ def test_without_rollouts_every_demonstration_is_memorized(tmp_path, missing, mo
     """One without a trace is the answer alone, where that is allowed; a record without a prompt never is one."""
     cfg = config(tmp_path, memorize={"on_missing_trace": missing})
     batch = replace(BATCH, records=(2, 3, 1), group_size=1, starts=(0, 1, 3))
-    chosen, stats = stages.select(cfg, make_selector(cfg.selector), RECORDS, batch, {}, TABLE)
+    chosen, stats = select(cfg, make_selector(cfg.selector), {}, batch=batch)[0]
     assert stats is None
     assert "".join(Mode(mode).name[0] for mode in chosen.mode.tolist()) == modes
 

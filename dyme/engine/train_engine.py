@@ -173,7 +173,7 @@ class TrainEngine:
 
     def gather_rows(self, local: Tensor, counts: Sequence[int]) -> Tensor:
         """Rows of all ranks in rank order: local [n, C] float64, counts[r] = n on rank r -> [sum(counts), C] on the
-        host."""
+        device of the engine."""
         return gather_rows(local, counts, self.device)
 
     def gather_tokens(self, local: Sequence[Sequence[int]]) -> list[list[list[int]]]:
@@ -194,6 +194,10 @@ class TrainEngine:
         dist.all_reduce(tensor, op=op)
         return tensor.tolist()
 
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Rank 0's values on every rank: float64 [n] -> [n] on the host."""
+        return broadcast(values, self.device)
+
     def barrier(self) -> None:
         dist.barrier()
 
@@ -204,7 +208,14 @@ def gather_rows(local: Tensor, counts: Sequence[int], device: torch.device) -> T
     padded[: len(local)] = local.to(device)
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).cpu()
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+def broadcast(values: Tensor, device: torch.device) -> Tensor:
+    """See `TrainEngine.broadcast`."""
+    held = values.to(device, copy=True)
+    dist.broadcast(held, 0)
+    return held.cpu()
 
 
 def gather_tokens(local: Sequence[Sequence[int]], device: torch.device) -> list[list[list[int]]]:

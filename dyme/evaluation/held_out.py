@@ -75,7 +75,7 @@ def evaluate(
     counts = [int(n) for n in ended["n"]]
     if not sum(counts):
         return Evaluation(0.0, 0.0, 0.0, 0.0, 0)
-    table = gather_columns(engine.gather_rows, columns, counts)
+    table = {name: column.cpu() for name, column in gather_columns(engine.gather_rows, columns, counts).items()}
     sampled = _spread(len(records), cfg.run.samples)
     replies = {i: text for i, text in zip(answers, texts) if i in sampled}
     _write_samples(cfg, engine, records, replies, table, step, metrics)

@@ -22,7 +22,7 @@ from typing import Any
 
 HUNG = 75
 """Exit code of a rank that the watchdog ends ("try again", EX_TEMPFAIL)."""
-WATCHED = ("gather_rows", "gather_tokens", "all_reduce", "barrier", "step")
+WATCHED = ("gather_rows", "gather_tokens", "all_reduce", "broadcast", "barrier", "step")
 """Methods of `TrainEngine` in which ranks wait for each other; so they do in forward and backward of its DeepSpeed
 engine, and in the refresh of its rollout copy."""
 _SHOWN = 20  # records named of each rank

@@ -28,6 +28,9 @@ class RolloutColumns:
     def __bool__(self) -> bool:
         return bool(self.values)
 
+    def on_host(self) -> RolloutColumns:
+        return RolloutColumns({name: column.cpu() for name, column in self.values.items()}, self.kinds)
+
     @property
     def any_failed(self) -> bool:
         """Whether a row is unscored, or a user reward failed for one."""
@@ -73,7 +76,7 @@ def place_rows(columns: Mapping[str, Tensor], rows: Sequence[int], count: int) -
 def gather_columns(
     gather_rows: Callable[[Tensor, Sequence[int]], Tensor], columns: Mapping[str, Any], counts: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Columns of all ranks through `TrainEngine.gather_rows`, float64 [sum(counts)] on the host. A rank with n rows
+    """Columns of all ranks through `TrainEngine.gather_rows`, float64 [sum(counts)] on its device. A rank with n rows
     gives n numbers a column; all ranks give the same names in the same order."""
     local = [torch.as_tensor(values, dtype=torch.float64) for values in columns.values()]
     table = gather_rows(torch.stack(local, dim=1), counts)

@@ -25,7 +25,7 @@ def length_rewards(lengths: Tensor, correct: Tensor, scored: Tensor, offsets: Se
     The length is that of the whole completion, as there.
     """
     right = scored & (correct > 0.5)
-    out = torch.zeros(len(lengths), dtype=torch.float64)
+    out = torch.zeros(len(lengths), dtype=torch.float64, device=lengths.device)
     for a, b in pairwise(offsets):
         if right[a:b].any():
             share = lengths[a:b] / lengths[a:b][right[a:b]].mean()

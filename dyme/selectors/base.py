@@ -1,14 +1,14 @@
 """Selection: what each group of rollouts does in this step, decided from gathered numbers alone.
 
-The rules are in dyme/selectors/.
-
-Everything here runs on the host in float64, so that every rank (and every kind of GPU) comes to the same decision.
+The rules are in dyme/selectors/. All numbers are float64. `group_stats` reduces the gathered table where it lies;
+everything after it runs on the host, from the statistics of one rank (`agree`), so that every rank comes to the same
+decision whatever its GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -147,28 +147,39 @@ def group_stats(
 ) -> GroupStats:
     """Statistics and advantages of gathered rows.
 
-    rewards, correct (s), valid_format: float64 [R]; scored: bool [R]; has_demonstration: bool [G]; offsets: int64
-    [G+1], rows of group g are offsets[g]:offsets[g+1]. `scale` is `std` or `none` (objective.scale).
+    rewards, correct (s), valid_format: float64 [R]; scored: bool [R]; all on the device that computes.
+    has_demonstration: bool [G]; offsets: int64 [G+1], rows of group g are offsets[g]:offsets[g+1]; both on the host,
+    as the result is. `scale` is `std` or `none` (objective.scale).
     """
-    out = group_advantages(rewards, offsets, accuracy=correct, scored=scored, scale=scale, backend="torch")
+    offsets = offsets.to(rewards.device)
+    out = group_advantages(rewards, offsets, accuracy=correct, scored=scored, scale=scale)
     groups = len(offsets) - 1
-    row_group = torch.repeat_interleave(torch.arange(groups), offsets.diff())
+    row_group = torch.repeat_interleave(torch.arange(groups, device=rewards.device), offsets.diff())
 
     def count(rows: Tensor) -> Tensor:
-        return torch.zeros(groups, dtype=torch.int64).index_add_(0, row_group, (rows & scored).long())
+        return torch.zeros_like(out.num_scored).index_add_(0, row_group, (rows & scored).long()).cpu()
 
     return GroupStats(
         group_id=torch.arange(groups),
-        accuracy_mean=out.accuracy_mean,
-        accuracy_var=out.accuracy_var,
-        reward_mean=out.mean,
-        reward_std=out.std,
-        num_scored=out.num_scored,
+        accuracy_mean=out.accuracy_mean.cpu(),
+        accuracy_var=out.accuracy_var.cpu(),
+        reward_mean=out.mean.cpu(),
+        reward_std=out.std.cpu(),
+        num_scored=out.num_scored.cpu(),
         num_correct=count(correct > 0.5),
         num_valid_format=count(valid_format > 0.5),
         has_demonstration=has_demonstration,
-        advantages=out.advantages,
+        advantages=out.advantages.cpu(),
     )
+
+
+def agree(stats: GroupStats, broadcast: Callable[[Tensor], Tensor]) -> GroupStats:
+    """The statistics of one rank on all ranks: GPUs of different kinds may round differently. `broadcast` gives every
+    rank that rank's values of a float64 vector, on the host."""
+    own = {f.name: getattr(stats, f.name) for f in fields(stats) if isinstance(getattr(stats, f.name), Tensor)}
+    flat = broadcast(torch.cat([x.double() for x in own.values()]))
+    parts = flat.split([len(x) for x in own.values()])
+    return replace(stats, **{name: part.to(own[name].dtype) for name, part in zip(own, parts, strict=True)})
 
 
 def decide(

@@ -6,21 +6,22 @@ names common ones. `sample_tokens` draws the tokens that they train. Nothing her
 this repository.
 """
 
-from dyme_kernels.advantages import EXPLORE, MEMORIZE, SKIP, GroupAdvantages, group_advantages
-from dyme_kernels.linear import linear_policy_loss
+from dyme_kernels import linear, policy
+from dyme_kernels.advantages import GroupAdvantages, group_advantages
+from dyme_kernels.extras.compile_ops import compiled_linear_policy_loss, compiled_policy_loss, in_graphs
+from dyme_kernels.extras.vocab_parallel import Shard, vocab_parallel_linear_policy_loss, vocabulary_shard
 from dyme_kernels.logprobs import TokenLogprobs, token_logprobs
-from dyme_kernels.policy import policy_loss
-from dyme_kernels.sampling import gumbel_noise, sample_tokens
+from dyme_kernels.noise import gumbel_noise
+from dyme_kernels.sampling import sample_tokens
 from dyme_kernels.spec import NORMALIZATIONS, PRESETS, SURROGATES, TOKEN_SHAPINGS, LossSpec, preset
 from dyme_kernels.tokens import PolicyLossOutput
-from dyme_kernels.vocab_parallel import Shard, vocab_parallel_linear_policy_loss, vocabulary_shard
+
+policy_loss = in_graphs(policy.policy_loss, compiled_policy_loss)
+linear_policy_loss = in_graphs(linear.linear_policy_loss, compiled_linear_policy_loss)
 
 __all__ = [
-    "EXPLORE",
-    "MEMORIZE",
     "NORMALIZATIONS",
     "PRESETS",
-    "SKIP",
     "SURROGATES",
     "TOKEN_SHAPINGS",
     "GroupAdvantages",

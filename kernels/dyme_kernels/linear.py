@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dyme_kernels.compiled import compiled_linear_policy_loss
-from dyme_kernels.dispatch import resolve_backend, row_kernels
-from dyme_kernels.reference import Head, joined, largest_coefficient, scale_gradient
+from dyme_kernels.dispatch import row_kernels
+from dyme_kernels.rows import Head, RowKernels, losses_in_two_steps
+from dyme_kernels.scaling import scale_gradient
 from dyme_kernels.spec import LossSpec
 from dyme_kernels.surrogates import Coefficients, coefficients
-from dyme_kernels.tokens import PolicyLossOutput, TokenBatch, compute_dtype, make_batch, spread
+from dyme_kernels.tokens import STATISTICS, PolicyLossOutput, TokenBatch, compute_dtype, make_batch, spread
 
 # Asked once, here: torch 2.11 cannot trace the question.
 AUTOCAST_DEVICES = frozenset(kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(kind))
@@ -57,40 +57,44 @@ def linear_policy_loss(
     Raises ValueError naming the argument.
     """
     tokens = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live)
-    return sharded_linear_loss(
-        hidden, weight, bias, tokens, spec, logits_budget_mb, backend, weight.shape[0], weight.shape[0]
-    )
-
-
-def sharded_linear_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: tuple[Tensor | None, ...], spec: LossSpec,
-    logits_budget_mb: float, backend: str, vocabulary: int, widest: int, wrap: Callable[[Any], Any] | None = None,
-) -> PolicyLossOutput:  # fmt: skip
-    """`linear_policy_loss` over `vocabulary` tokens, of which `weight` may hold a part (at most `widest`): then `wrap`
-    turns the row functions of the backend into those of the whole. `tokens`: the arguments from targets to live."""
-    kind = hidden.device.type
-    autocast = kind in AUTOCAST_DEVICES
-    if autocast and torch.is_autocast_enabled(kind):
-        target = torch.get_autocast_dtype(kind)
-        hidden, weight, bias = hidden.to(target), weight.to(target), None if bias is None else bias.to(target)
-    _check(hidden, weight, bias, logits_budget_mb)
-    if torch.compiler.is_compiling() and wrap is None:
-        return compiled_linear_policy_loss(
-            hidden, weight, bias, *tokens, spec=spec, budget=logits_budget_mb, backend=backend
-        )
-    kernels = row_kernels(resolve_backend(backend, "linear_policy_loss", hidden.device, hidden.dtype))
-    if wrap is not None:
-        kernels = wrap(kernels)
+    hidden, weight, bias = under_autocast(hidden, weight, bias)
+    check_head(hidden, weight, bias, logits_budget_mb)
+    kernels = row_kernels(backend, "linear_policy_loss", hidden)
+    vocabulary = weight.shape[0]
     batch = make_batch(hidden.shape[0], compute_dtype(hidden.dtype), vocabulary, *tokens, spec)  # type: ignore
+    chunk = chunk_rows(hidden, vocabulary, logits_budget_mb)
+    return loss_in_chunks(hidden, weight, bias, batch, live, spec, kernels, chunk)
+
+
+def under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The head's inputs in the dtype of the autocast that is on, as they are where none is."""
+    kind = hidden.device.type
+    if kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
+        return hidden, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def loss_in_chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: TokenBatch, live: Tensor | None, spec: LossSpec,
+    kernels: RowKernels, chunk: int, sum_hidden: Callable[[Tensor], None] | None = None,
+) -> PolicyLossOutput:  # fmt: skip
+    """The loss of `tokens` (those in `live`), `chunk` of them at a time, with any row functions of logits.
+
+    sum_hidden: called with the gradient of the hidden states, float32 or float64, before it is rounded, to add in place
+    what this weight does not give.
+    """
     enabled = torch.is_grad_enabled()
     needs = _Needs(
         hidden=enabled and hidden.requires_grad,
         weight=enabled and weight.requires_grad,
         bias=enabled and bias is not None and bias.requires_grad,
     )
-    with torch.autocast(kind, enabled=False) if autocast else nullcontext():
-        rows = _chunk_rows(hidden, widest, logits_budget_mb)
-        loss, *stats = _LinearPolicyLoss.apply(hidden, weight, bias, batch, tokens[-1], spec, kernels, rows, needs)
+    kind = hidden.device.type
+    with torch.autocast(kind, enabled=False) if kind in AUTOCAST_DEVICES else nullcontext():
+        loss, *stats = _LinearPolicyLoss.apply(
+            hidden, weight, bias, tokens, live, spec, kernels, chunk, needs, sum_hidden
+        )
     return PolicyLossOutput(loss, *stats)
 
 
@@ -107,7 +111,8 @@ class _Needs:
         return self.hidden or self.weight or self.bias
 
 
-def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits_budget_mb: float) -> None:
+def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits_budget_mb: float) -> None:
+    """Raise ValueError naming the argument."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"expected hidden [N,H] and weight [V,H], got {tuple(hidden.shape)} and {tuple(weight.shape)}: flatten "
@@ -127,7 +132,8 @@ def _sums_in_float32(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.float64) or x.device.type == "cuda"
 
 
-def _chunk_rows(hidden: Tensor, vocabulary: int, budget_mb: float) -> int:
+def chunk_rows(hidden: Tensor, vocabulary: int, budget_mb: float) -> int:
+    """How many rows of logits fit the budget, at least one."""
     per_logit = hidden.dtype.itemsize + (0 if _sums_in_float32(hidden) else 4)
     return max(1, int(budget_mb * 2**20) // max(1, vocabulary * per_logit))
 
@@ -199,68 +205,57 @@ class _LinearPolicyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: TokenBatch, live: Tensor | None,
-        spec: LossSpec, kernels: Any, chunk: int, needs: _Needs,
+        spec: LossSpec, kernels: RowKernels, chunk: int, needs: _Needs, sum_hidden: Callable[[Tensor], None] | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         size, count = hidden.shape[0], tokens.targets.shape[0]
         head = Head(spec.logit_scale, spec.logit_softcap)
-        inverse = tokens.inverse_temperature(spec)
         places = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
 
         def project(place: slice) -> tuple[Tensor, Tensor]:
             x = hidden[place] if live is None else hidden.index_select(0, live[place])
             return x, torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
 
-        def temperature_of(place: slice) -> Tensor | float:
-            return inverse[place] if isinstance(inverse, Tensor) else inverse
-
         whole: Coefficients | None = None
         if tokens.needs_whole_rows(spec):
-            parts = [kernels.row_statistics(project(p)[1], tokens.targets[p], temperature_of(p), head) for p in places]
+            parts = []
+            for place in places:
+                part = tokens.rows(place.start, place.stop)
+                inverse = part.inverse_temperature(spec)
+                parts.append(kernels.row_statistics(project(place)[1], part.targets, inverse, head))
             empty = [tokens.weights[:0]]
             logprobs, entropy = (torch.cat(empty + [getattr(p, f) for p in parts]) for f in ("logprobs", "entropy"))
             whole = coefficients(logprobs, entropy, tokens, spec, needs.any)
 
-        total = _empty_gradients(hidden, weight, needs, hasattr(kernels, "sum_hidden"), len(places))
+        total = _empty_gradients(hidden, weight, needs, sum_hidden is not None, len(places))
         losses = torch.empty_like(tokens.weights)
-        out = [torch.empty_like(losses) for _ in range(7)]
+        out = [torch.empty_like(losses) for _ in STATISTICS]
         for place in places:
             x, logits = project(place)
             part = tokens.rows(place.start, place.stop)
-            unit = None
+            gradient, unit = logits if needs.any else None, None
             if whole is None and not total.half:
-                found = kernels.row_losses(logits, logits if needs.any else None, part, spec, head)
+                found = kernels.row_losses(logits, gradient, part, spec, head)
             else:
-                rows = kernels.row_statistics(logits, part.targets, temperature_of(place), head)
-                if whole is None:
-                    terms = coefficients(rows.logprobs, rows.entropy, part, spec, needs.any)
-                else:
-                    terms = _part(whole, place)
-                found = joined(rows, terms)
-                if terms.logprob is not None:
-                    c, e = terms.logprob, terms.entropy
-                    if total.half:
-                        unit = largest_coefficient(c, e)
-                        c, e = c / unit, None if e is None else e / unit
-                    kernels.row_gradient(logits, logits, part.targets, temperature_of(place), head, rows, c, e)
-            stats = found.tokens
+                known = None if whole is None else whole.rows(place.start, place.stop)
+                found, unit = losses_in_two_steps(
+                    kernels.row_statistics, kernels.row_gradient, logits, gradient, part, spec, head, found=known
+                )
             losses[place] = found.losses
-            values = (found.logprobs, found.entropy, stats.ratio, stats.clipped_low, stats.clipped_high, stats.kl)
-            for full, value in zip(out, (*values, found.argmax_match), strict=True):
+            for full, value in zip(out, found.columns, strict=True):
                 full[place] = value
             if needs.any:
                 where = place if live is None else live[place]
                 _add_chunk(total, logits, x, weight, where, unit, first=place.start == 0)
 
-        if total.hidden is not None and hasattr(kernels, "sum_hidden"):
-            kernels.sum_hidden(total.hidden)
+        if total.hidden is not None and sum_hidden is not None:
+            sum_hidden(total.hidden)
         grads = [total.hidden, total.weight, total.bias]
         if not total.half:
             grads = [None if g is None else g.to(hidden.dtype) for g in grads]
         ctx.dtype = hidden.dtype
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*grads)
-        fills = (0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-        spreads = [spread(value, live, size, fill) for value, fill in zip(out, fills, strict=True)]
+        spreads = spread(out, live, size)
         ctx.mark_non_differentiable(*spreads)
         return (losses.sum(), *spreads)
 
@@ -268,15 +263,6 @@ class _LinearPolicyLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if loss_grad is None:
-            return (None,) * 9
+            return (None,) * 10
         grads = [None if g is None else scale_gradient(g, loss_grad, ctx.dtype) for g in ctx.saved_tensors]
-        return (*grads, *(None,) * 6)
-
-
-def _part(whole: Coefficients, place: slice) -> Coefficients:
-    def cut(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[place]
-
-    s = whole.stats
-    stats = type(s)(s.ratio[place], s.clipped_low[place], s.clipped_high[place], s.kl[place])
-    return Coefficients(whole.losses[place], cut(whole.logprob), cut(whole.entropy), stats)
+        return (*grads, *(None,) * 7)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dyme_kernels.dispatch import resolve_backend, row_kernels
-from dyme_kernels.reference import Head, RowStats
+from dyme_kernels.dispatch import row_kernels
+from dyme_kernels.rows import Head, RowStats
 from dyme_kernels.tokens import check_targets
 
 
@@ -32,7 +32,7 @@ def token_logprobs(
 
     Raises ValueError for shapes that do not fit, a target outside the vocabulary (CPU only) or temperature <= 0.
     """
-    kernels = row_kernels(resolve_backend(backend, "token_logprobs", logits.device, logits.dtype))
+    kernels = row_kernels(backend, "token_logprobs", logits)
     if logits.dim() != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(
             f"expected logits [N,V] and targets [N], got {tuple(logits.shape)} and {tuple(targets.shape)}: flatten them"

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dyme_kernels.compiled import compiled_policy_loss
-from dyme_kernels.dispatch import resolve_backend, row_kernels
-from dyme_kernels.reference import Head, RowLosses, joined, largest_coefficient, scale_gradient
+from dyme_kernels.dispatch import row_kernels
+from dyme_kernels.rows import Head, RowKernels, losses_in_two_steps
+from dyme_kernels.scaling import scale_gradient
 from dyme_kernels.spec import LossSpec
-from dyme_kernels.surrogates import coefficients
 from dyme_kernels.tokens import PolicyLossOutput, TokenBatch, compute_dtype, make_batch, spread
 
 
@@ -50,13 +49,8 @@ def policy_loss(
     """
     if logits.dim() != 2:
         raise ValueError(f"logits have shape {tuple(logits.shape)}, expected [N,V]: pass logits.flatten(0, -2)")
-    if torch.compiler.is_compiling():
-        return compiled_policy_loss(
-            logits, targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live,
-            spec=spec, backend=backend,
-        )  # fmt: skip
     size, vocabulary = logits.shape
-    kernels = row_kernels(resolve_backend(backend, "policy_loss", logits.device, logits.dtype))
+    kernels = row_kernels(backend, "policy_loss", logits)
     dtype = compute_dtype(logits.dtype)
     tokens = make_batch(
         size, dtype, vocabulary, targets, advantages, weights,
@@ -76,17 +70,19 @@ def _may_overwrite(logits: Tensor) -> bool:
 class _PolicyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, tokens: TokenBatch, live: Tensor | None, spec: LossSpec, kernels: Any, grad: bool,
-        overwrite: bool,
+        ctx: Any, logits: Tensor, tokens: TokenBatch, live: Tensor | None, spec: LossSpec,
+        kernels: RowKernels, grad: bool, overwrite: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         size = logits.shape[0]
         gradient = None
         if grad:
             # detach shares the version counter: an operation that saved these logits will find out.
             gradient = logits.detach() if overwrite else torch.empty_like(logits)
-        unit = torch.ones((), dtype=tokens.weights.dtype, device=logits.device)
+        unit = None
         if tokens.needs_whole_rows(spec) or logits.dtype == torch.float16:
-            found, unit = _in_two_steps(kernels, logits, gradient, tokens, spec, live)
+            found, unit = losses_in_two_steps(
+                kernels.row_statistics, kernels.row_gradient, logits, gradient, tokens, spec, Head(), live
+            )
         else:
             found = kernels.row_losses(logits, gradient, tokens, spec, Head(), live)
         if gradient is not None:
@@ -95,16 +91,7 @@ class _PolicyLoss(torch.autograd.Function):
                 gradient.masked_fill_(dead.unsqueeze(1), 0)
             # save_for_backward frees the buffer after the backward even while the caller keeps the loss.
             ctx.save_for_backward(gradient, unit)
-        stats = found.tokens
-        out = (
-            spread(found.logprobs, live, size, 0.0),
-            spread(found.entropy, live, size, 0.0),
-            spread(stats.ratio, live, size, 1.0),
-            spread(stats.clipped_low, live, size, 0.0),
-            spread(stats.clipped_high, live, size, 0.0),
-            spread(stats.kl, live, size, 0.0),
-            spread(found.argmax_match, live, size, 0.0),
-        )
+        out = spread(found.columns, live, size)
         ctx.mark_non_differentiable(*out)
         ctx.set_materialize_grads(False)
         return (found.losses.sum(), *out)
@@ -115,22 +102,4 @@ class _PolicyLoss(torch.autograd.Function):
         if loss_grad is None:
             return (None,) * 7
         gradient, unit = ctx.saved_tensors
-        return (scale_gradient(gradient, unit * loss_grad, gradient.dtype), *(None,) * 6)
-
-
-def _in_two_steps(
-    kernels: Any, logits: Tensor, gradient: Tensor | None, tokens: TokenBatch, spec: LossSpec, live: Tensor | None
-) -> tuple[RowLosses, Tensor]:
-    """Statistics of all rows, then the gradient: for ratios of whole rows, and for float16, whose gradients are stored
-    divided by the unit that is returned."""
-    inverse = tokens.inverse_temperature(spec)
-    rows = kernels.row_statistics(logits, tokens.targets, inverse, Head(), live)
-    found = coefficients(rows.logprobs, rows.entropy, tokens, spec, gradient is not None)
-    c, e = found.logprob, found.entropy
-    unit = torch.ones((), dtype=tokens.weights.dtype, device=logits.device)
-    if gradient is not None and c is not None:
-        if logits.dtype == torch.float16 and c.numel() > 0:
-            unit = largest_coefficient(c, e)
-            c, e = c / unit, None if e is None else e / unit
-        kernels.row_gradient(logits, gradient, tokens.targets, inverse, Head(), rows, c, e, live)
-    return joined(rows, found), unit
+        return (scale_gradient(gradient, loss_grad if unit is None else unit * loss_grad, gradient.dtype), *(None,) * 6)

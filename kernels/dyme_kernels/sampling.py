@@ -1,8 +1,7 @@
 """One token a row from logits, by arg-max over scores that carry keyed Gumbel noise: a sample of their softmax.
 
 The noise of a token is a hash of its row's key, its position and its vocabulary entry, so what a row draws does not
-depend on the other rows, on the device or on what was drawn before, and no random state is kept. The hash is the
-finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+depend on the other rows, on the device or on what was drawn before, and no random state is kept.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dyme_kernels.dispatch import resolve_backend
-
-GOLDEN, MIX1, MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+from dyme_kernels.backends import resolve_backend
+from dyme_kernels.noise import gumbel_noise
 
 
 def sample_tokens(
@@ -67,31 +65,6 @@ def sample_tokens(
     tokens = scores.argmax(-1)
     policy = wide / divisor
     return tokens, policy.gather(1, tokens[:, None])[:, 0] - policy.logsumexp(-1)
-
-
-def gumbel_noise(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
-    """The standard Gumbel noise of `sample_tokens`, float32 [B,V]. keys, positions: int64 [B]."""
-    rows = _mix(keys + (positions + 1) * _signed(GOLDEN))
-    entries = torch.arange(vocabulary, device=keys.device, dtype=torch.int64)
-    bits = _shift(_mix(rows[:, None] + entries * _signed(GOLDEN)), 12)
-    uniform = (bits.double() + 0.5) * 2.0**-52  # exact in float64, so never 0 nor 1
-    return -torch.log(-torch.log(uniform)).float()
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _signed(MIX1)
-    x = (x ^ _shift(x, 27)) * _signed(MIX2)
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(x: int) -> int:
-    """An unsigned 64-bit number as int64 tensors wrap it."""
-    return x - 2**64 if x >= 2**63 else x
 
 
 def _check(

@@ -1,14 +1,14 @@
-"""The loss of a token as a function of its log-probability and entropy, with its derivatives: where surrogates are
-written (once more in triton_math.py, for a token at a time).
+"""The loss of a token as a function of its log-probability and entropy, with its derivatives: the torch implementation.
+The Triton implementation is triton_surrogates.py; no other file knows what a surrogate is.
 
 Everything is a vector over tokens. The derivatives c = dL/dlogp and e = dL/dH, L the weighted sum, are written out:
 inside an operator of torch.compile there is no autograd. The vocabulary-wide part of the gradient is the same for all
-surrogates: reference.py.
+surrogates: torch_rows.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ class TokenStats:
     clipped_high: Tensor
     kl: Tensor
 
+    def rows(self, start: int, stop: int) -> TokenStats:
+        return TokenStats(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+
 
 @dataclass(frozen=True)
 class Coefficients:
@@ -42,6 +45,15 @@ class Coefficients:
     logprob: Tensor | None
     entropy: Tensor | None
     stats: TokenStats
+
+    def rows(self, start: int, stop: int) -> Coefficients:
+        """Tokens start..stop-1. Views, no copies."""
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[start:stop]
+
+        stats = self.stats.rows(start, stop)
+        return Coefficients(self.losses[start:stop], cut(self.logprob), cut(self.entropy), stats)
 
 
 def coefficients(logprobs: Tensor, entropy: Tensor, tokens: TokenBatch, spec: LossSpec, grad: bool) -> Coefficients:

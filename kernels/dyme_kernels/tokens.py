@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -70,6 +71,9 @@ class PolicyLossOutput:
     clipped_high: Tensor
     kl: Tensor
     argmax_match: Tensor
+
+
+STATISTICS = tuple(f.name for f in fields(PolicyLossOutput) if f.name != "loss")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -151,8 +155,9 @@ def _dense(rows: Tensor) -> Tensor:
     return torch.empty_like(rows).index_copy_(0, order, steps.cumsum(0))
 
 
-def spread(values: Tensor, live: Tensor | None, size: int, fill: float) -> Tensor:
-    """[n] values of the live tokens -> [size], `fill` elsewhere."""
+def spread(values: Sequence[Tensor], live: Tensor | None, size: int) -> list[Tensor]:
+    """The statistics of PolicyLossOutput in its order, [n] of the live tokens -> [size], as it says for the others."""
     if live is None:
-        return values
-    return values.new_full((size,), fill).index_copy_(0, live, values)
+        return list(values)
+    fills = [float(name == "ratio") for name in STATISTICS]
+    return [x.new_full((size,), fill).index_copy_(0, live, x) for x, fill in zip(values, fills, strict=True)]

@@ -1,6 +1,8 @@
-"""Statistics, advantages and modes of ragged groups in one launch: one program a group, two passes over its rows."""
+"""Statistics and advantages of ragged groups in one launch: one program a group, three passes over its rows."""
 
 from __future__ import annotations
+
+import struct
 
 import torch
 import triton
@@ -8,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 128  # rows of a group read at once; groups may have any number
+PER_ROW = ("rewards", "accuracy", "scored", "offsets")
 
 
 @triton.jit
@@ -29,11 +32,13 @@ def _mean(total, top, bottom, count):
 
 
 # A kernel for each alignment of a caller's slice would be compiled for no gain: groups begin anywhere.
-@triton.jit(do_not_specialize_on_alignment=("rewards", "accuracy", "scored", "offsets"))
+@triton.jit(
+    do_not_specialize=["epsilon_bits"], do_not_specialize_on_alignment=("rewards", "accuracy", "scored", "offsets")
+)
 def _groups_kernel(
     rewards, accuracy, scored, offsets,
-    advantages, means, variances, stds, accuracy_means, accuracy_vars, counts_out, modes,
-    epsilon, threshold, same, DIVIDE: tl.constexpr, BLOCK: tl.constexpr,
+    advantages, means, variances, stds, accuracy_means, accuracy_vars, counts_out,
+    epsilon_bits, SAME: tl.constexpr, DIVIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(0)
     first = tl.load(offsets + group)
@@ -65,7 +70,7 @@ def _groups_kernel(
     least = tl.min(accuracy_bottom, 0)
     mean = _mean(tl.sum(total, 0), highest, lowest, count)
     accuracy_mean = _mean(tl.sum(accuracy_total, 0), most, least, count)
-    flat = most - least < same
+    flat = most - least < SAME
 
     square = tl.zeros((BLOCK,), dtype)
     accuracy_square = tl.zeros((BLOCK,), dtype)
@@ -85,7 +90,7 @@ def _groups_kernel(
         x, s, counts = _scored(rewards, accuracy, scored, index, index < last)
         deviation = tl.where(counts, x - mean, 0.0)
         if DIVIDE:
-            deviation = deviation / (std + epsilon)
+            deviation = deviation / (std + epsilon_bits.to(tl.float64, bitcast=True).to(dtype))
         tl.store(advantages + index, deviation, mask=index < last)
     tl.store(means + group, mean)
     tl.store(variances + group, squares / tl.maximum(count, 1).to(dtype))
@@ -93,24 +98,22 @@ def _groups_kernel(
     tl.store(accuracy_means + group, accuracy_mean)
     tl.store(accuracy_vars + group, accuracy_var)
     tl.store(counts_out + group, count)
-    # SKIP 0, EXPLORE 1, MEMORIZE 2
-    mode = tl.where(accuracy_var > threshold, 1, tl.where(accuracy_mean <= 0.5, 2, 0))
-    tl.store(modes + group, tl.where(count < 2, 0, mode).to(tl.int64))
 
 
 def group_tensors(
     rewards: Tensor, accuracy: Tensor | None, scored: Tensor | None, offsets: Tensor, *, divide: bool, epsilon: float,
-    threshold: float, same: float,
+    same: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The fields of GroupAdvantages in their order. rewards float32 or float64, contiguous; rows outside every group
     have advantage 0."""
     groups = offsets.numel() - 1
     advantages = torch.zeros_like(rewards)
     stats = [rewards.new_empty(groups) for _ in range(5)]
-    whole = [torch.empty(groups, dtype=torch.int64, device=rewards.device) for _ in range(2)]
+    count = torch.empty(groups, dtype=torch.int64, device=rewards.device)
     if groups:
+        [bits] = struct.unpack("<q", struct.pack("<d", epsilon))  # as a float it would arrive rounded to float32
         _groups_kernel[(groups,)](
-            rewards, accuracy, scored, offsets, advantages, *stats, *whole, float(epsilon), float(threshold), same,
-            DIVIDE=divide, BLOCK=BLOCK, num_warps=1,
+            rewards, accuracy, scored, offsets, advantages, *stats, count, bits,
+            SAME=same, DIVIDE=divide, BLOCK=BLOCK, num_warps=1,
         )  # fmt: skip
-    return (advantages, *stats, *whole)
+    return (advantages, *stats, count)

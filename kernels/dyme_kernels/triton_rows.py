@@ -2,7 +2,7 @@
 
 The first pass finds maximum, sum of exponentials, entropy and the target's log-probability in one read. The second
 reads the row again, last block first, while it is still in L2, and writes the gradient in place: HBM sees one read and
-one write. Signatures and meaning: reference.py.
+one write. Signatures and meaning: torch_rows.py.
 
 Only the vocabulary and flags are compile-time constants; row counts, strides and settings are arguments, so a new
 length compiles nothing. No atomics: equal calls give equal bits.
@@ -10,7 +10,6 @@ length compiles nothing. No atomics: equal calls give equal bits.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,11 +17,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dyme_kernels.reference import LOWEST, Head, RowLosses, RowStats
+from dyme_kernels.rows import LOWEST, Head, RowLosses, RowStats
 from dyme_kernels.spec import LossSpec
 from dyme_kernels.surrogates import TokenStats
 from dyme_kernels.tokens import TokenBatch
-from dyme_kernels.triton_math import LN2, LOG2E, SURROGATE_CODES, k3, surrogate_loss, tanh
+from dyme_kernels.triton_math import LN2, LOG2E, tanh
+from dyme_kernels.triton_surrogates import loss_flags, loss_settings, token_loss
 
 _LOWEST = tl.constexpr(LOWEST)
 # A row wider than this leaves the L2 before its second pass unless few rows are in flight.
@@ -187,7 +187,6 @@ def _losses_kernel(
         row = i if rows is None else tl.load(rows + i)
         base = logits + row * stride
         target = tl.load(targets + i)
-        advantage = tl.load(advantages + i)
         weight = tl.load(weights + i)
         plain = False if memorize is None else tl.load(memorize + i)
         inv = inverse if memorize is None else tl.where(plain, inverse_memorize, inverse)
@@ -196,38 +195,10 @@ def _losses_kernel(
         x = _target_logit(base, target, scale, softcap, V, SCALE, CAP)
         logp = _log_probability(x, top, total, inv)
         entropy = (tl.log2(total) - moment / total) * LN2
-
-        # on-policy it is 0, or NaN for a target outside the vocabulary, which must show in the loss
-        log_ratio = logp - (logp if olds is None else tl.load(olds + i))
-        loss, c, ratio, low, high = surrogate_loss(
-            log_ratio, logp, advantage, lower, upper, delta, cap, tau_pos, tau_neg, KIND
-        )
-        if importance is not None:
-            factor = tl.load(importance + i)
-            loss = loss * factor
-            c = c * factor
-        kl = 0.0
-        if refs is not None:
-            kl, kl_slope = k3(tl.load(refs + i), logp)
-            if BETA:
-                loss = loss + beta * kl
-                c = c + beta * kl_slope
-        e = 0.0
-        if BONUS:
-            loss = loss - entropy_coef * entropy
-            e = -entropy_coef
-        if memorize is not None:  # tl.where, for what the caller left there for a memorized token may be NaN
-            likelihood = advantage
-            if SHAPED:
-                p = tl.exp2(logp * LOG2E)
-                likelihood = advantage * p * (1.0 - p)
-            loss = tl.where(plain, -likelihood * logp, loss)
-            c = tl.where(plain, -likelihood, c)
-            e = tl.where(plain, 0.0, e)
-            ratio = tl.where(plain, 1.0, ratio)
-            low = tl.where(plain, 0.0, low)
-            high = tl.where(plain, 0.0, high)
-            kl = tl.where(plain, 0.0, kl)
+        loss, c, e, ratio, low, high, kl = token_loss(
+            i, logp, entropy, plain, advantages, olds, refs, memorize, importance,
+            lower, upper, delta, cap, tau_pos, tau_neg, beta, entropy_coef, KIND, SHAPED, BETA, BONUS,
+        )  # fmt: skip
 
         tl.store(losses + i, loss * weight)
         tl.store(logprobs + i, logp)
@@ -282,7 +253,7 @@ def _split(inverse: Tensor | float) -> tuple[Tensor | None, float]:
 def row_statistics(
     logits: Tensor, targets: Tensor, inverse: Tensor | float, head: Head, rows: Tensor | None = None
 ) -> RowStats:
-    """See reference.row_statistics."""
+    """See torch_rows.row_statistics."""
     n = targets.shape[0]
     out = [logits.new_empty(n, dtype=torch.float32) for _ in range(5)]
     if n:
@@ -299,7 +270,7 @@ def row_gradient(
     logits: Tensor, out: Tensor, targets: Tensor, inverse: Tensor | float, head: Head, stats: RowStats,
     logprob_grad: Tensor, entropy_grad: Tensor | None, rows: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """See reference.row_gradient."""
+    """See torch_rows.row_gradient."""
     n = targets.shape[0]
     if not n:
         return
@@ -315,7 +286,7 @@ def row_gradient(
 def row_losses(
     logits: Tensor, out: Tensor | None, tokens: TokenBatch, spec: LossSpec, head: Head, rows: Tensor | None = None
 ) -> RowLosses:
-    """See reference.row_losses: statistics, losses and gradient in one launch."""
+    """See torch_rows.row_losses: statistics, losses and gradient in one launch."""
     n = tokens.targets.shape[0]
     losses, logprobs, entropy, ratio, low, high, kl, match = (
         logits.new_empty(n, dtype=torch.float32) for _ in range(8)
@@ -327,12 +298,7 @@ def row_losses(
             tokens.old_logprobs, tokens.ref_logprobs, tokens.memorize, tokens.importance,
             losses, logprobs, entropy, ratio, low, high, kl, match,
             n, logits.stride(0), logits.stride(0) if out is None else out.stride(0),
-            *_floats(
-                1.0 / spec.temperature, 1.0 / spec.memorize_temperature, head.scale, head.softcap or 1.0,
-                1.0 - spec.epsilon_low, 1.0 + spec.epsilon_high, math.inf if spec.delta is None else spec.delta,
-                spec.cispo_cap, spec.sapo_tau_pos, spec.sapo_tau_neg, spec.beta, spec.entropy_coef,
-            ),
-            KIND=SURROGATE_CODES[spec.surrogate], SHAPED=spec.token_shaping != "none", BETA=spec.beta != 0.0,
-            BONUS=spec.entropy_coef != 0.0, GRAD=out is not None, **options,
+            *_floats(1.0 / spec.temperature, 1.0 / spec.memorize_temperature, head.scale, head.softcap or 1.0),
+            *loss_settings(spec), GRAD=out is not None, **loss_flags(spec), **options,
         )  # fmt: skip
     return RowLosses(logprobs, entropy, match, losses, TokenStats(ratio, low, high, kl))

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dyme_kernels.sampling import GOLDEN, MIX1, MIX2
+from dyme_kernels.noise import GOLDEN, MIX1, MIX2
 from dyme_kernels.triton_math import LN2, LOG2E
 
 BLOCK, WARPS, MERGE_WARPS = 1024, 4, 8  # entries read at once by a program, and the warps that share them

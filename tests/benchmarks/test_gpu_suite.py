@@ -59,7 +59,9 @@ def test_rehearsal_of_checks_and_options(tmp_path):
     assert checks["done"] and options["done"] and checks["hardware"]["device"] == "cpu"
     status = {name: step["status"] for name, step in checks["steps"].items()}
     assert set(status.values()) == {"passed", "skipped"}, checks["steps"]
-    assert {"twin bfloat16", "large rows", "deterministic", "groups"} <= {n for n, s in status.items() if s == "passed"}
+    assert {"backends bfloat16", "large rows", "deterministic", "groups"} <= {
+        n for n, s in status.items() if s == "passed"
+    }
     (tests,) = [step for name, step in checks["steps"].items() if name.startswith("pytest ")]
     assert "no test ran" in tests["detail"]
     assert "compute-sanitizer" in checks["steps"]["racecheck"]["detail"] or "needs a GPU" in str(checks["steps"])

@@ -58,7 +58,7 @@ class Peers:
         self.all_reduce()
         self.seen.append(self.dog._beat)
 
-    gather_rows = gather_tokens = barrier = begin_refresh = forward = backward = all_reduce
+    gather_rows = gather_tokens = broadcast = barrier = begin_refresh = forward = backward = all_reduce
 
 
 def test_collectives_are_counted_and_nest(tmp_path):

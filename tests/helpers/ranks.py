@@ -36,6 +36,9 @@ class FakeEngine:
         assert local.dtype == torch.float64 and len(local) == counts[self.rank]
         return torch.cat(self._gather(local))
 
+    def broadcast(self, values: Tensor) -> Tensor:
+        return self._gather(values)[0].clone()
+
     def gather_tokens(self, local: Sequence[Sequence[int]]) -> list[list[list[int]]]:
         return self.gather_json([list(tokens) for tokens in local])
 

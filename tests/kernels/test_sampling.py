@@ -34,8 +34,8 @@ def rows(count: int, vocabulary: int, seed: int = 0, scale: float = 2.0, dtype: 
 def check(logits: Tensor, keys: Tensor, positions: Tensor, **options: object) -> Tensor:
     """Both backends draw equal tokens; the log-probability is float64's to float32 rounding. -> tokens."""
     mine, logprobs = sample_tokens(logits, keys, positions, **options, backend="triton")
-    twin, other = sample_tokens(logits, keys, positions, **options, backend="torch")
-    assert mine.dtype == torch.int64 and logprobs.dtype == torch.float32 and torch.equal(mine, twin)
+    theirs, other = sample_tokens(logits, keys, positions, **options, backend="torch")
+    assert mine.dtype == torch.int64 and logprobs.dtype == torch.float32 and torch.equal(mine, theirs)
     policy = logits.double() / (options.get("temperature", 1.0) or 1.0)
     exact = policy.log_softmax(-1).gather(1, mine[:, None])[:, 0]
     torch.testing.assert_close(logprobs.double(), exact, rtol=5e-7, atol=3e-6)
@@ -47,7 +47,7 @@ def check(logits: Tensor, keys: Tensor, positions: Tensor, **options: object) ->
 # 1025 and wider: more than one slice; 32003: more than one block a slice, the last one ragged
 @pytest.mark.parametrize("v", (1, 2, 257, 1024, 1025, 32003, 49280))
 @pytest.mark.parametrize("temperature", (1.0, 0.7, 3.0, 0.0))
-def test_tokens_are_the_twins(v, temperature):
+def test_tokens_are_those_of_the_torch_implementation(v, temperature):
     check(*rows(24 if v < 2000 else 3, v, seed=v), temperature=temperature)
 
 
@@ -266,9 +266,9 @@ def test_sizes_of_models_on_a_gpu(dtype):
     for count, v in ((256, 151936), (64, 152064), (8, 49280)):
         logits, keys, positions = rows(count, v, dtype=dtype)
         mine, _ = sample_tokens(logits, keys, positions, temperature=0.9, backend="triton")
-        twin, _ = sample_tokens(logits, keys, positions, temperature=0.9, backend="torch")
+        theirs, _ = sample_tokens(logits, keys, positions, temperature=0.9, backend="torch")
         on_host = sample_tokens(logits[:8].cpu(), keys[:8].cpu(), positions[:8].cpu(), temperature=0.9)[0]
-        assert torch.equal(mine, twin) and torch.equal(mine[:8].cpu(), on_host)
+        assert torch.equal(mine, theirs) and torch.equal(mine[:8].cpu(), on_host)
         check(logits[:16], keys[:16], positions[:16], temperature=0.0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dyme_kernels.reference import scale_gradient
+from dyme_kernels.scaling import scale_gradient
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -1,4 +1,4 @@
-"""The Triton row kernels, on a GPU or interpreted on the CPU, against float64 and against their PyTorch twins."""
+"""The Triton row kernels, on a GPU or interpreted on the CPU, against float64 and against the torch implementation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check(logits: Tensor, t: dict[str, Tensor | None], spec: LossSpec, allowed: 
     for backend in ("triton", "torch"):
         out = policy_loss(leaf, **narrow, spec=spec, backend=backend)
         results[backend] = (out, torch.autograd.grad(out.loss, leaf)[0])
-    (out, mine), (twin, other) = results["triton"], results["torch"]
+    (out, mine), (theirs, other) = results["triton"], results["torch"]
     live = t["live"] if t.get("live") is not None else torch.arange(logits.shape[0])
     assert abs(out.loss.item() - exact.item()) <= 1e-5 * max(1.0, abs(exact.item()))
     assert distance(out.logprobs.cpu()[live], logprobs[live]) <= allowed
@@ -61,7 +61,7 @@ def check(logits: Tensor, t: dict[str, Tensor | None], spec: LossSpec, allowed: 
     assert distance(mine, gradient) <= allowed * 2 + torch.finfo(logits.dtype).eps
     assert distance(mine, other) <= allowed * 2 + torch.finfo(logits.dtype).eps
     for name in STATISTICS:
-        torch.testing.assert_close(getattr(out, name), getattr(twin, name), rtol=2e-5, atol=2e-5, msg=name)
+        torch.testing.assert_close(getattr(out, name), getattr(theirs, name), rtol=2e-5, atol=2e-5, msg=name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -156,10 +156,10 @@ def test_banned_tokens(v, entropy_coef):
     torch.testing.assert_close(out.logprobs.double().cpu(), logp, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(out.entropy.double().cpu(), entropy, rtol=1e-6, atol=1e-6)
     (mine,) = torch.autograd.grad(out.loss, leaf)
-    twin = policy_loss(leaf, **on_device(t), spec=spec, backend="torch").loss
+    theirs = policy_loss(leaf, **on_device(t), spec=spec, backend="torch").loss
     banned = logits == -math.inf
     assert mine.isfinite().all() and mine.cpu()[banned].eq(0).all()
-    assert distance(mine, torch.autograd.grad(twin, leaf)[0]) <= 4e-6
+    assert distance(mine, torch.autograd.grad(theirs, leaf)[0]) <= 4e-6
 
 
 @pytest.mark.parametrize("temperature", (0.3, 2.0))

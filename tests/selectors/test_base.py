@@ -94,3 +94,18 @@ def test_decision_does_not_depend_on_the_order_of_rows():
 def test_a_foreign_state_is_refused():
     with pytest.raises(ValueError, match=r"selector\.name has changed"):
         make_selector(SelectorConfig()).load_state_dict({"buffer": []})
+
+
+@pytest.mark.dist
+def test_ranks_agree_on_rank_0s_statistics(tmp_path, run_ranks):
+    run_ranks(2, "agreement", tmp_path)
+    (own, first), (other, second) = (torch.load(tmp_path / f"stats{rank}.pt") for rank in range(2))
+    for name, value in own.items():
+        if not isinstance(value, torch.Tensor):
+            assert first[name] == second[name] == value
+            continue
+        assert torch.equal(first[name], value) and torch.equal(second[name], value), name
+        assert first[name].dtype == second[name].dtype == value.dtype, name
+    assert [n for n in own if isinstance(own[n], torch.Tensor) and not torch.equal(own[n], other[n])] == [
+        "accuracy_mean", "num_correct", "advantages"
+    ]  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dyme_kernels import SURROGATES, LossSpec, linear_policy_loss, policy_loss
-from dyme_kernels.compiled import pack_spec, unpack_spec
+from dyme_kernels.extras.compile_ops import pack_spec, unpack_spec
 from tests.helpers.kernel_oracle import make_inputs
 
 SPEC = LossSpec(beta=0.1, entropy_coef=0.05, temperature=0.7, delta=1.5, logit_softcap=3.0)

@@ -6,19 +6,25 @@ buffer of its own, because a compiler must know every tensor that an operator wr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from dyme_kernels.linear import check_head, linear_policy_loss, under_autocast
+from dyme_kernels.policy import policy_loss
 from dyme_kernels.spec import LossSpec
-from dyme_kernels.tokens import PolicyLossOutput, compute_dtype
+from dyme_kernels.tokens import STATISTICS, PolicyLossOutput, compute_dtype
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _TEXTS = ("surrogate", "token_shaping")
 _NUMBERS = tuple(f.name for f in fields(LossSpec) if f.name not in _TEXTS)
-_NONE = -1.0  # of delta and logit_softcap, which are positive
+_OPTIONAL = tuple(f.name for f in fields(LossSpec) if f.default is None)
+_NONE = -1.0  # of those, which are positive
 
 
 def pack_spec(spec: LossSpec) -> tuple[str, list[float]]:
@@ -30,7 +36,7 @@ def pack_spec(spec: LossSpec) -> tuple[str, list[float]]:
 def unpack_spec(texts: str, numbers: Sequence[float]) -> LossSpec:
     given: dict[str, Any] = dict(zip(_TEXTS, texts.split(), strict=True))
     for name, value in zip(_NUMBERS, numbers, strict=True):
-        given[name] = None if name in ("delta", "logit_softcap") and value == _NONE else value
+        given[name] = None if name in _OPTIONAL and value == _NONE else value
     return LossSpec(**given)
 
 
@@ -40,8 +46,6 @@ def _policy_op(
     ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None, segments: Tensor | None,
     live: Tensor | None, texts: str, numbers: list[float], backend: str, grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    from dyme_kernels.policy import policy_loss
-
     leaf = logits.detach().requires_grad_(grad)  # a leaf is never overwritten
     with torch.set_grad_enabled(grad):
         out = policy_loss(
@@ -70,8 +74,6 @@ def _linear_op(
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]:  # fmt: skip
-    from dyme_kernels.linear import linear_policy_loss
-
     given: list[Any] = [None if x is None else x.detach() for x in (hidden, weight, bias)]
     wanted = [x.requires_grad_() for x, need in zip(given, needs, strict=True) if need and x is not None]
     with torch.set_grad_enabled(bool(wanted)):
@@ -119,25 +121,54 @@ torch.library.register_autograd("dyme_kernels::policy_loss", _policy_backward, s
 torch.library.register_autograd("dyme_kernels::linear_policy_loss", _linear_backward, setup_context=_keep(3))
 
 
-def compiled_policy_loss(logits: Tensor, *tokens: Tensor | None, spec: LossSpec, backend: str) -> PolicyLossOutput:
-    """`policy_loss` inside a compiled graph. `tokens`: its arguments from targets to live."""
+def compiled_policy_loss(
+    logits: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    memorize: Tensor | None = None,
+    importance: Tensor | None = None,
+    segments: Tensor | None = None,
+    live: Tensor | None = None,
+    spec: LossSpec = LossSpec(),  # noqa: B008  frozen
+    backend: str = "auto",
+) -> PolicyLossOutput:
+    """`policy_loss` inside a compiled graph."""
+    tokens = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live)
     grad = torch.is_grad_enabled() and logits.requires_grad
-    return _output(_policy_op(logits, *tokens, *pack_spec(spec), backend, grad))  # type: ignore[arg-type]
+    return _output(_policy_op(logits, *tokens, *pack_spec(spec), backend, grad))
 
 
 def compiled_linear_policy_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, *tokens: Tensor | None, spec: LossSpec, budget: float,
-    backend: str,
-) -> PolicyLossOutput:  # fmt: skip
-    """`linear_policy_loss` inside a compiled graph. `tokens`: its arguments from targets to live."""
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    memorize: Tensor | None = None,
+    importance: Tensor | None = None,
+    segments: Tensor | None = None,
+    live: Tensor | None = None,
+    bias: Tensor | None = None,
+    spec: LossSpec = LossSpec(),  # noqa: B008  frozen
+    logits_budget_mb: float = 256,
+    backend: str = "auto",
+) -> PolicyLossOutput:
+    """`linear_policy_loss` inside a compiled graph."""
+    tokens = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live)
+    hidden, weight, bias = under_autocast(hidden, weight, bias)
+    check_head(hidden, weight, bias, logits_budget_mb)
     enabled = torch.is_grad_enabled()
     needs = [enabled and x is not None and x.requires_grad for x in (hidden, weight, bias)]
-    texts, numbers = pack_spec(spec)
-    return _output(_linear_op(hidden, weight, bias, *tokens, texts, numbers, budget, backend, needs))  # type: ignore[arg-type]
+    return _output(_linear_op(hidden, weight, bias, *tokens, *pack_spec(spec), logits_budget_mb, backend, needs))
 
 
 def _output(found: tuple[Tensor, ...]) -> PolicyLossOutput:
-    return PolicyLossOutput(found[0], *(x.detach() for x in found[1:8]))
+    return PolicyLossOutput(found[0], *(x.detach() for x in found[1 : 1 + len(STATISTICS)]))
 
 
 def _detached(out: PolicyLossOutput) -> tuple[Tensor, ...]:
@@ -147,4 +178,14 @@ def _detached(out: PolicyLossOutput) -> tuple[Tensor, ...]:
 
 def _fake_output(x: Tensor) -> tuple[Tensor, ...]:
     dtype = compute_dtype(x.dtype)
-    return (x.new_empty((), dtype=dtype), *(x.new_empty(x.shape[0], dtype=dtype) for _ in range(7)))
+    return (x.new_empty((), dtype=dtype), *(x.new_empty(x.shape[0], dtype=dtype) for _ in STATISTICS))
+
+
+def in_graphs(eager: Callable[P, R], compiled: Callable[P, R]) -> Callable[P, R]:
+    """`eager`, and where torch.compile makes a graph, `compiled`."""
+
+    @functools.wraps(eager)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return (compiled if torch.compiler.is_compiling() else eager)(*args, **kwargs)
+
+    return call

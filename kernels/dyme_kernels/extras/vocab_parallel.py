@@ -8,16 +8,16 @@ gradient of the hidden states is summed over the group once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dyme_kernels.linear import sharded_linear_loss
-from dyme_kernels.reference import Head, RowLosses, RowStats, losses_in_two_steps
+from dyme_kernels.dispatch import row_kernels
+from dyme_kernels.linear import check_head, chunk_rows, loss_in_chunks, under_autocast
+from dyme_kernels.rows import Head, RowKernels, RowLosses, RowStats, losses_in_two_steps
 from dyme_kernels.spec import LossSpec
-from dyme_kernels.tokens import PolicyLossOutput, TokenBatch
+from dyme_kernels.tokens import PolicyLossOutput, TokenBatch, compute_dtype, make_batch
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,20 @@ def vocab_parallel_linear_policy_loss(
             "pass this rank's rows"
         )
     tokens = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live)
-
-    return sharded_linear_loss(
-        hidden, weight, bias, tokens, spec, logits_budget_mb, backend, shard.vocabulary, shard.widest,
-        lambda kernels: ShardedRows(kernels, shard),
-    )  # fmt: skip
+    hidden, weight, bias = under_autocast(hidden, weight, bias)
+    check_head(hidden, weight, bias, logits_budget_mb)
+    rows = ShardedRows(row_kernels(backend, "vocab_parallel_linear_policy_loss", hidden), shard)
+    batch = make_batch(hidden.shape[0], compute_dtype(hidden.dtype), shard.vocabulary, *tokens, spec)  # type: ignore
+    chunk = chunk_rows(hidden, shard.widest, logits_budget_mb)
+    return loss_in_chunks(hidden, weight, bias, batch, live, spec, rows, chunk, rows.sum_hidden)
 
 
 @dataclass(frozen=True)
 class ShardedRows:
-    """The row functions of a backend over a sharded vocabulary, with the signatures of reference.py. Statistics are
+    """The row functions of a backend over a sharded vocabulary, with the signatures of torch_rows.py. Statistics are
     those of the whole row; gradients those of this rank's columns."""
 
-    kernels: Any
+    kernels: RowKernels
     shard: Shard
 
     def row_statistics(
@@ -122,7 +123,7 @@ class ShardedRows:
         self, logits: Tensor, out: Tensor | None, tokens: TokenBatch, spec: LossSpec, head: Head,
         rows: Tensor | None = None,
     ) -> RowLosses:  # fmt: skip
-        return losses_in_two_steps(self.row_statistics, self.row_gradient, logits, out, tokens, spec, head, rows)
+        return losses_in_two_steps(self.row_statistics, self.row_gradient, logits, out, tokens, spec, head, rows)[0]
 
     def sum_hidden(self, gradient: Tensor) -> None:
         """Adds up the gradients that the ranks' columns give to the hidden states."""
