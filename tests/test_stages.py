@@ -14,6 +14,7 @@ from dyme.batching.objective import TrainSequence, TrainSequences
 from dyme.config import RunConfig, load_config
 from dyme.data import Record
 from dyme.families import IMAGE, Prompt
+from dyme.metrics.columns import RolloutColumns
 from dyme.rewards.compose import Scores, UserScores
 from dyme.rewards.failures import Failures
 from dyme.rollout.types import Rollout
@@ -24,9 +25,9 @@ from tests.helpers.ranks import FakeEngine, on_ranks
 from tests.helpers.runs import write_config
 
 RECORDS = [
-    Record("long", "How many?", ("4",), hint="The red bar shows 4."),
+    Record("long", "How many?", ("4",), hint="The red bar shows 4.", kind="count"),
     Record("broken", "How many?", ("7",), hint="The blue bar shows 7."),
-    Record("seen", "How many?", ("9",), hint="The green bar shows 9."),
+    Record("seen", "How many?", ("9",), hint="The green bar shows 9.", kind="value"),
     Record("bare", "How many?", ("2",)),
 ]
 PROMPTS = {
@@ -55,11 +56,12 @@ def decision(*modes: Mode, share: float = 1.0) -> ModeDecision:
     return ModeDecision(mode, ones, share * ones, torch.zeros_like(mode))
 
 
-def gathered(correct: list[float], **changes: list[float]) -> dict[str, torch.Tensor]:
+def gathered(correct: list[float], **changes: list[float]) -> RolloutColumns:
     """Columns of nine rows that are all scored, of 2 tokens each; entropy is known."""
     columns = {"correct": correct, "reward": correct, "format": [1.0] * 9, "scored": [1.0] * 9}
     columns |= {"length": [2.0] * 9, "truncated": [0.0] * 9, "entropy": [0.5] * 9, "thinking": [0.0] * 9}
-    return {name: torch.tensor(values, dtype=torch.float64) for name, values in (columns | changes).items()}
+    named = {name: torch.tensor(values, dtype=torch.float64) for name, values in (columns | changes).items()}
+    return RolloutColumns(named)
 
 
 def test_prompts_are_encoded_by_their_owner_and_known_everywhere():
@@ -99,11 +101,11 @@ def test_every_rank_gathers_the_scores_of_all_rows(tmp_path, weight):
     cfg = config(tmp_path, reward={"length": weight})
     failures, said = [Failures(), Failures()], [[], []]
 
-    def stage(engine: FakeEngine) -> dict[str, torch.Tensor]:
+    def stage(engine: FakeEngine) -> RolloutColumns:
         own = scoring(engine.rank, failures[engine.rank])
         own.scorer.failures, own.scorer.cfg = failures[engine.rank], cfg
         local = stages.score(BATCH, engine.rank, own)
-        return stages.gather(engine, own.scorer, BATCH, local, said[engine.rank].append)
+        return stages.gather(engine, own.scorer, RECORDS, BATCH, local, said[engine.rank].append)
 
     for columns in on_ranks(2, stage):
         assert columns["scored"].tolist() == [1, 1, 1, 1, 0, 1, 0, 0, 0]
@@ -113,7 +115,8 @@ def test_every_rank_gathers_the_scores_of_all_rows(tmp_path, weight):
         assert columns["stopped"].tolist() == [1, 1, 1, 1, 1, 0, 0, 0, 0]
         assert columns["thinking"].tolist() == [0.25] * 6 + [0] * 3
         assert columns["user/own"].nan_to_num(-1).tolist() == [0, 10, 20, 30, 40, 50, -1, -1, -1]
-        assert ("length_reward" in columns) == (weight > 0)
+        assert columns.kinds == ("value",) * 3 + ("count",) * 3 + ("",) * 3
+        assert ("length_reward" in columns.values) == (weight > 0)
     assert [f.counts for f in failures] == [{"verifier: ValueError": 1}] * 2
     assert all("no number" in lines[0] and len(lines) == 1 for lines in said)
 
@@ -161,7 +164,7 @@ def test_without_rollouts_every_demonstration_is_memorized(tmp_path, missing, mo
     """One without a trace is the answer alone, where that is allowed; a record without a prompt never is one."""
     cfg = config(tmp_path, memorize={"on_missing_trace": missing})
     batch = replace(BATCH, records=(2, 3, 1), group_size=1, starts=(0, 1, 3))
-    chosen, stats = select(cfg, make_selector(cfg.selector), {}, batch=batch)[0]
+    chosen, stats = select(cfg, make_selector(cfg.selector), RolloutColumns(), batch=batch)[0]
     assert stats is None
     assert "".join(Mode(mode).name[0] for mode in chosen.mode.tolist()) == modes
 
@@ -207,7 +210,11 @@ def test_what_trains(tmp_path, changes, trained):
     found = stages.sequences(cfg, BATCH, columns, decision(Mode.EXPLORE, Mode.MEMORIZE, Mode.SKIP), stats)
     assert kept(found) == trained
     assert len(found.counted) == (3 if "rollout__truncated" in changes else 4)
-    assert kept(stages.sequences(cfg, BATCH, {}, decision(*[Mode.MEMORIZE] * 3), None)) == [(0, -1), (1, -1), (2, -1)]
+    assert kept(stages.sequences(cfg, BATCH, RolloutColumns(), decision(*[Mode.MEMORIZE] * 3), None)) == [
+        (0, -1),
+        (1, -1),
+        (2, -1),
+    ]
 
 
 SEQUENCES = (
