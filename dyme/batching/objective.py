@@ -106,7 +106,7 @@ def token_weights(
     """The weight w of every token of each sequence that trains, [len(sequences.trained)].
 
     lengths: tokens of each counted sequence. `groups` = G and `rows` = B = G K of the whole step, dead ones included.
-      group     1/G, live rows of a kind averaged, tokens averaged per row (the paper's formula)
+      group     1/G, sequences of a kind averaged, tokens averaged per row (the paper's formula)
       row       1/(B |y|) (the published code: a memorized group weighs 1/K of an explored one)
       token     1 / counted tokens of the step (DAPO)
       component explored tokens / N_explore + memorize_weight * memorized tokens / N_memorize

@@ -1,4 +1,4 @@
-"""Packing: groups as trees. The prompt once, then each live row as a branch that sees the prompt and itself.
+"""Packing: groups as trees. The prompt once, then each sequence as a branch that sees the prompt and itself.
 
 Positions of every branch go on from the prompt; the last prompt token's hidden state predicts the first token of every
 branch. This is exact: log-probabilities and gradients equal those of separate rows. Each tree is a row of the batch, or

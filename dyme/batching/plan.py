@@ -1,4 +1,4 @@
-"""Plan: which rank trains which live rows in which micro-batch. Pure, and the same on every rank.
+"""Plan: which rank trains which sequences in which micro-batch. Pure, and the same on every rank.
 
 A live group is placed as an item: its prompt once, then the rows it trains as branches. Every rank gets the same
 number of
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 class PlannedGroup:
     """Live rows of one group (or of a part of it) that share one copy of the prompt.
 
-    `rows` are indices into the step's list of live rows; `tokens` is the packed length: prompt + rows.
+    `rows` are indices into the `TrainBatch.sequences` of the step; `tokens` is the packed length: prompt + rows.
     """
 
     group: int
