@@ -146,7 +146,7 @@ class PromptCache:
 
     @cached_property
     def _families(self) -> SimpleQueue[Family]:
-        """One for each thread of `_many`; made by the calling thread, where nobody else uses the processor."""
+        """One for each thread of `_many`; made by the calling thread, the only one that uses the processor then."""
         families: SimpleQueue[Family] = SimpleQueue()
         for _ in range(threads()):
             families.put(self.family.apart())

@@ -101,7 +101,7 @@ class RunFolder:
         self.position.schedule.saved()
 
     def leave(self, step: int) -> None:
-        """The way out before the end, for whoever asked: what is needed to go on, and the marker PREEMPTED."""
+        """Leaves before the end: writes a checkpoint and the marker PREEMPTED."""
         schedule = self.position.schedule
         if step and not schedule.skipped_in_a_row:
             self.save(step)

@@ -1,4 +1,4 @@
-"""Cursor: which records a step takes, and which rows of them belong to which rank. Pure functions, so nothing of it
+"""Sampler: which records a step takes, and which rows of them belong to which rank. Pure functions, so nothing of it
 is saved."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The cursor: every record once per epoch, contiguous blocks of rows, groups that span ranks."""
+"""The sampler: every record once per epoch, contiguous blocks of rows, groups that span ranks."""
 
 from __future__ import annotations
 

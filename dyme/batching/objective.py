@@ -39,7 +39,7 @@ class TrainSequence:
 @dataclass(frozen=True)
 class TrainSequences:
     """`trained` need a forward pass. `counted` also holds completions whose advantage is exactly 0: they weigh in every
-    mean, but their gradient is zero, so nobody runs them."""
+    mean, but their gradient is zero, so they are not run."""
 
     trained: tuple[TrainSequence, ...]
     counted: tuple[TrainSequence, ...]

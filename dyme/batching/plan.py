@@ -58,16 +58,16 @@ def make_plan(
     share_prompt: bool = True,
     joined: bool = False,
 ) -> Plan:
-    """Places every live row exactly once.
+    """Places every sequence that trains exactly once.
 
-    row_groups, row_lengths: [R] group index and tokens of each live row. prompt_lengths, modalities: [G] expanded
+    row_groups, row_lengths: [R] group index and tokens of each sequence. prompt_lengths, modalities: [G] expanded
     tokens and
     modalities of each group's prompt. `token_budget` bounds the tokens of one micro-batch on one rank: padded ones,
     or, where groups are `joined`, those they have; a group over it is
     split, its prompt repeated; a single row over it stands alone. `first_modules`: modalities with trainable
     parameters, run in the first micro-batch whatever it holds (ZeRO-3 keeps stale gradients of parameters that
     are absent there). `share_prompt=False` gives every row its own prompt, for families that cannot pack trees.
-    No live rows: a plan without micro-batches.
+    No sequences: a plan without micro-batches.
     """
     if not row_groups:
         return Plan(tuple(() for _ in range(world_size)), (), joined)

@@ -15,7 +15,7 @@ Left open for vision-language models, and chosen here:
   rate of the part in this step: the same as a factor on the gradient for plain gradient descent, which the authors use,
   and the same under every ZeRO stage. The global norm, and so clipping, is that of the gradient as it is; weight decay
   scales with the learning rate.
-- A part without gradient (no picture in the step) slows nobody down.
+- A part without gradient (no picture in the step) slows nothing down.
 - GE, noise of the gradient's size on convolution kernels, is not here.
 """
 

@@ -158,7 +158,7 @@ def _supervised(counts: Mapping[str, float]) -> list[str]:
     if groups or rows or traces:
         notes.append(
             f"degraded, for want of an answer that could be used: {groups} groups went by the facts of rules, "
-            f"{rows} rows were checked by words alone, {traces} reference traces were not refined"
+            f"{rows} rows were checked by words alone, {traces} demonstrations were not refined"
         )
     return notes
 

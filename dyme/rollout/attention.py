@@ -2,7 +2,7 @@
 with their log-sum-exps, which is exact (Juravsky et al. 2024, Hydragen, 2402.05099, section 3.1).
 
 So a step reads the keys and values of a prompt once for its group. Registered with transformers under the name `NAME`;
-whoever decodes sets `decoding` to the cache that the layers write to.
+the decoder sets `decoding` to the cache that the layers write to.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class FixedWeights:
-    """The `Weights` of a model that nobody trains."""
+    """The `Weights` of a model that is not trained."""
 
     model: nn.Module
     version: int = 0

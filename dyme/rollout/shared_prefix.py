@@ -285,7 +285,7 @@ class DecodeBatch:
         self.cache.arrange(places, prompts)
 
     def _leave(self) -> None:
-        """Takes finished rows out; where nobody waits, the batch shrinks to the next bucket."""
+        """Takes finished rows out; where no row waits, the batch shrinks to the next bucket."""
         finished = self.finished[: len(self.slots)].tolist()  # the one wait for the device
         leaving = [place for place in self.living if finished[place]]
         if leaving:

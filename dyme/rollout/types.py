@@ -64,7 +64,7 @@ class Rollout:
 
 
 Finished = Callable[[int, Rollout], None]
-"""What is told of a row that is complete: its index and completion. Returns at once."""
+"""Callback for a completed request: its index and its completion. It returns at once."""
 
 
 def ignore(row: int, rollout: Rollout) -> None:

@@ -21,7 +21,7 @@ from dyme_kernels import group_advantages
 
 
 class Mode(IntEnum):
-    """What a group trains: nothing, its rollouts, its reference trace, or both."""
+    """What a group trains: nothing, its rollouts, its demonstration, or both."""
 
     SKIP = 0
     EXPLORE = 1

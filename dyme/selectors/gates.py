@@ -68,7 +68,7 @@ def always_explore(stats: GroupStats, progress: float) -> ModeDecision:
 
 
 def always_memorize(stats: GroupStats, progress: float) -> ModeDecision:
-    """SFT on the reference trace of every group, rollouts only measured."""
+    """SFT on the demonstration of every group, rollouts only measured."""
     return _fixed(torch.full((len(stats),), int(Mode.MEMORIZE)), stats)
 
 

@@ -1,4 +1,4 @@
-"""What a pydantic error says about a configuration, in one line in the words of whoever wrote it."""
+"""What a pydantic error says about a configuration, in one line that names the user's own keys."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from dyme.settings.weight_schedule import WeightSchedule
 
 
 class MemorizeConfig(Schema):
-    """The reference rows."""
+    """What is memorized."""
 
     on_missing_trace: Literal["answer", "skip"] = "answer"
     """A record without a hint memorizes its answer alone, or is skipped."""

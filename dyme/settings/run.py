@@ -14,7 +14,7 @@ class TrainConfig(Schema):
     max_steps: PositiveInt = 1000
     """Steps: one rollout and `epochs_per_rollout` optimizer updates each."""
     epochs_per_rollout: PositiveInt = 1
-    """Optimizer updates per rollout, each over all its live rows. The first one's log-probs are the old ones."""
+    """Optimizer updates per rollout, each over all sequences that train. The first one's log-probs are the old ones."""
     token_budget: PositiveInt = 8192
     """Tokens per micro-batch and rank, padded ones unless packed_attention joins groups; a group over it is split."""
     logits_budget_mb: PositiveInt = 256

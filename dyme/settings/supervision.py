@@ -1,4 +1,4 @@
-"""SupervisionConfig: how thinking is checked and reference traces are refined."""
+"""SupervisionConfig: how thinking is checked and demonstrations are refined."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SupervisionConfig(Schema):
     contradiction_penalty: float = Field(default=1.0, ge=0, le=1)
     """w in t (1 - w c), where c is the share of a trace's readings that the facts contradict; 0 is off."""
     refiner: Literal["none", "rules", "judge"] = "none"
-    """What becomes of a reference trace before it is memorized; none: it stays the record's hint."""
+    """What becomes of a demonstration before it is memorized; none: it stays the record's hint."""
     max_trace_chars: int = Field(default=1200, ge=40)
     """A refined trace or a template that is longer is not used."""
     task: Literal["auto", "chart", "natural", "medical", "geometry", "text"] = "auto"

@@ -1,4 +1,4 @@
-"""The plan: every live row once, equal micro-batches and modules on all ranks, balance, determinism, splitting."""
+"""The plan: every sequence once, equal micro-batches and modules on all ranks, balance, determinism, splitting."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_properties(problem, share_prompt, needs_image, joined):
     plan = make_plan(*problem, **options)
     assert plan == make_plan(*problem, **options) and plan.joined == joined  # deterministic
     placed = [row for rank in plan.micro_batches for micro in rank for item in micro for row in item.rows]
-    assert sorted(placed) == list(range(len(groups)))  # every live row exactly once
+    assert sorted(placed) == list(range(len(groups)))  # every sequence exactly once
     assert {len(rank) for rank in plan.micro_batches} == {plan.num_micro_batches}  # equal counts on all ranks
     assert (plan.num_micro_batches == 0) == (not groups)
     for j in range(plan.num_micro_batches):

@@ -78,7 +78,7 @@ def build(lora_head: bool = False) -> tuple:
         ),
         # text only: the vision tower is trained, yet no record of the step shows a picture
         step([prompt(False, 4), prompt(False, 6)], [(0, -1, 1.0), (1, 4, 0.4), (1, 5, -0.4)], 1000),
-        # one live row: all ranks but one have nothing to train
+        # one sequence: all ranks but one have nothing to train
         step([prompt(True, 2), prompt(True, 5)], [(1, -1, 1.0)], 1000),
         # one image group among text groups: a rank without an image in its micro-batch
         step(

@@ -24,7 +24,7 @@ _SCALE_RANGES = {
 
 
 class ChartsSource(Schema):
-    """Generated charts with questions, answers and reference traces; a pure function of these settings."""
+    """Generated charts with questions, answers and demonstrations; a pure function of these settings."""
 
     source: Literal["charts"] = "charts"
     scale: Literal["tiny", "full"] = "tiny"

@@ -1,4 +1,4 @@
-"""Reference traces in three qualities: structured, plain, and the rambling pseudo trace that DyME refines."""
+"""Demonstrations in three qualities: structured, plain, and the rambling pseudo trace that DyME refines."""
 
 from __future__ import annotations
 
