@@ -15,8 +15,7 @@ from dyme.data.gsm8k import Gsm8kSource
 from dyme.data.imagefolder import ImageFolderSource
 from dyme.data.jsonl import JsonlSource
 from dyme.data.mixture import MixturePart, MixtureSource
-from dyme.data.record import LazyImage, Record
-from dyme.data.recordset import RecordSet
+from dyme.data.record import LazyImage, Record, RecordSet
 from dyme.data.slake import SlakeSource
 from dyme.data.sources import SourceConfig, load_records, read_records
 from dyme.data.vqa_rad import VQARadSource

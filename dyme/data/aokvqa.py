@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 from typing import Literal
 
-from pydantic import Field
-
 from dyme.data.paths import existing_file, existing_folder
-from dyme.data.recordset import RecordSet
-from dyme.data.rows import Row, RowError, list_items, to_records
+from dyme.data.record import RecordSet
+from dyme.data.rows import Limit, Row, RowError, list_items, needed, to_records
 from dyme.settings.schema import Schema
-
-Task = Literal["direct", "choice"]
 
 
 class AOKVQASource(Schema):
@@ -24,40 +19,36 @@ class AOKVQASource(Schema):
     """The JSON list. `~` and environment variables are filled in."""
     images: str
     """Folder of the COCO 2017 pictures, whose names are the image id in twelve digits."""
-    task: Task = "direct"
+    task: Literal["direct", "choice"] = "direct"
     """Answer in words (questions marked as difficult for that are left out, as officially), or choose of four."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: Limit = None
     """Use only the first rows."""
 
+    def read(self) -> RecordSet:
+        """Records with the rationales as hint. Raises `DataError` when the file or the folder is missing."""
+        file = existing_file(self.path, "name aokvqa_v1p0_train.json or aokvqa_v1p0_val.json")
+        pictures = existing_folder(self.images, "images")
+        return to_records(file, list_items(file), self._convert, limit=self.limit, pictures=pictures)
 
-def read_aokvqa(config: AOKVQASource) -> RecordSet:
-    """Records with the rationales as hint. Raises `DataError` when the file or the folder is missing."""
-    file = existing_file(config.path, "name aokvqa_v1p0_train.json or aokvqa_v1p0_val.json")
-    pictures = existing_folder(config.images, "images")
-    convert = partial(_convert, task=config.task)
-    return to_records(file, list_items(file), convert, limit=config.limit, pictures=pictures)
+    def _convert(self, row: Row) -> Row | None:
+        if self.task == "direct" and row.get("difficult_direct_answer"):
+            return None
+        image = picture_name(needed(row, "image_id"))
+        rationales = row.get("rationales") or []
+        shared = {
+            "id": row.get("question_id"),
+            "question": row.get("question"),
+            "image": image,
+            "hint": " ".join(dict.fromkeys(text.strip() for text in rationales if isinstance(text, str))),
+        }
+        if self.task == "choice":
+            return {**shared, "choices": row.get("choices"), "answer": _chosen(row)}
+        return {**shared, "answers": _by_votes(row.get("direct_answers"))}
 
 
 def picture_name(image_id: object) -> str:
     """The file name of a COCO 2017 picture."""
     return f"{image_id!s:0>12}.jpg"
-
-
-def _convert(row: Row, task: Task) -> Row | None:
-    if task == "direct" and row.get("difficult_direct_answer"):
-        return None
-    if row.get("image_id") is None:
-        raise RowError(f"no image_id; its keys are {', '.join(row)}")
-    rationales = row.get("rationales") or []
-    shared = {
-        "id": row.get("question_id"),
-        "question": row.get("question"),
-        "image": picture_name(row["image_id"]),
-        "hint": " ".join(dict.fromkeys(text.strip() for text in rationales if isinstance(text, str))),
-    }
-    if task == "choice":
-        return {**shared, "choices": row.get("choices"), "answer": _chosen(row)}
-    return {**shared, "answers": _by_votes(row.get("direct_answers"))}
 
 
 def _chosen(row: Row) -> object:

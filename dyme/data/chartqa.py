@@ -7,12 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
 from dyme.data.errors import DataError
 from dyme.data.paths import existing_folder
-from dyme.data.recordset import RecordSet
-from dyme.data.rows import FieldName, Item, Row, RowError, list_items, to_records
+from dyme.data.record import RecordSet
+from dyme.data.rows import FieldName, Item, Limit, Row, list_items, needed, to_records
 from dyme.settings.schema import Schema
 
 SPLITS = ("train", "val", "test")
@@ -31,19 +29,19 @@ class ChartQASource(Schema):
     """Questions written by people, generated ones, or the first followed by the second."""
     hint_key: str | None = None
     """Key of a thinking trace, for files to which one was added; the published ones have none."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: Limit = None
     """Use only the first rows."""
 
-
-def read_chartqa(config: ChartQASource) -> RecordSet:
-    """Records whose kind is their part. Raises `DataError` when a file is missing or no row has `hint_key`."""
-    folder = existing_folder(config.path) / config.split
-    parts = PARTS if config.part == "both" else (config.part,)
-    items = chain.from_iterable(_items(folder, config.split, part) for part in parts)
-    fields: dict[FieldName, str] = {} if config.hint_key is None else {"hint": config.hint_key}
-    return to_records(
-        folder, items, _convert, limit=config.limit, fields=fields, setting="hint_key", pictures=folder / "png"
-    )
+    def read(self) -> RecordSet:
+        """Records whose kind is their part. Raises `DataError` when a file is missing or no row has `hint_key`."""
+        folder = existing_folder(self.path) / self.split
+        parts = PARTS if self.part == "both" else (self.part,)
+        items = chain.from_iterable(_items(folder, part) for part in parts)
+        fields: dict[FieldName, str] = {} if self.hint_key is None else {"hint": self.hint_key}
+        pictures = folder / "png"
+        return to_records(
+            folder, items, _convert, limit=self.limit, fields=fields, setting="hint_key", pictures=pictures
+        )
 
 
 def chartqa_splits(root: Path) -> list[str]:
@@ -51,8 +49,8 @@ def chartqa_splits(root: Path) -> list[str]:
     return [split for split in SPLITS if any((root / split / f"{split}_{part}.json").is_file() for part in PARTS)]
 
 
-def _items(folder: Path, split: str, part: str) -> list[Item]:
-    file = folder / f"{split}_{part}.json"
+def _items(folder: Path, part: str) -> list[Item]:
+    file = folder / f"{folder.name}_{part}.json"
     if not file.is_file():
         found = ", ".join(chartqa_splits(folder.parent)) or "none"
         raise DataError(f"{file}: no such file; correct path, split or part (splits in the folder: {found})")
@@ -60,11 +58,5 @@ def _items(folder: Path, split: str, part: str) -> list[Item]:
 
 
 def _convert(row: Row) -> Row:
-    if not row.get("imgname"):
-        raise RowError(f"no imgname; its keys are {', '.join(row)}")
-    return {
-        "question": row.get("query"),
-        "answer": row.get("label"),
-        "image": row["imgname"],
-        "hint": row.get("hint"),
-    }
+    image = needed(row, "imgname")
+    return {"question": row.get("query"), "answer": row.get("label"), "image": image, "hint": row.get("hint")}

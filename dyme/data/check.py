@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from dyme.data.errors import BadRow, ImageError
 from dyme.data.record import LazyImage, Record
-from dyme.data.recordset import RecordSet
+from dyme.data.sheet import spread
 from dyme.data.sources import SourceConfig, read_records
 from dyme.data.spec import NamedSource
 
@@ -30,12 +29,12 @@ class Report:
     total: int
     good: int
     coverage: dict[str, int]
-    kinds: dict[str, int]
-    answer_types: dict[str, int]
+    kinds: Counter[str]
+    answer_types: Counter[str]
     answer_lengths: tuple[int, ...]
     pictures: int
     decoded: int
-    sizes: dict[tuple[int, int], int]
+    sizes: Counter[tuple[int, int]]
     bad: tuple[BadRow, ...]
 
     @property
@@ -49,8 +48,8 @@ def check(source: SourceConfig, decode_all: bool = False) -> Report:
     Raises `DataError` when the source cannot be found; bad rows are in the report.
     """
     records = read_records(source)
-    pictures = _pictures(records)
-    picked = pictures if decode_all else _spread(pictures, SAMPLE)
+    pictures = list(dict.fromkeys(image for r in records for image in r.images))  # however many questions share one
+    picked = pictures if decode_all else spread(pictures, SAMPLE)
     sizes: Counter[tuple[int, int]] = Counter()
     broken: dict[LazyImage, str] = {}
     for image in picked:
@@ -58,18 +57,25 @@ def check(source: SourceConfig, decode_all: bool = False) -> Report:
             sizes[image.load().size] += 1
         except ImageError as error:
             broken[image] = str(error)
-    good = [r for r in records if not broken.keys() & set(r.images)]
+    good: list[Record] = []
+    bad = list(records.bad)
+    for i, r in enumerate(records):
+        reason = next((broken[image] for image in r.images if image in broken), None)
+        if reason is None:
+            good.append(r)
+        else:
+            bad.append(BadRow(*records.origin(i), r.id, reason))
     return Report(
         total=len(records) + len(records.bad),
         good=len(good),
         coverage={name: sum(bool(getattr(r, name)) for r in good) for name in _OPTIONAL},
-        kinds=_counted(r.kind for r in good if r.kind),
-        answer_types=_counted(answer_type(r) for r in good),
+        kinds=Counter(r.kind for r in good if r.kind),
+        answer_types=Counter(answer_type(r) for r in good),
         answer_lengths=tuple(sorted(len(r.answer) for r in good)),
         pictures=len(pictures),
         decoded=len(picked),
-        sizes=dict(sizes.most_common()),
-        bad=tuple(sorted((*records.bad, *_undecodable(records, broken)), key=lambda row: (row.file, row.line))),
+        sizes=sizes,
+        bad=tuple(sorted(bad, key=lambda row: (row.file, row.line))),
     )
 
 
@@ -104,9 +110,8 @@ def print_report(console: Console, named: NamedSource, report: Report) -> None:
         low, middle, high = (report.answer_lengths[k] for k in (0, report.good // 2, -1))
         table.add_row("answer length", f"{low} to {high} characters, median {middle}")
     if report.pictures:
-        sizes = _top({f"{w}x{h}": n for (w, h), n in report.sizes.items()})
         table.add_row("pictures", f"{report.pictures}, of which {report.decoded} decoded")
-        table.add_row("sizes", sizes)
+        table.add_row("sizes", _top(Counter({f"{w}x{h}": n for (w, h), n in report.sizes.items()})))
     console.print(table)
     for row in report.bad:
         console.print(f"[red]bad[/red] {escape(str(row))}", soft_wrap=True, highlight=False)
@@ -115,28 +120,10 @@ def print_report(console: Console, named: NamedSource, report: Report) -> None:
         console.print(f"[red]{verdict}; mend the rows or raise data.max_bad_fraction[/red]", soft_wrap=True)
 
 
-def _pictures(records: RecordSet) -> list[LazyImage]:
-    """Every picture once, however many questions share it."""
-    return list(dict.fromkeys(image for r in records for image in r.images))
-
-
-def _spread(items: list[LazyImage], n: int) -> list[LazyImage]:
-    return [items[k * len(items) // n] for k in range(n)] if len(items) > n else items
-
-
-def _undecodable(records: RecordSet, broken: dict[LazyImage, str]) -> list[BadRow]:
-    first = [next((broken[image] for image in r.images if image in broken), "") for r in records]
-    return [BadRow(*records.origin(i), records[i].id, reason) for i, reason in enumerate(first) if reason]
-
-
-def _counted(names: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(names).most_common())
-
-
 def _share(name: str, n: int, total: int) -> str:
     return f"{name} {'all' if n == total else 'none' if n == 0 else n}"
 
 
-def _top(counts: dict[str, int]) -> str:
-    shown = [escape(f"{name} {n}") for name, n in list(counts.items())[:10]]
+def _top(counts: Counter[str]) -> str:
+    shown = [escape(f"{name} {n}") for name, n in counts.most_common(10)]
     return ", ".join(shown + ([f"and {len(counts) - 10} more"] if len(counts) > 10 else []))

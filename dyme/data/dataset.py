@@ -14,9 +14,8 @@ from pydantic import Field
 from dyme.data.errors import DataError, ImageError
 from dyme.data.images import decode, decode_bytes
 from dyme.data.paths import existing_folder
-from dyme.data.record import LazyImage
-from dyme.data.recordset import RecordSet
-from dyme.data.rows import FieldName, Item, Row, to_records
+from dyme.data.record import LazyImage, RecordSet
+from dyme.data.rows import FieldName, Item, Limit, Row, to_records
 from dyme.settings.schema import Schema
 
 if TYPE_CHECKING:
@@ -34,10 +33,24 @@ class DatasetSource(Schema):
     """The folder. `~` and environment variables are filled in."""
     split: str | None = None
     """Which split of a folder that holds several."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: Limit = None
     """Use only the first rows."""
     fields: dict[FieldName, str] = Field(default_factory=dict)
     """Our field names mapped to the columns of the data set, where these differ: {answer: label}."""
+
+    def read(self) -> RecordSet:
+        """Records of the data set. Pictures are decoded when they are loaded.
+
+        Raises `DataError` when the folder holds no data set or not the split, or `fields` names a column it lacks.
+        """
+        folder = _folder_of_split(existing_folder(self.path), self.split)
+        items = _items(folder, self.split or folder.name)
+        records = to_records(folder, items, lambda row: row, limit=self.limit, fields=self.fields)
+        columns = _opened(folder).column_names
+        for ours, theirs in self.fields.items():  # found here even where there is no row
+            if theirs not in columns:
+                raise DataError(f"{folder}: fields.{ours} names the column {theirs!r}; it has {', '.join(columns)}")
+        return records
 
 
 @dataclass(frozen=True)
@@ -61,18 +74,6 @@ class StoredPicture:
         return decode_bytes(cell["bytes"], name) if cell["bytes"] else decode(self.folder / cell["path"])
 
 
-def read_dataset(config: DatasetSource) -> RecordSet:
-    """Records of the data set. Pictures are decoded when they are loaded.
-
-    Raises `DataError` when the folder holds no data set or not the split, or `fields` names a column it lacks.
-    """
-    root = existing_folder(config.path)
-    folder = _folder_of_split(root, config.split)
-    records = to_records(folder, _items(folder, config), lambda row: row, limit=config.limit, fields=config.fields)
-    _check_columns(folder, config)
-    return records
-
-
 def splits_on_disk(root: Path) -> list[str] | None:
     """Names of the splits, [] for a single data set, None where the folder holds no data set."""
     if (root / SPLITS_FILE).is_file():
@@ -91,7 +92,7 @@ def _folder_of_split(root: Path, split: str | None) -> Path:
     return root / (split or "")
 
 
-def _items(folder: Path, config: DatasetSource) -> Iterator[Item]:
+def _items(folder: Path, split: str) -> Iterator[Item]:
     """Rows with a lazy picture in each picture column; class labels by name, as a model is to write them."""
     from datasets import ClassLabel, Image, List
     from pyarrow.compute import list_value_length
@@ -113,19 +114,10 @@ def _items(folder: Path, config: DatasetSource) -> Iterator[Item]:
         for name, label in labels.items():
             row[name] = None if row[name] is None or row[name] < 0 else label.int2str(row[name])
         for name, empty in pictures.items():
-            drawn = LazyImage(draw=StoredPicture(folder, name, index))
-            row[name] = None if empty[index] else drawn
+            row[name] = None if empty[index] else LazyImage(draw=StoredPicture(folder, name, index))
         for name, lengths in lists.items():
             row[name] = [LazyImage(draw=StoredPicture(folder, name, index, at)) for at in range(lengths[index] or 0)]
-        yield Item(folder, index + 1, row, f"{config.split or folder.name}-{index + 1}")
-
-
-def _check_columns(folder: Path, config: DatasetSource) -> None:
-    """A data set names its columns, so a wrong mapping is found even where there is no row."""
-    columns = _opened(folder).column_names
-    for ours, theirs in config.fields.items():
-        if theirs not in columns:
-            raise DataError(f"{folder}: fields.{ours} names the column {theirs!r}; it has {', '.join(columns)}")
+        yield Item(folder, index + 1, row, f"{split}-{index + 1}")
 
 
 @lru_cache(maxsize=8)

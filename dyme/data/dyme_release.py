@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from dyme.data.paths import existing_file, existing_folder
-from dyme.data.recordset import RecordSet
-from dyme.data.rows import Row, list_items, to_records
+from dyme.data.record import RecordSet
+from dyme.data.rows import Limit, Row, list_items, to_records
 from dyme.settings.schema import Schema
 
 
@@ -20,23 +18,17 @@ class DymeReleaseSource(Schema):
     """The JSON list. `~` and environment variables are filled in."""
     images: str | None = None
     """Folder that image names are relative to (default: the folder of the file)."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: Limit = None
     """Use only the first rows."""
 
-
-def read_dyme_release(config: DymeReleaseSource) -> RecordSet:
-    """Records of the list. Raises `DataError` when the file or the folder is missing."""
-    file = existing_file(config.path, "name the JSON file in it")
-    pictures = existing_folder(config.images, "images") if config.images else file.parent
-    return to_records(file, list_items(file), _convert, limit=config.limit, pictures=pictures)
+    def read(self) -> RecordSet:
+        """Records of the list. Raises `DataError` when the file or the folder is missing."""
+        file = existing_file(self.path, "name the JSON file in it")
+        pictures = existing_folder(self.images, "images") if self.images else None
+        return to_records(file, list_items(file), _convert, limit=self.limit, pictures=pictures)
 
 
 def _convert(row: Row) -> Row:
     """`question` has the prompt of the release in it; ours comes from the run configuration."""
-    return {
-        "id": row.get("id"),
-        "question": row.get("question_wo_prompt") or row.get("question"),
-        "answer": row.get("answer"),
-        "hint": row.get("hint"),
-        "image": row.get("image"),
-    }
+    question = row.get("question_wo_prompt") or row.get("question")
+    return {**{key: row.get(key) for key in ("id", "answer", "hint", "image")}, "question": question}

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field
-
 from dyme.data.paths import existing_file
-from dyme.data.recordset import RecordSet
-from dyme.data.rows import Row, RowError, read_rows
+from dyme.data.record import RecordSet
+from dyme.data.rows import Limit, Row, RowError, read_rows
 from dyme.settings.schema import Schema
 
 FLAG = "####"
@@ -23,13 +21,12 @@ class Gsm8kSource(Schema):
     source: Literal["gsm8k"] = "gsm8k"
     path: str
     """The file. `~` and environment variables are filled in."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: Limit = None
     """Use only the first rows."""
 
-
-def read_gsm8k(config: Gsm8kSource) -> RecordSet:
-    """Records with the number as answer and the solution, without <<...>> annotations, as hint."""
-    return read_rows(existing_file(config.path), config.limit, {}, _convert)
+    def read(self) -> RecordSet:
+        """Records with the number as answer and the solution, without <<...>> annotations, as hint."""
+        return read_rows(existing_file(self.path), self.limit, {}, _convert)
 
 
 def _convert(row: Row) -> Row:

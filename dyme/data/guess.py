@@ -40,23 +40,26 @@ def guess_folder(path: Path) -> list[NamedSource]:
     """A source for each split of the folder. Raises `DataError` when its layout is unknown."""
     if (path / METADATA).is_file():
         return [_named(ImageFolderSource(path=str(path)), path, METADATA)]
-    if splits_of(path):
-        return [
-            _named(ImageFolderSource(path=str(path), split=s), f"{path}, split {s}", f"{s}/{METADATA}")
-            for s in splits_of(path)
-        ]
-    stored = splits_on_disk(path)
-    if stored is not None:
-        return [_named(DatasetSource(path=str(path), split=s), f"{path}, split {s}", SPLITS_FILE) for s in stored] or [
-            _named(DatasetSource(path=str(path)), path, STATE_FILE)
-        ]
-    published = _published(path)
-    if not published:
-        raise DataError(
-            f"{path}: neither the folder nor a subfolder holds {METADATA}, nor is it laid out as a data set that is "
-            f"known; give {FORMS}"
-        )
-    return published
+    folders, stored = splits_of(path), splits_on_disk(path)
+    if stored == [] and not folders:
+        return [_named(DatasetSource(path=str(path)), path, STATE_FILE)]
+    layouts = (
+        (ImageFolderSource, folders, f"{{0}}/{METADATA}"),
+        (DatasetSource, stored, SPLITS_FILE),
+        (ChartQASource, chartqa_splits(path), "{0}/{0}_*.json"),
+        (SlakeSource, slake_splits(path), "{0}.json and imgs"),
+        (Geometry3KSource, geometry3k_splits(path), f"{{0}}/*/{PROBLEM}"),
+    )
+    for source, splits, holds in layouts:
+        if splits:
+            return [
+                _named(source.model_validate({"path": str(path), "split": s}), f"{path}, split {s}", holds.format(s))
+                for s in splits
+            ]
+    raise DataError(
+        f"{path}: neither the folder nor a subfolder holds {METADATA}, nor is it laid out as a data set that is "
+        f"known; give {FORMS}"
+    )
 
 
 def guess_file(path: Path) -> list[NamedSource]:
@@ -70,23 +73,6 @@ def guess_file(path: Path) -> list[NamedSource]:
     return [NamedSource(f"jsonl {path} (guessed: a file)", JsonlSource(path=str(path)))]
 
 
-def _published(path: Path) -> list[NamedSource]:
-    where = str(path)
-    charts = [
-        _named(ChartQASource.model_validate({"path": where, "split": s}), f"{path}, split {s}", f"{s}/{s}_*.json")
-        for s in chartqa_splits(path)
-    ]
-    medical = [
-        _named(SlakeSource.model_validate({"path": where, "split": s}), f"{path}, split {s}", f"{s}.json and imgs")
-        for s in slake_splits(path)
-    ]
-    geometry = [
-        _named(Geometry3KSource.model_validate({"path": where, "split": s}), f"{path}, split {s}", f"{s}/*/{PROBLEM}")
-        for s in geometry3k_splits(path)
-    ]
-    return charts or medical or geometry
-
-
 def _of_list(path: Path) -> list[NamedSource]:
     """The source of a JSON list, told by the keys of its first entry."""
     items = list_items(path)
@@ -96,9 +82,10 @@ def _of_list(path: Path) -> list[NamedSource]:
     if "question_wo_prompt" in keys:
         return [_named(DymeReleaseSource(path=where), path, "question_wo_prompt")]
     if {"image_name", "image_organ"} <= keys:
-        splits = ("train", "test") if "phrase_type" in keys else ("all",)
-        values = [{"path": where, "split": split} for split in splits]
-        return [_named(VQARadSource.model_validate(v), f"{path}, split {v['split']}", "image_organ") for v in values]
+        sources = [
+            VQARadSource(path=where, split=s) for s in (("train", "test") if "phrase_type" in keys else ("all",))
+        ]
+        return [_named(source, f"{path}, split {source.split}", "image_organ") for source in sources]
     if {"image_id", "choices", "direct_answers"} <= keys and isinstance(first, dict):
         return [_named(AOKVQASource(path=where, images=_coco_folder(path, first)), path, "direct_answers")]
     if {"img_name", "q_lang"} <= keys and path.stem in SLAKE_SPLITS:

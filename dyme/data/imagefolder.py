@@ -11,9 +11,9 @@ from typing import Literal
 from pydantic import Field
 
 from dyme.data.errors import DataError
-from dyme.data.paths import expand
-from dyme.data.recordset import RecordSet
-from dyme.data.rows import FieldName, Row, RowError, read_rows
+from dyme.data.paths import existing_folder
+from dyme.data.record import RecordSet
+from dyme.data.rows import FieldName, Limit, Row, RowError, read_rows
 from dyme.settings.schema import Schema
 
 METADATA = "metadata.jsonl"
@@ -27,24 +27,20 @@ class ImageFolderSource(Schema):
     """The folder. `~` and environment variables are filled in."""
     split: str | None = None
     """Subfolder that holds metadata.jsonl, for folders with train and test side by side."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: Limit = None
     """Use only the first rows."""
     fields: dict[FieldName, str] = Field(default_factory=dict)
     """Our field names mapped to the keys of the file, where these differ: {answer: label}."""
 
-
-def read_imagefolder(config: ImageFolderSource) -> RecordSet:
-    """Records of the folder. Raises `DataError` when the folder or its metadata.jsonl is missing."""
-    root = expand(config.path)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder (working folder {Path.cwd()}); correct data path")
-    folder = root / (config.split or "")
-    metadata = folder / METADATA
-    if not metadata.is_file():
-        splits = splits_of(root)
-        mend = f"set split to one of: {', '.join(splits)}" if splits else "write one line per question, with file_name"
-        raise DataError(f"{metadata}: no such file; {mend}")
-    return read_rows(metadata, config.limit, config.fields, _with_picture)
+    def read(self) -> RecordSet:
+        """Records of the folder. Raises `DataError` when the folder or its metadata.jsonl is missing."""
+        root = existing_folder(self.path)
+        metadata = root / (self.split or "") / METADATA
+        if not metadata.is_file():
+            splits = ", ".join(splits_of(root))
+            mend = f"set split to one of: {splits}" if splits else "write one line per question, with file_name"
+            raise DataError(f"{metadata}: no such file; {mend}")
+        return read_rows(metadata, self.limit, self.fields, _with_picture)
 
 
 def splits_of(root: Path) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from dyme.data.paths import existing_file
-from dyme.data.recordset import RecordSet
-from dyme.data.rows import FieldName, read_rows
+from dyme.data.record import RecordSet
+from dyme.data.rows import FieldName, Limit, read_rows
 from dyme.settings.schema import Schema
 
 
@@ -18,12 +18,11 @@ class JsonlSource(Schema):
     source: Literal["jsonl"] = "jsonl"
     path: str
     """The file; images are relative to its folder. `~` and environment variables are filled in."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: Limit = None
     """Use only the first rows."""
     fields: dict[FieldName, str] = Field(default_factory=dict)
     """Our field names mapped to the keys of the file, where these differ: {answer: label}."""
 
-
-def read_jsonl(config: JsonlSource) -> RecordSet:
-    """Records of the file. Raises `DataError` when it is missing or `fields` names a key that no row has."""
-    return read_rows(existing_file(config.path), config.limit, config.fields, convert=lambda row: row)
+    def read(self) -> RecordSet:
+        """Records of the file. Raises `DataError` when it is missing or `fields` names a key that no row has."""
+        return read_rows(existing_file(self.path), self.limit, self.fields, convert=lambda row: row)

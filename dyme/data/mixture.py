@@ -11,8 +11,7 @@ from pydantic import Field, field_validator
 
 from dyme.data.errors import DataError
 from dyme.data.plain import AnyPlainSource, PlainSource
-from dyme.data.record import Record
-from dyme.data.recordset import RecordSet
+from dyme.data.record import Record, RecordSet
 from dyme.settings.schema import Schema
 
 
@@ -60,9 +59,8 @@ def read_mixture(config: MixtureSource, read: Callable[[AnyPlainSource], RecordS
     shares = _shares([part.weight for part in config.parts], config.count)
     order = [k for k, share in enumerate(shares) for _ in range(share)]
     random.Random(config.seed).shuffle(order)
-    drawn = [_drawn(p, found, n, config.seed) for p, found, n in zip(config.parts, sets, shares)]
-    taken = [iter(rows) for rows in drawn]
-    rows = [(k, *next(taken[k])) for k in order]
+    drawn = [iter(_drawn(p, found, n, config.seed)) for p, found, n in zip(config.parts, sets, shares)]
+    rows = [(k, *next(drawn[k])) for k in order]
     origins = [sets[k].origin(index) for k, index, _ in rows]
     return RecordSet(
         records=tuple(record for _, _, record in rows),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from dyme.data.errors import BadRow, DataError, ImageError
 from dyme.data.images import check_header
-from dyme.data.record import LazyImage, Record
-from dyme.data.recordset import RecordSet
+from dyme.data.record import LazyImage, Record, RecordSet
 
 FieldName = Literal["id", "question", "answer", "answers", "choices", "hint", "facts", "image", "kind"]
+Limit = Annotated[int | None, Field(ge=1)]
 Row = dict[str, Any]
 Convert = Callable[[Row], Row | None]
 
@@ -42,10 +44,14 @@ def read_rows(path: Path, limit: int | None, fields: Mapping[FieldName, str], co
     `fields` maps our names to the keys of the file. `convert` turns a renamed row into one with our keys and may raise
     `RowError`. Raises `DataError` when a mapped key occurs in no row.
     """
+    stem = path.parent.name if path.name == "metadata.jsonl" else path.stem
+    return to_records(path, line_items(path, stem), convert, limit=limit, fields=fields)
+
+
+def line_items(path: Path, stem: str) -> Iterator[Item]:
+    """The lines of a file that are not blank, named `stem` and number."""
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    lines = ((number, raw) for number, raw in enumerate(text.split(b"\n"), 1) if raw.strip())
-    items = (Item(path, number, raw, f"{_stem(path)}-{number}") for number, raw in lines)
-    return to_records(path, items, convert, limit=limit, fields=fields)
+    return (Item(path, n, raw, f"{stem}-{n}") for n, raw in enumerate(text.split(b"\n"), 1) if raw.strip())
 
 
 def list_items(path: Path) -> list[Item]:
@@ -90,7 +96,8 @@ def to_records(
         try:
             row = _parse(item.raw)
             keys.update(row)
-            converted = convert(_rename(row, fields))
+            # our names last: a mapped name hides a key of that name in the file
+            converted = convert({**row, **{ours: row.get(theirs) for ours, theirs in fields.items()}})
             if converted is None:
                 continue
             name = _scalar(converted, "id") or item.name
@@ -103,35 +110,35 @@ def to_records(
         seen[name] = item
         records.append(record if record.kind else replace(record, kind=item.kind))
         origins.append(item)
-    _check_mapping(path, fields, keys, setting)
+    for ours, theirs in fields.items():
+        if keys and theirs not in keys:
+            raise DataError(
+                f"{path}: {setting.format(ours)} names the key {theirs!r}, which occurs in no row; "
+                f"the file has {', '.join(sorted(keys))}"
+            )
     lines, files = tuple(item.line for item in origins), tuple(item.file for item in origins)
     return RecordSet(tuple(records), tuple(bad), path, lines, () if set(files) <= {path} else files)
 
 
-def _stem(path: Path) -> str:
-    return path.parent.name if path.name == "metadata.jsonl" else path.stem
+def needed(row: Row, key: str) -> Any:
+    """The value of a key that every row must have."""
+    if row.get(key) in (None, "", []):
+        raise RowError(f"no {key}; its keys are {', '.join(row)}")
+    return row[key]
 
 
 def _parse(raw: object) -> Row:
-    row = _decoded(raw) if isinstance(raw, bytes) else raw
-    if not isinstance(row, dict):
-        raise RowError(f"a JSON {type(row).__name__} where an object is needed")
-    return row
-
-
-def _decoded(raw: bytes) -> object:
-    try:
-        # pandas writes missing values as NaN, which must not become the answer "nan"
-        return json.loads(raw.decode("utf-8"), parse_constant=lambda _: None)
-    except UnicodeDecodeError as error:
-        raise RowError(f"not UTF-8 at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise RowError(f"broken JSON at column {error.colno}: {error.msg}") from error
-
-
-def _rename(row: Row, fields: Mapping[FieldName, str]) -> Row:
-    """Our names first: a mapped name hides a key of that name in the file."""
-    return {**row, **{ours: row.get(theirs) for ours, theirs in fields.items()}}
+    if isinstance(raw, bytes):
+        try:
+            # pandas writes missing values as NaN, which must not become the answer "nan"
+            raw = json.loads(raw.decode("utf-8"), parse_constant=lambda _: None)
+        except UnicodeDecodeError as error:
+            raise RowError(f"not UTF-8 at byte {error.start}") from error
+        except json.JSONDecodeError as error:
+            raise RowError(f"broken JSON at column {error.colno}: {error.msg}") from error
+    if not isinstance(raw, dict):
+        raise RowError(f"a JSON {type(raw).__name__} where an object is needed")
+    return raw
 
 
 def _record(row: Row, name: str, folder: Path, headers: dict[Path, str], raw: Row) -> Record:
@@ -220,12 +227,3 @@ def _strings(row: Row, key: str) -> tuple[str, ...]:
     if not isinstance(values, list):
         raise RowError(f"{key} is a {type(values).__name__} ({values!r:.40}); a list is needed")
     return tuple(_scalar({key: value}, key) for value in values)
-
-
-def _check_mapping(path: Path, fields: Mapping[FieldName, str], keys: set[str], setting: str) -> None:
-    for ours, theirs in fields.items():
-        if keys and theirs not in keys:
-            raise DataError(
-                f"{path}: {setting.format(ours)} names the key {theirs!r}, which occurs in no row; "
-                f"the file has {', '.join(sorted(keys))}"
-            )

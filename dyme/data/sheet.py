@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
 from dyme.data.errors import ImageError
 from dyme.data.record import Record
 
+T = TypeVar("T")
 _CELL = 420  # pixels
 _PICTURE = 280  # height of the picture's field in pixels
 _TEXT_LINES = 13
@@ -19,7 +21,7 @@ _COLUMNS = 4
 
 def contact_sheet(records: Sequence[Record], n: int) -> Image.Image:
     """`n` records (fewer where there are fewer), evenly spread, four to a row, in RGB."""
-    picked = [records[k * len(records) // n] for k in range(n)] if len(records) > n else list(records)
+    picked = spread(records, n)
     columns = min(_COLUMNS, max(1, len(picked)))
     rows = -(-len(picked) // columns)
     texts = [_lines(record) for record in picked]
@@ -30,6 +32,11 @@ def contact_sheet(records: Sequence[Record], n: int) -> Image.Image:
         _cell(sheet, record, lines, left, top)
         ImageDraw.Draw(sheet).rectangle((left, top, left + _CELL - 1, top + height - 1), outline=(200, 200, 200))
     return sheet
+
+
+def spread(items: Sequence[T], n: int) -> list[T]:
+    """`n` of the items, evenly spread; all where there are no more."""
+    return [items[k * len(items) // n] for k in range(n)] if len(items) > n else list(items)
 
 
 def _lines(record: Record) -> list[str]:

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from dyme.data.errors import DataError
 from dyme.data.mixture import MixtureSource, read_mixture
-from dyme.data.plain import AnyPlainSource, read_plain
-from dyme.data.recordset import RecordSet
+from dyme.data.plain import AnyPlainSource
+from dyme.data.record import RecordSet
 
 SourceConfig = Annotated[AnyPlainSource | MixtureSource, Field(discriminator="source")]
 NAMED = 10  # bad rows that an error message spells out
@@ -36,7 +36,7 @@ def load_records(source: SourceConfig, max_bad_fraction: float = 0.01) -> Record
 
 def read_records(source: SourceConfig) -> RecordSet:
     """As `load_records`, whatever the number of bad rows."""
-    return read_mixture(source, read_plain) if isinstance(source, MixtureSource) else read_plain(source)
+    return read_mixture(source, read_records) if isinstance(source, MixtureSource) else source.read()
 
 
 def _too_many(records: RecordSet, total: int, max_bad_fraction: float) -> str:

@@ -1,6 +1,6 @@
 """Generated charts: content, questions, traces and pictures, all by seed."""
 
 from dyme.data.charts.config import ChartsSource
-from dyme.data.charts.records import chart_record, chart_records
+from dyme.data.charts.records import chart_record
 
-__all__ = ["ChartsSource", "chart_record", "chart_records"]
+__all__ = ["ChartsSource", "chart_record"]

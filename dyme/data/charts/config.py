@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from dyme.data.charts.chart import ChartKind, Split
+from dyme.data.charts.records import chart_record
+from dyme.data.record import RecordSet
 from dyme.settings.schema import Schema
 
 QuestionKind = Literal["value", "maximum", "minimum", "count", "sum", "difference", "comparison"]
@@ -97,6 +99,10 @@ class ChartsSource(Schema):
         if high // step - -(-low // step) < 1:
             raise ValueError(f"values {low} to {high} hold less than two marks of the axis, which are {step} apart")
         return self
+
+    def read(self) -> RecordSet:
+        """All `count` records; pictures are drawn when they are loaded."""
+        return RecordSet(tuple(chart_record(self, i) for i in range(self.count)))
 
     @property
     def value_range(self) -> tuple[int, int]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import random
 from functools import partial
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from dyme.data.charts import full, tiny
 from dyme.data.charts.chart import Chart, facts, split_of
-from dyme.data.charts.config import ChartsSource
 from dyme.data.charts.questions import CAPTION, Question, ask
 from dyme.data.charts.traces import write_trace
 from dyme.data.record import LazyImage, Record
 
-
-def chart_records(config: ChartsSource) -> list[Record]:
-    """All `count` records; pictures are drawn when they are loaded."""
-    return [chart_record(config, i) for i in range(config.count)]
+if TYPE_CHECKING:
+    from dyme.data.charts.config import ChartsSource
 
 
 def chart_record(config: ChartsSource, index: int) -> Record:

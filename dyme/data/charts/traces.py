@@ -20,24 +20,17 @@ def write_trace(
     chart: Chart, question: Question, scale: Scale, quality: Trace, wrong_probability: float, rng: random.Random
 ) -> str:
     """The trace of a question. Only `low` uses `wrong_probability` and `rng`; all end in the right answer."""
+    if quality == "low":
+        return _low(chart, question, scale, wrong_probability, rng)
+    readings, step, answer = facts(chart), question.step, question.answer
     if quality == "high":
-        return _high(chart, question, scale)
-    if quality == "medium":
-        return _medium(chart, question, scale)
-    return _low(chart, question, scale, wrong_probability, rng)
-
-
-def _high(chart: Chart, q: Question, scale: Scale) -> str:
+        if scale == "tiny":
+            return f"read: {readings}. step: {step}. so: {answer}."
+        return f"Readings: {readings}.\nStep: {step}.\nSo the result is {answer}."
+    readings = readings.replace(", ", " and ")
     if scale == "tiny":
-        return f"read: {facts(chart)}. step: {q.step}. so: {q.answer}."
-    return f"Readings: {facts(chart)}.\nStep: {q.step}.\nSo the result is {q.answer}."
-
-
-def _medium(chart: Chart, q: Question, scale: Scale) -> str:
-    readings = facts(chart).replace(", ", " and ")
-    if scale == "tiny":
-        return f"{readings} and {q.step} so {q.answer}"
-    return f"The chart shows {readings}, and {q.step}, so it is {q.answer}."
+        return f"{readings} and {step} so {answer}"
+    return f"The chart shows {readings}, and {step}, so it is {answer}."
 
 
 def _low(chart: Chart, q: Question, scale: Scale, wrong_probability: float, rng: random.Random) -> str:
