@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from dyme.checkpoint.recipe import RecipeError
 from dyme.predict.answer import Answer
-from dyme.predict.errors import PredictError
 from dyme.predict.outfile import begin, origin
 from dyme.predict.questions import Question, folder_questions, read_questions, single_question
-from dyme.predict.settings import Settings, model_folder, own_dtype, resolve_settings
+from dyme.predict.settings import PredictError, Settings, check_model_folder, own_dtype, resolve_settings
 from dyme.settings.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _check_form(options)
-        model_folder(options.model)
+        check_model_folder(options.model)
         settings, notes = resolve_settings(options)
         for note in notes:
             _say(f"note: {note}")
@@ -94,7 +93,7 @@ def _batch(options: argparse.Namespace, settings: Settings) -> int:
         predictor = _open(options, settings)
         if options.input.is_dir() and not predictor.sees:
             raise PredictError(f"--input {options.input}: pictures, but the model in {options.model} is text-only")
-        from dyme.predict.batch import answer_all
+        from dyme.predict.predictor import answer_all
 
         failed = answer_all(predictor, questions, done, options.out, options.batch_size)
     else:

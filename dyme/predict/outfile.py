@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dyme.predict.answer import Answer
-from dyme.predict.errors import PredictError
 from dyme.predict.questions import Question
-from dyme.predict.settings import Settings
+from dyme.predict.settings import PredictError, Settings
 
 OURS = frozenset(
     ("id", "image", "question", "thinking", "answer", "format", "guessed", "truncated", "completion", "error")
 )
+_ELSEWHERE = "name another --out, or delete it to start again"
 
 
 def answer_row(question: Question, answer: Answer | str) -> dict[str, Any]:
@@ -63,20 +63,19 @@ def begin(out: Path, questions: Sequence[Question], made_from: dict[str, Any]) -
     kept = whole[: whole.rfind(b"\n") + 1]
     rows = []
     for number, line in enumerate(kept.split(b"\n")[:-1], 1):
-        row = _row(out, number, line)
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise PredictError(f"{out}:{number}: is not JSON; {_ELSEWHERE}") from None
+        if not isinstance(row, dict):
+            raise PredictError(f"{out}:{number}: is not a JSON object; {_ELSEWHERE}")
         asked = questions[number - 1] if number <= len(questions) else None
-        if asked is None or (row.get("id"), row.get("question"), row.get("image")) != (
-            asked.id,
-            asked.text,
-            asked.image,
-        ):
+        held = (row.get("id"), row.get("question"), row.get("image"))
+        if asked is None or held != (asked.id, asked.text, asked.image):
             raise PredictError(f"{out}:{number}: is not about row {number} of the input; {_ELSEWHERE}")
         rows.append(row)
     os.truncate(out, len(kept))
     return rows
-
-
-_ELSEWHERE = "name another --out, or delete it to start again"
 
 
 def _same_origin(out: Path, beside: Path, made_from: dict[str, Any]) -> None:
@@ -84,18 +83,7 @@ def _same_origin(out: Path, beside: Path, made_from: dict[str, Any]) -> None:
         before = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise PredictError(f"--out {out}: exists, but not {beside.name} that says what made it; {_ELSEWHERE}") from None
-    if not isinstance(before, dict):
-        before = {}
-    changed = [key for key in made_from if before.get(key) != made_from[key]]
+    held = before if isinstance(before, dict) else {}
+    changed = [key for key in made_from if held.get(key) != made_from[key]]
     if changed:
         raise PredictError(f"--out {out}: was made with another {', '.join(changed)}; {_ELSEWHERE}")
-
-
-def _row(out: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        raise PredictError(f"{out}:{number}: is not JSON; {_ELSEWHERE}") from None
-    if not isinstance(row, dict):
-        raise PredictError(f"{out}:{number}: is not a JSON object; {_ELSEWHERE}")
-    return row

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from dyme.data import Record
 from dyme.families import Family, load_family
 from dyme.families.attention import resolve_attention, set_attention
 from dyme.predict.answer import Answer, parse_reply
-from dyme.predict.errors import PredictError
-from dyme.predict.settings import Settings
+from dyme.predict.outfile import answer_row
+from dyme.predict.questions import Question
+from dyme.predict.settings import PredictError, Settings
 from dyme.prompts import PromptCache
 from dyme.rollout.engine import FixedWeights, RolloutEngine
 from dyme.rollout.noise import row_key
 from dyme.rollout.registry import open_engine
 from dyme.rollout.types import RolloutRequest, Sampling
+
+QUIET_SECONDS = 10.0  # seconds between progress lines without a terminal
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,10 @@ class Predictor:
 
 def open_predictor(folder: Path, settings: Settings, device: str, dtype: str) -> Predictor:
     """Loads a checkpoint folder. Raises `PredictError` for the device and `ModelError` for the checkpoint."""
-    quiet()
+    # messages of libraries would mix with the answers
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     where = _device(device)
     family, model = load_family(folder, settings.family, dtype)
     whole, _ = resolve_attention("auto", "auto", dtype, cuda=where.type == "cuda")
@@ -69,13 +79,40 @@ def open_predictor(folder: Path, settings: Settings, device: str, dtype: str) ->
     return Predictor(family, engine, settings)
 
 
-def quiet() -> None:
-    """Silences messages of libraries, which would mix with the answers."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    from transformers.utils import logging
+def answer_all(
+    predictor: Predictor, questions: Sequence[Question], done: list[dict[str, Any]], out: Path, batch_size: int
+) -> int:
+    """Appends the answers of the questions after the `done` ones, batch by batch; returns how many rows failed in all.
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    A bad row becomes a line with its `error`. Raises `PredictError` when a batch does not fit into the
+    device's memory; the answers so far are kept.
+    """
+    failed = sum("error" in row for row in done)
+    begin = last = time.monotonic()
+    live = sys.stderr.isatty()
+    with out.open("a", encoding="utf-8") as file:
+        for at in range(len(done), len(questions), batch_size):
+            part = questions[at : at + batch_size]
+            asked = [q.record for q in part if q.record is not None]
+            try:
+                given = iter(predictor.answer(asked))
+            except torch.OutOfMemoryError:
+                mend = f"lower --batch_size ({batch_size}), the same command goes on from here"
+                raise PredictError(f"out of device memory after {at} of {len(questions)} rows; {mend}") from None
+            answers: list[Answer | str] = [q.error if q.record is None else next(given) for q in part]
+            rows = [answer_row(q, answer) for q, answer in zip(part, answers, strict=True)]
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            failed += sum("error" in row for row in rows)
+            count, now = at + len(part), time.monotonic()
+            whole = count == len(questions)
+            if live or whole or now - last > QUIET_SECONDS:
+                last = now
+                rate = (count - len(done)) / max(now - begin, 1e-9)
+                line = f"{count}/{len(questions)} answered, {failed} failed, {rate:.1f} a second"
+                end = "\n" if whole or not live else ""
+                print(f"\r{line}" if live else line, end=end, file=sys.stderr, flush=True)
+    return failed
 
 
 def _device(name: str) -> Any:

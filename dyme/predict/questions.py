@@ -4,13 +4,13 @@ needed."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dyme.data import Record
-from dyme.data.rows import Item, Row, to_records
-from dyme.predict.errors import PredictError
+from dyme.data.rows import Item, Row, line_items, to_records
+from dyme.predict.settings import PredictError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PICTURE_KEYS = ("image", "images", "file_name")
@@ -49,11 +49,16 @@ def read_questions(path: Path) -> list[Question]:
 
     Raises `PredictError` when there is no row.
     """
-    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    lines = [(number, raw) for number, raw in enumerate(text.split(b"\n"), 1) if raw.strip()]
-    if not lines:
+    seen: set[str] = set()
+    questions = []
+    for question in map(_question, line_items(path, path.stem)):
+        if question.record is not None and question.id in seen:  # their answers could not be told apart
+            question = replace(question, record=None, error="id was used before")
+        seen.add(question.id)
+        questions.append(question)
+    if not questions:
         raise PredictError(f"{path}: no rows; write one JSON object a line, with question and image")
-    return _distinct([_question(Item(path, number, raw, f"{path.stem}-{number}")) for number, raw in lines])
+    return questions
 
 
 def folder_questions(folder: Path, text: str) -> list[Question]:
@@ -75,32 +80,16 @@ def _question(item: Item, pictures: Path | None = None) -> Question:
 
     rows = to_records(item.file, [item], convert, pictures=pictures)
     carried = {key: value for key, value in seen.items() if key not in READ}
-    record, bad = (rows[0], "") if len(rows) else (None, rows.bad[0].reason)
-    name = record.id if record else rows.bad[0].record_id or item.name
-    text = record.question if record else _text(seen.get("question"))
     image = next((seen[key] for key in PICTURE_KEYS if seen.get(key)), None)
-    return Question(name, text, image if isinstance(image, (str, list)) else None, record, bad, carried)
+    image = image if isinstance(image, (str, list)) else None
+    if len(rows):
+        return Question(rows[0].id, rows[0].question, image, rows[0], carried=carried)
+    bad, text = rows.bad[0], seen.get("question")
+    text = text if isinstance(text, str) else ""
+    return Question(bad.record_id or item.name, text, image, None, bad.reason, carried)
 
 
 def _some_choice(choices: Any) -> str:
     """A record's answer has to be one of its choices."""
     usable = choices if isinstance(choices, list) else []
     return next((c for c in usable if isinstance(c, str) and c.strip()), str(usable[0]) if usable else NO_ANSWER)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _distinct(questions: list[Question]) -> list[Question]:
-    """Rows whose id was used before are bad, because their answers could not be told apart."""
-    seen: set[str] = set()
-    out = []
-    for question in questions:
-        if question.record is not None and question.id in seen:
-            question = Question(
-                question.id, question.text, question.image, None, "id was used before", question.carried
-            )
-        seen.add(question.id)
-        out.append(question)
-    return out

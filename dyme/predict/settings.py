@@ -12,9 +12,12 @@ from pydantic import ValidationError
 
 from dyme.checkpoint.recipe import FILE, Recipe, read_recipe
 from dyme.config import load_config
-from dyme.predict.errors import PredictError
 from dyme.settings.errors import explain
 from dyme.settings.prompt import PromptConfig
+
+
+class PredictError(ValueError):
+    """Input, model or output that cannot be used; the message is one line with the mend."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,14 @@ class Settings:
         return {**vars(self), "prompt": self.prompt.model_dump()}
 
 
-def model_folder(folder: Path) -> Path:
-    """The folder if it holds a checkpoint; checked before heavy imports. Raises `PredictError`."""
+def check_model_folder(folder: Path) -> None:
+    """Raises `PredictError` unless the folder holds a checkpoint; called before heavy imports."""
     if not folder.is_dir():
         raise PredictError(f"--model {folder}: no such folder; give a Hugging Face folder, as the export/ of a run is")
     if not (folder / "config.json").is_file():
         inside = folder / "export"
         mend = f"did you mean {inside}?" if (inside / "config.json").is_file() else "give the export/ of a finished run"
         raise PredictError(f"--model {folder}: holds no config.json, so it is no model; {mend}")
-    return folder
 
 
 def resolve_settings(options: argparse.Namespace) -> tuple[Settings, list[str]]:
@@ -52,11 +54,10 @@ def resolve_settings(options: argparse.Namespace) -> tuple[Settings, list[str]]:
     recipe = read_recipe(options.model)
     if options.config is not None:
         cfg = load_config(options.config)
-        family = cfg.model.family if recipe is None else recipe.family
         recipe = Recipe(
             prompt=cfg.prompt,
             max_new_tokens=cfg.rollout.max_new_tokens,
-            family=family,
+            family=cfg.model.family if recipe is None else recipe.family,
             max_pixels=cfg.model.max_pixels,
         )
     elif recipe is None:
@@ -66,8 +67,7 @@ def resolve_settings(options: argparse.Namespace) -> tuple[Settings, list[str]]:
                 f"{options.model} has no {FILE}, so the default prompt is used; --config RUN.yaml or --template sets "
                 "the one it was trained with"
             )
-    style = "direct" if options.direct else None
-    flags = {"template": options.template, "answer_flag": options.flag, "style": style}
+    flags = {"template": options.template, "answer_flag": options.flag, "style": "direct" if options.direct else None}
     given = {key: value for key, value in flags.items() if value is not None}
     if options.direct and options.template is None and recipe.prompt.style != "direct":
         given["template"] = "{question}"  # a template that asks for thinking would contradict --direct
