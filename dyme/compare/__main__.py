@@ -15,9 +15,17 @@ from dyme.compare.text import render_text
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the comparison and write the page; 2 when the evaluations cannot be compared."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m dyme.compare",
+        description="Paired comparison of two evaluations of the same data, as text and as one self-contained page.",
+    )
+    run = "run folder or its evaluation folder: A, then B; a single one has its direct and think columns compared"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=run)
+    parser.add_argument("--out", type=Path, help="page to write (default: compare.html in the evaluation folder of B)")
+    limit = "flipped items printed in each direction (default 20)"
+    parser.add_argument("--limit", type=_count, default=20, help=limit)
     try:
-        return _compare(options)
+        return _compare(parser.parse_args(arguments))
     except (CompareError, OSError) as error:  # OSError: a folder without permission to read or write
         print(f"compare: {error}", file=sys.stderr)
         return 2
@@ -35,18 +43,6 @@ def _compare(options: argparse.Namespace) -> int:
     partial.replace(out)
     print(f"{render_text(comparison, options.limit)}\n\n{out}")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dyme.compare",
-        description="Paired comparison of two evaluations of the same data, as text and as one self-contained page.",
-    )
-    run = "run folder or its evaluation folder: A, then B; a single one has its direct and think columns compared"
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=run)
-    parser.add_argument("--out", type=Path, help="page to write (default: compare.html in the evaluation folder of B)")
-    parser.add_argument("--limit", type=_count, default=20, help="flipped items printed in each direction (default 20)")
-    return parser
 
 
 def _count(text: str) -> int:

@@ -52,20 +52,17 @@ class Evaluation:
     finished: bool
 
 
-def find_folder(path: Path) -> Path:
-    """The evaluation folder of a run folder, or the folder itself. Raises `CompareError` where there is none."""
-    for folder in (path, path / "evaluation"):
-        if (folder / ITEMS).is_file():
-            return folder
-    if not path.is_dir():
-        raise CompareError(f"{path}: no such folder; give a run folder or its evaluation folder")
-    raise CompareError(f"{path}: holds no {ITEMS}, nor does its evaluation folder; make it with launchers/evaluate.py")
-
-
 def read_evaluation(path: Path) -> Evaluation:
     """The evaluation of a run folder or evaluation folder. Raises `CompareError`."""
-    folder = find_folder(path)
+    again = "make the file again with launchers/evaluate.py"
+    if not path.is_dir():
+        raise CompareError(f"{path}: no such folder; give a run folder or its evaluation folder")
+    folder = path if (path / ITEMS).is_file() else path / "evaluation"
     file = folder / ITEMS
+    if not file.is_file():
+        raise CompareError(
+            f"{path}: holds no {ITEMS}, nor does its evaluation folder; make it with launchers/evaluate.py"
+        )
     try:
         rows = read_jsonl(file)
     except ValueError as error:
@@ -76,9 +73,9 @@ def read_evaluation(path: Path) -> Evaluation:
         where = f"{file}:{number}"
         name = row.get("id")
         if not isinstance(name, str):
-            raise CompareError(f"{where}: has no id; make the file again with launchers/evaluate.py")
+            raise CompareError(f"{where}: has no id; {again}")
         if name in items or name in failed:
-            raise CompareError(f"{where}: the id {name} occurs twice; make the file again with launchers/evaluate.py")
+            raise CompareError(f"{where}: the id {name} occurs twice; {again}")
         if "error" in row:
             failed[name] = str(row["error"])
         else:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -29,41 +27,27 @@ class Pictures:
             for path in [Path(item.image), self._folder / item.image] if item.image else []:
                 if path.is_file():
                     return embed(decode(path))
-            record = self._records.get(item.id)
+            records, unreadable = self._records
+            record = records.get(item.id)
+            if record is None and item.image:
+                return Picture(missing=f"picture missing: {item.image}")
             if record is None:
-                return Picture(missing=self._why_no_record(item))
+                return Picture(missing=f"no picture: {unreadable}" if unreadable else "")
             if (record.question, record.answers) != (item.question, item.gold):
                 return Picture(missing="picture not shown: the data has changed since the evaluation")
             return embed(record.shown()) if record.images else Picture()
         except (ImageError, OSError) as error:
             return Picture(missing=f"picture missing: {error}")
 
-    def _why_no_record(self, item: Item) -> str:
-        if item.image:
-            return f"picture missing: {item.image}"
-        return f"no picture: {self._unreadable}" if self._unreadable else ""
-
-    @property
-    def _records(self) -> Mapping[str, Record]:
-        return self._loaded[0]
-
-    @property
-    def _unreadable(self) -> str:
-        return self._loaded[1]
-
     @cached_property
-    def _loaded(self) -> tuple[dict[str, Record], str]:
-        """Records by id of every source in evaluation.yaml, and why there are none."""
+    def _records(self) -> tuple[dict[str, Record], str]:
+        """Records by id of the held-out source in evaluation.yaml, and why there are none."""
         path = self._folder / SETTINGS
         try:
-            sources = _sources(yaml.safe_load(path.read_text(encoding="utf-8")))
-            return {record.id: record for source in sources for record in read_records(source)}, ""
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            data = tree.get("data") if isinstance(tree, dict) else None
+            held_out = data.get("eval") if isinstance(data, dict) else None
+            source = TypeAdapter(SourceConfig).validate_python(held_out) if held_out else None
+            return {record.id: record for record in read_records(source)} if source else {}, ""
         except (OSError, yaml.YAMLError, ValidationError, DataError) as error:
             return {}, f"the data of {path} cannot be read again ({' '.join(str(error).split())[:200]})"
-
-
-def _sources(tree: Any) -> list[Any]:
-    """The held-out source of a resolved run configuration."""
-    data = tree.get("data") if isinstance(tree, dict) else None
-    held_out = data.get("eval") if isinstance(data, dict) else None
-    return [TypeAdapter(SourceConfig).validate_python(held_out)] if held_out else []

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -86,9 +87,7 @@ def run(cfg: RunConfig, env: Mapping[str, str]) -> int:
     reports = [Facts.from_json(text) for text in found.values()]
     here = len(reports) == world_size
     store.set("reports", json.dumps([f.to_json() for f in reports]) if here else "")
-    apart = Meeting(world_size, reports, {}, {}, None, GIB, cfg.run.save_every)
-    meeting = _lead(store, cfg, mine, reports) if here else apart
-    findings = check(meeting)
+    findings = check(_lead(store, cfg, mine, reports) if here else Meeting(world_size, reports))
     _print(findings, cfg.run.dir)
     code = int(any(f.status == "fail" for f in findings))
     store.set("verdict", str(code))
@@ -99,22 +98,20 @@ def run(cfg: RunConfig, env: Mapping[str, str]) -> int:
 
 def _lead(store: meet.dist.Store, cfg: RunConfig, mine: Facts, reports: list[Facts]) -> Meeting:
     """Rank 0's part after all have reported."""
-    leaders = [f for f in reports if f.leader]
-    others = [f.rank for f in leaders if f.rank]
+    leaders = [f for f in reports if f.leader and f.rank]
     unseen = {mine.node: meet.unread(mine, reports)}
-    told = meet.collect(store, "unread", others, ANSWER_S)
-    unseen |= {f.node: json.loads(told.get(f.rank, b"[]")) for f in leaders if f.rank}
+    told = meet.collect(store, "unread", [f.rank for f in leaders], ANSWER_S)
+    unseen |= {f.node: json.loads(told.get(f.rank, b"[]")) for f in leaders}
     clocks = {}
     for f in leaders:
-        if f.rank:
-            meet.answer_clock(store, f.rank)
-            clocks[f.node] = float(meet.collect(store, "skew", [f.rank], ANSWER_S).get(f.rank, b"0"))
+        meet.answer_clock(store, f.rank)
+        clocks[f.node] = float(meet.collect(store, "skew", [f.rank], ANSWER_S).get(f.rank, b"0"))
     measured = meet.measure(store, 0, mine.local_rank, len(reports), ANSWER_S)
     rest = meet.collect(store, "bandwidth", [f.rank for f in reports if f.rank], 30)
     theirs = {reports[rank].node: Bandwidth(**json.loads(text)) for rank, text in rest.items()}
     bad = next((f"{node}: {b.error}" for node, b in theirs.items() if b.error), "")
     right = measured.right and all(b.right for b in theirs.values())
-    bandwidth = Bandwidth(measured.backend, right, measured.bytes_per_s, measured.latency_s, measured.error or bad)
+    bandwidth = replace(measured, right=right, error=measured.error or bad)
     try:
         needed = disk_needed(cfg)
     except (DataError, OSError):  # said under `model`
@@ -131,7 +128,7 @@ def _follow(store: meet.dist.Store, mine: Facts, world_size: int) -> int:
             store.set(f"unread/{mine.rank}", json.dumps(meet.unread(mine, reports)))
             store.set(f"skew/{mine.rank}", repr(meet.clock_skew(store, mine.rank)))
         measured = meet.measure(store, mine.rank, mine.local_rank, world_size, ANSWER_S)
-        store.set(f"bandwidth/{mine.rank}", meet.to_json(measured))
+        store.set(f"bandwidth/{mine.rank}", json.dumps(vars(measured)))
     code = int(store.get("verdict"))
     store.set(f"bye/{mine.rank}", "")
     return code

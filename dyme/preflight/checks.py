@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dyme.preflight.facts import GIB, Facts
@@ -43,11 +43,11 @@ class Meeting:
 
     world_size: int
     reports: Sequence[Facts]
-    unseen: Mapping[str, Sequence[str]]
-    clocks: Mapping[str, float]
-    bandwidth: Bandwidth | None
-    needed: int
-    save_every: int
+    unseen: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    clocks: Mapping[str, float] = field(default_factory=dict)
+    bandwidth: Bandwidth | None = None
+    needed: int = GIB
+    save_every: int = 0
 
 
 def check(meeting: Meeting) -> list[Finding]:
@@ -77,7 +77,9 @@ def versions(m: Meeting) -> Finding:
     names = sorted({name for f in m.reports for name in f.versions})
     odd = []
     for name in names:
-        odd += [f"{who}: {name} {value} (others {usual})" for who, value, usual in _odd(m, name)]
+        nodes = {f.node: f.versions.get(name, "missing") for f in _leaders(m)}
+        usual = Counter(nodes.values()).most_common(1)[0][0]
+        odd += [f"{node}: {name} {value} (others {usual})" for node, value in nodes.items() if value != usual]
     mend = "install the same environment on every node, or use one that lies on a shared file system"
     if odd:
         return Finding("versions", "fail", _few(odd), mend)
@@ -149,15 +151,17 @@ def checkpoints(m: Meeting) -> Finding:
 
 
 def data(m: Meeting) -> Finding:
-    bad = [f"{f.node}: {f.data}" for f in _leaders(m) if f.data]
-    mend = "copy or mount the data at this path on every node, readable for you"
-    return Finding("data", "fail", _few(bad), mend) if bad else Finding("data", "ok", "read on every node")
+    return _readable("data", {f.node: f.data for f in _leaders(m)}, "the data at this path")
 
 
 def model(m: Meeting) -> Finding:
-    bad = [f"{f.node}: {f.model}" for f in _leaders(m) if f.model]
-    mend = "copy or mount model.path on every node, readable for you"
-    return Finding("model", "fail", _few(bad), mend) if bad else Finding("model", "ok", "read on every node")
+    return _readable("model", {f.node: f.model for f in _leaders(m)}, "model.path")
+
+
+def _readable(check: str, errors: Mapping[str, str], path: str) -> Finding:
+    bad = [f"{node}: {error}" for node, error in errors.items() if error]
+    mend = f"copy or mount {path} on every node, readable for you"
+    return Finding(check, "fail", _few(bad), mend) if bad else Finding(check, "ok", "read on every node")
 
 
 def same_contents(m: Meeting) -> Finding:
@@ -197,13 +201,6 @@ def all_reduce(m: Meeting) -> Finding:
 
 def _leaders(m: Meeting) -> list[Facts]:
     return [f for f in m.reports if f.leader]
-
-
-def _odd(m: Meeting, name: str) -> list[tuple[str, str, str]]:
-    """(node, its version, the most common version) of the nodes with another version."""
-    nodes = {f.node: f.versions.get(name, "missing") for f in _leaders(m)}
-    usual = Counter(nodes.values()).most_common(1)[0][0]
-    return [(node, value, usual) for node, value in nodes.items() if value != usual]
 
 
 def _place(f: Facts) -> str:

@@ -9,8 +9,7 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import dyme
 import dyme_kernels
 from dyme.config import RunConfig, dump_config
-from dyme.data import DataError, ImageError, RecordSet, load_records
+from dyme.data import DataError, ImageError, load_records
 from dyme.data.paths import expand
 
 PACKAGES = ("torch", "deepspeed", "transformers", "triton", "dyme")
@@ -65,18 +64,12 @@ class Facts:
         return Facts(**{**tree, "gpu": Gpu(**tree["gpu"]) if tree["gpu"] else None})
 
 
-def node_name(env: Mapping[str, str]) -> str:
-    """The node's name in SLURM, else its host name."""
-    return env.get("SLURMD_NODENAME") or socket.gethostname()
-
-
 def gather_facts(cfg: RunConfig, rank: int, local_rank: int) -> Facts:
     """This rank's report; writes a token into the run folder on the first rank of a node."""
-    shared = dict(
-        rank=rank, local_rank=local_rank, node=node_name(os.environ), versions=_versions(), gpu=_gpu(local_rank)
-    )
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    facts = Facts(rank, local_rank, node, not local_rank, _versions(), _gpu(local_rank))
     if local_rank:
-        return Facts(leader=False, **shared)  # type: ignore[arg-type]
+        return facts
     token_file, writable, free = write_token(Path(cfg.run.dir), rank)
     data, model, contents = "", "", {"settings": _digest([dump_config(cfg)]), "code": _code()}
     try:
@@ -87,15 +80,14 @@ def gather_facts(cfg: RunConfig, rank: int, local_rank: int) -> Facts:
         contents |= _model_contents(cfg)
     except (DataError, OSError) as error:
         model = str(error)
-    return Facts(
-        leader=True,
+    return replace(
+        facts,
         disk_free=free,
         writable=writable,
         token_file=token_file,
         data=data,
         model=model,
         contents=contents,
-        **shared,  # type: ignore[arg-type]
     )
 
 
@@ -143,15 +135,10 @@ def _data_contents(cfg: RunConfig) -> dict[str, str]:
             continue
         records = load_records(source, cfg.data.max_bad_fraction)
         found[name] = _digest([r.id for r in records])
-        _open_pictures(records)
+        for record in records[:: max(1, len(records) // 8)]:  # pictures all over the data
+            if record.image is not None:
+                record.image.load()
     return found
-
-
-def _open_pictures(records: RecordSet, n: int = 8) -> None:
-    for i in range(0, len(records), max(1, len(records) // n)):
-        image = records[i].image
-        if image is not None:
-            image.load()
 
 
 def _code() -> str:

@@ -5,10 +5,10 @@ Every key is written once. Rank 0 reads, decides and answers. Every wait has a l
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,14 +23,8 @@ SHARED_S = 15  # seconds; a network file system may show a new file late
 
 def join_store(address: str, port: int, rank: int, world_size: int, limit_s: float) -> dist.Store:
     """The store of rank 0. Raises `dist.DistError` where it cannot be reached within the limit."""
-    return dist.TCPStore(
-        address,
-        port,
-        world_size,
-        is_master=rank == 0,
-        timeout=timedelta(seconds=limit_s),
-        wait_for_workers=False,
-    )
+    limit = timedelta(seconds=limit_s)
+    return dist.TCPStore(address, port, world_size, is_master=rank == 0, timeout=limit, wait_for_workers=False)
 
 
 def collect(store: dist.Store, name: str, members: list[int], limit_s: float) -> dict[int, bytes]:
@@ -51,9 +45,8 @@ def unread(mine: Facts, reports: list[Facts]) -> list[str]:
     """Nodes whose file in the run folder this node cannot read."""
     end = time.monotonic() + SHARED_S
     missing = [f for f in reports if f.leader and f.token_file and f.rank != mine.rank]
-    while missing:
-        missing = [f for f in missing if not _holds(Path(f.token_file))]
-        if not missing or time.monotonic() > end:
+    while missing := [f for f in missing if not _holds(Path(f.token_file))]:
+        if time.monotonic() > end:
             break
         time.sleep(0.5)
     return [f.node for f in missing]
@@ -108,6 +101,7 @@ def measure(store: dist.Store, rank: int, local_rank: int, world_size: int, limi
 def _all_reduces(backend: str, store: dist.Store, rank: int, local_rank: int, world_size: int) -> Bandwidth:
     cuda = backend == "nccl"
     device = torch.device(f"cuda:{local_rank}" if cuda else "cpu")
+    wait = partial(torch.cuda.synchronize, device) if cuda else lambda: None
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
@@ -118,21 +112,12 @@ def _all_reduces(backend: str, store: dist.Store, rank: int, local_rank: int, wo
     for name, tensor, times in (("small", small, 20), ("large", large, 5)):
         for i in range(times + 1):
             if i == 1:  # the first one makes the connections
-                _wait(device)
+                wait()
                 begin = time.monotonic()
             tensor.fill_(rank + 1.0)
             dist.all_reduce(tensor)
-        _wait(device)
+        wait()
         seconds[name] = (time.monotonic() - begin) / times
         wrong |= bool((tensor != world_size * (world_size + 1) / 2).any())
     moved = 2 * (world_size - 1) / world_size * large.numel() * large.element_size()
     return Bandwidth(backend, not wrong, moved / seconds["large"], seconds["small"])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def to_json(value: Bandwidth) -> str:
-    return json.dumps(vars(value))

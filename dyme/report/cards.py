@@ -25,14 +25,6 @@ class Pair:
     after: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Cards:
-    """The pairs to show with their pictures, and a line that says how they were chosen."""
-
-    chosen: str
-    shown: tuple[tuple[Pair, Picture], ...]
-
-
 def pair_samples(samples: Sequence[dict[str, Any]]) -> list[Pair]:
     """The records of the last evaluation, by id, each with its answer at the first one."""
     if not samples:
@@ -58,17 +50,17 @@ def choose(pairs: Sequence[Pair], count: int) -> list[Pair]:
     return sorted(chosen, key=pairs.index)
 
 
-def choose_cards(run: Run, *, alone: bool) -> Cards:
-    """The cards of one run, more of them when it is the only one on the page."""
+def choose_cards(run: Run, *, alone: bool) -> tuple[str, list[tuple[Pair, Picture]]]:
+    """How the cards of a run were chosen, and their pairs and pictures; more when it is the only run on the page."""
     pairs = pair_samples(run.samples)
     if not pairs:
-        return Cards("No sample answers yet", ())
+        return "No sample answers yet", []
     shown = choose(pairs, SHOWN_ALONE if alone else SHOWN_EACH)
     right = sum(bool(pair.after.get("correct")) for pair in pairs)
     chosen = f"{len(shown)} of {len(pairs)} sampled held-out records, chosen by id; {right} of {len(pairs)} are right"
     if run.samples[0]["step"] == run.samples[-1]["step"]:
         chosen += f" at step {run.samples[-1]['step']}, the only evaluation so far"
-    return Cards(chosen, tuple((pair, _picture(pair.after.get("image"), run.path)) for pair in shown))
+    return chosen, [(pair, _picture(pair.after.get("image"), run.path)) for pair in shown]
 
 
 def _by_kind_in_turn(pairs: Sequence[Pair]) -> list[Pair]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,6 @@ def _load_run(path: Path, name: str) -> Run:
     lines = _with_times(sorted(lines, key=lambda line: (line["step"], bool(line.get("eval")))))
     config = _read_config(path / "config.yaml")
     written = _read_summary(path / "summary.json")
-    train = tuple(line for line in lines if not line.get("eval"))
-    evals = tuple(line for line in lines if line.get("eval"))
     summary = {**summarize(lines), **{key: value for key, value in (written or {}).items() if value is not None}}
     run = Run(
         path=path,
@@ -110,13 +108,13 @@ def _load_run(path: Path, name: str) -> Run:
         method=str(summary.get("method") or config.get("method") or "unknown"),
         # The trainer writes a report after summary.json and before DONE.
         finished=written is not None or (path / "DONE").exists(),
-        train=train,
-        evals=evals,
+        train=tuple(line for line in lines if not line.get("eval")),
+        evals=tuple(line for line in lines if line.get("eval")),
         samples=tuple(sorted(samples, key=lambda line: line["step"])),
         summary=summary,
         notes=(),
     )
-    return Run(**{**run.__dict__, "notes": _notes(run, written is not None)})
+    return replace(run, notes=_notes(run, written is not None))
 
 
 def _notes(run: Run, has_summary: bool) -> tuple[str, ...]:

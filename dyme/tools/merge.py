@@ -76,13 +76,12 @@ class _Places:
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder / 'config.json'} does not exist: give the export folder of a run")
         self.config = read_json(folder / "config.json")
-        self.shapes = dict(read_weights(folder).shapes)
-        self.files = sorted(read_weights(folder).files)
+        weights = read_weights(folder)
+        self.shapes, self.files = dict(weights.shapes), sorted(weights.files)
         self.file_of, self.dtypes = dict[str, str](), dict[str, str]()
         for name in self.files:
             with safe_open(folder / name, "pt") as file:
-                names = list(file.keys())
-                for tensor in names:
+                for tensor in list(file.keys()):
                     self.file_of[tensor] = name
                     self.dtypes[tensor] = file.get_slice(tensor).get_dtype()
 
@@ -115,10 +114,8 @@ def _merged(a: _Places, b: _Places, name: str, weight: float) -> Iterator[tuple[
         tensors = list(ours.keys())
         theirs = {f: stack.enter_context(safe_open(b.folder / f, "pt")) for f in {b.file_of[t] for t in tensors}}
         for tensor in tensors:
-            yield (
-                tensor,
-                _average(tensor, ours.get_tensor(tensor), theirs[b.file_of[tensor]].get_tensor(tensor), weight),
-            )
+            other = theirs[b.file_of[tensor]].get_tensor(tensor)
+            yield tensor, _average(tensor, ours.get_tensor(tensor), other, weight)
 
 
 def _average(name: str, a: Tensor, b: Tensor, weight: float) -> Tensor:
