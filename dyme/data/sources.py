@@ -29,21 +29,17 @@ def load_records(source: SourceConfig, max_bad_fraction: float = 0.01) -> Record
     total = len(records) + len(records.bad)
     if total == 0:
         raise DataError(f"{records.file}: no rows; correct data path")
-    if len(records) == 0 or len(records.bad) / total > max_bad_fraction:
-        raise DataError(_too_many(records, total, max_bad_fraction))
+    bad = len(records.bad)
+    if len(records) == 0 or bad / total > max_bad_fraction:
+        rows = "".join(f"\n  {row}" for row in records.bad[:NAMED])
+        more = f"\n  and {bad - NAMED} more" if bad > NAMED else ""
+        raise DataError(
+            f"{records.file}: {bad} of {total} rows are bad ({bad / total:.2%}, allowed {max_bad_fraction:.2%}); "
+            f"mend them or raise data.max_bad_fraction:{rows}{more}"
+        )
     return records
 
 
 def read_records(source: SourceConfig) -> RecordSet:
     """As `load_records`, whatever the number of bad rows."""
     return read_mixture(source, read_records) if isinstance(source, MixtureSource) else source.read()
-
-
-def _too_many(records: RecordSet, total: int, max_bad_fraction: float) -> str:
-    bad = len(records.bad)
-    more = f"\n  and {bad - NAMED} more" if bad > NAMED else ""
-    rows = "".join(f"\n  {row}" for row in records.bad[:NAMED])
-    return (
-        f"{records.file}: {bad} of {total} rows are bad ({bad / total:.2%}, allowed {max_bad_fraction:.2%}); "
-        f"mend them or raise data.max_bad_fraction:{rows}{more}"
-    )

@@ -45,7 +45,7 @@ class Meeting:
     reports: Sequence[Facts]
     unseen: Mapping[str, Sequence[str]] = field(default_factory=dict)
     clocks: Mapping[str, float] = field(default_factory=dict)
-    bandwidth: Bandwidth | None = None
+    bandwidth: Bandwidth = Bandwidth("", error="not measured")
     needed: int = GIB
     save_every: int = 0
 
@@ -100,9 +100,8 @@ def gpus(m: Meeting) -> Finding:
     usual = names.most_common(1)[0][0]
     odd = [f"{_place(f)}: {f.gpu.name}" for f in m.reports if f.gpu and f.gpu.name != usual]
     if odd:
-        return Finding(
-            "GPUs", "warn", f"{_few(odd)} (others {usual})", "choose nodes of one kind: the slowest sets the pace"
-        )
+        mend = "choose nodes of one kind: the slowest sets the pace"
+        return Finding("GPUs", "warn", f"{_few(odd)} (others {usual})", mend)
     per_node = Counter(f.node for f in m.reports)
     if len(set(per_node.values())) > 1:
         counts = ", ".join(f"{node}: {n}" for node, n in per_node.items())
@@ -114,9 +113,8 @@ def gpu_memory(m: Meeting) -> Finding:
     held = [f for f in m.reports if f.gpu and f.gpu.total - f.gpu.free > HELD * f.gpu.total]
     if held:
         told = [f"{_place(f)}: {(f.gpu.total - f.gpu.free) / GIB:.0f} GiB held" for f in held if f.gpu]
-        return Finding(
-            "GPU memory", "fail", _few(told), "end the other program (nvidia-smi names it), or drop the node"
-        )
+        mend = "end the other program (nvidia-smi names it), or drop the node"
+        return Finding("GPU memory", "fail", _few(told), mend)
     least = min((f.gpu.total for f in m.reports if f.gpu), default=0)
     return Finding("GPU memory", "ok", f"{least / GIB:.0f} GiB each, free" if least else "-")
 
@@ -184,9 +182,9 @@ def clocks(m: Meeting) -> Finding:
 
 def all_reduce(m: Meeting) -> Finding:
     b = m.bandwidth
-    if b is None or b.error:
+    if b.error:
         mend = "check that all nodes are on one network; name it by NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME"
-        return Finding("all-reduce", "fail", b.error if b else "not measured", mend + "; NCCL_DEBUG=INFO says more")
+        return Finding("all-reduce", "fail", b.error, mend + "; NCCL_DEBUG=INFO says more")
     if not b.right:
         return Finding("all-reduce", "fail", f"{b.backend}: a wrong sum", "drop nodes one by one: hardware is broken")
     if m.world_size == 1:

@@ -70,40 +70,27 @@ def gather_facts(cfg: RunConfig, rank: int, local_rank: int) -> Facts:
     facts = Facts(rank, local_rank, node, not local_rank, _versions(), _gpu(local_rank))
     if local_rank:
         return facts
-    token_file, writable, free = write_token(Path(cfg.run.dir), rank)
-    data, model, contents = "", "", {"settings": _digest([dump_config(cfg)]), "code": _code()}
+    # a new name, because a file system may cache for a while that an old one did not exist
+    token = Path(cfg.run.dir) / TOKENS / f"{rank}-{os.urandom(8).hex()}"
+    try:
+        token.parent.mkdir(parents=True, exist_ok=True)
+        with token.open("w", encoding="utf-8") as file:
+            file.write(token.name)
+            file.flush()
+            os.fsync(file.fileno())
+        facts = replace(facts, token_file=str(token), disk_free=shutil.disk_usage(token.parent).free)
+    except OSError as error:
+        facts = replace(facts, writable=str(error))
+    contents = {"settings": _digest([dump_config(cfg)]), "code": _code()}
     try:
         contents |= _data_contents(cfg)
     except (DataError, ImageError, OSError) as error:
-        data = str(error)
+        facts = replace(facts, data=str(error))
     try:
         contents |= _model_contents(cfg)
     except (DataError, OSError) as error:
-        model = str(error)
-    return replace(
-        facts,
-        disk_free=free,
-        writable=writable,
-        token_file=token_file,
-        data=data,
-        model=model,
-        contents=contents,
-    )
-
-
-def write_token(run_dir: Path, rank: int) -> tuple[str, str, int]:
-    """(file written, error or "", free bytes there). The file's name is new, because a file system may cache
-    for a while that an old name did not exist."""
-    path = run_dir / TOKENS / f"{rank}-{os.urandom(8).hex()}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
-            file.write(path.name)
-            file.flush()
-            os.fsync(file.fileno())
-        return str(path), "", shutil.disk_usage(path.parent).free
-    except OSError as error:
-        return "", str(error), 0
+        facts = replace(facts, model=str(error))
+    return replace(facts, contents=contents)
 
 
 def disk_needed(cfg: RunConfig) -> int:

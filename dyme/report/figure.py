@@ -155,7 +155,8 @@ def _draw_modes(figure: SubFigure, runs: Sequence[Run]) -> None:
     """Stacked mode shares, one panel a run, with one legend above."""
     rows = -(-len(runs) // PER_ROW)
     axes = figure.subplots(rows, min(len(runs), PER_ROW), squeeze=False, sharey=True).ravel()
-    shown = [mode for mode in MODE_COLORS if mode != "joint" or any(_any_joint(run) for run in runs)]
+    joint = any(np.any(run.series("mode/joint_ratio").values > 0) for run in runs)
+    shown = [mode for mode in MODE_COLORS if mode != "joint" or joint]
     for ax, run in zip(axes, runs):
         shares = {mode: run.series(f"mode/{mode}_ratio", 100.0) for mode in MODES}
         shift = _shift(run)
@@ -239,10 +240,6 @@ def _shift(run: Run) -> str:
         if first.get(mode) is not None and last.get(mode) is not None
     ]
     return ", ".join(moves)
-
-
-def _any_joint(run: Run) -> bool:
-    return bool(np.any(run.series("mode/joint_ratio").values > 0))
 
 
 def _aligned(series: Series, steps: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +23,7 @@ from dyme.families import DTYPES, ModelError, build_family, find_family, open_fa
 from dyme.families.files import skeleton
 from dyme.families.scratch import FREQUENT
 from dyme.settings.errors import ConfigError
-from dyme.tools.check.__main__ import add_shared, read_pictures
-from dyme.tools.check.lines import in_bytes, table
+from dyme.tools.check.__main__ import add_shared, in_bytes, read_pictures, table
 from dyme.tools.check.report import Sizes, read_zero, run_line, sizes
 from dyme.tools.footprint import Estimate
 
@@ -114,19 +114,13 @@ def batch_sizes(cfg: RunConfig, size: Sizes) -> range:
 
 def largest(values: range, fits: Callable[[int], bool]) -> int:
     """The largest of the ascending `values` that fits, 0 where none does. Values below one that fits also fit."""
-    low, high = 0, len(values)  # values[:low] fit, values[high:] do not
-    while low < high:
-        middle = (low + high) // 2
-        if fits(values[middle]):
-            low = middle + 1
-        else:
-            high = middle
-    return values[low - 1] if low else 0
+    fitting = bisect_left(values, True, key=lambda value: not fits(value))
+    return values[fitting - 1] if fitting else 0
 
 
 def lines(found: Prediction, gpu_gib: float) -> list[str]:
     """The prediction as text."""
-    rows = []
+    rows: list[tuple[str, str]] = []
     for phase, peak in found.peaks.items():
         parts = sorted(found.estimate.phases[phase].items(), key=lambda item: -item[1])
         told = ", ".join(f"{name} {in_bytes(size)}" for name, size in parts[:3])
@@ -134,17 +128,11 @@ def lines(found: Prediction, gpu_gib: float) -> list[str]:
         rows.append((phase, f"{in_bytes(peak)}{over}{f': {told}' if told else ''}"))
     stays = ", ".join(f"{name} {in_bytes(size)}" for name, size in found.estimate.stays.items())
     host = ", ".join(f"{name} {in_bytes(size)}" for name, size in found.estimate.host.items())
-    out = [
-        f"predicted peak memory per GPU ({found.run})",
-        *table(
-            [
-                *rows,
-                ("in all of them", stays),
-                *([("on the host", host)] if host else []),
-                ("room", f"{in_bytes(found.room)} of {gpu_gib:g} GiB, {in_bytes(found.reserve)} in reserve"),
-            ]
-        ),
-    ]
+    rows.append(("in all of them", stays))
+    if host:
+        rows.append(("on the host", host))
+    rows.append(("room", f"{in_bytes(found.room)} of {gpu_gib:g} GiB, {in_bytes(found.reserve)} in reserve"))
+    out = [f"predicted peak memory per GPU ({found.run})", *table(rows)]
     if mend(found) is None:
         settings = [("train.token_budget", found.token_budget, found.enough["token_budget"])]
         if found.batch_size is not None:
@@ -156,7 +144,14 @@ def lines(found: Prediction, gpu_gib: float) -> list[str]:
 
 def mend(found: Prediction) -> str | None:
     """A message for a run that fits with no token budget or batch size; else None."""
-    over = [phase for phase in ("update", "refresh", "rollout", "evaluation") if _never_fits(found, phase)]
+    none_fits = found.batch_size == 0
+    stuck = {
+        "update": found.token_budget == 0,
+        "refresh": found.peaks["refresh"] > found.room,
+        "rollout": none_fits and "rollout" in found.peaks,
+        "evaluation": none_fits and "evaluation" in found.peaks,
+    }
+    over = [phase for phase, never_fits in stuck.items() if never_fits]
     if not over:
         return None
     stays = sum(found.estimate.stays.values())
@@ -165,14 +160,6 @@ def mend(found: Prediction) -> str | None:
         f"{in_bytes(found.room)} can be used: more GPUs under ZeRO-3 (--gpus), ds_configs/zero3_offload.json, "
         "rollout.offload=true, model.gradient_checkpointing=true, model.lora, or smaller pictures (model.max_pixels)"
     )
-
-
-def _never_fits(found: Prediction, phase: str) -> bool:
-    if phase == "update":
-        return found.token_budget == 0
-    if phase == "refresh":
-        return found.peaks[phase] > found.room
-    return phase in found.peaks and found.batch_size == 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -81,7 +81,7 @@ def test_each_check_sees_its_fault_and_no_other_does(name):
 
 
 def test_a_rank_that_does_not_come_is_named():
-    [finding] = check(Meeting(4, [facts(0), facts(1), facts(2)], {}, {}, None, GIB, 50))
+    [finding] = check(Meeting(4, [facts(0), facts(1), facts(2)]))
     assert finding.status == "fail" and "1 rank did not report: 3; seen: a, b" in finding.found
 
 

@@ -339,9 +339,7 @@ def test_rewards_of_the_user_get_a_panel_and_failures_a_note(tmp_path):
     (folder / "summary.json").write_text(json.dumps({"supervision": counts}))
     note = "judge: 5 questions sent, 2 answered from the cache, 1 without an answer; 500 tokens in, 50 out, money 0.125"
     assert load_runs([folder])[0].notes[0] == note
-    told = (
-        "2 groups went by the facts of rules, 8 rows were checked by words alone, 3 demonstrations were not refined"
-    )
+    told = "2 groups went by the facts of rules, 8 rows were checked by words alone, 3 demonstrations were not refined"
     assert told in load_runs([folder])[0].notes[1]
     titles = [ax.get_title() for ax in figure_module.draw([run]).findobj(Axes)]
     assert "Your reward: short-one" in titles

@@ -72,7 +72,7 @@ class ChartsSource(Schema):
         return {**_SCALE_DEFAULTS.get(values.get("scale", "tiny"), {}), **values}
 
     @model_validator(mode="after")
-    def _ranges_of_scale(self) -> ChartsSource:
+    def _ranges(self) -> ChartsSource:
         for name, (low, high) in _SCALE_RANGES[self.scale].items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; scale {self.scale} takes {low} to {high}")
@@ -80,10 +80,6 @@ class ChartsSource(Schema):
             raise ValueError(f"{self.max_items} columns do not fit {self.size} pixels; raise size or lower max_items")
         if self.scale == "full" and self.max_value % 20:
             raise ValueError(f"max_value is {self.max_value}; scale full takes multiples of 20")
-        return self
-
-    @model_validator(mode="after")
-    def _drawn(self) -> ChartsSource:
         if self.scale == "full" and self.colours != get_args(Colour):
             raise ValueError("colours are those of scale tiny; leave them out at scale full")
         if len(set(self.colours)) < len(self.colours):

@@ -55,18 +55,6 @@ THEMES = (
 PIE_TOTAL = 100
 
 
-def _suits(theme: Theme, kind: ChartKind) -> bool:
-    """As in real charts, lines need ordered categories and pies need shares of a whole."""
-    return theme.ordered if kind == "line" else theme.shares or kind == "bar"
-
-
-def _pick(theme: Theme, n: int, rng: random.Random) -> list[str]:
-    if not theme.ordered:
-        return rng.sample(theme.names, n)
-    first = rng.randint(0, len(theme.names) - n)
-    return list(theme.names[first : first + n])
-
-
 def draw_content(config: ChartsSource, rng: random.Random) -> Chart:
     """A random themed chart of 2 to `max_items` categories.
 
@@ -74,9 +62,12 @@ def draw_content(config: ChartsSource, rng: random.Random) -> Chart:
     always written at their marks.
     """
     kind: ChartKind = rng.choice(config.charts)
-    theme = rng.choice([t for t in THEMES if _suits(t, kind)])
-    n = rng.randint(min(3, config.max_items), config.max_items)
-    names = _pick(theme, min(n, len(theme.names)), rng)
+    # as in real charts, lines need ordered categories and pies need shares of a whole
+    suits = {"bar": THEMES, "line": [t for t in THEMES if t.ordered], "pie": [t for t in THEMES if t.shares]}
+    theme = rng.choice(suits[kind])
+    n = min(rng.randint(min(3, config.max_items), config.max_items), len(theme.names))
+    first = rng.randint(0, len(theme.names) - n) if theme.ordered else 0
+    names = list(theme.names[first : first + n]) if theme.ordered else rng.sample(theme.names, n)
     decimals, labelled = 0, True
     low, high = config.value_range
     if kind == "pie":

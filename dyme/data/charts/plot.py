@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -86,14 +88,13 @@ def _pie(axes: Axes, chart: Chart, colours: tuple[str, ...]) -> None:
     axes.legend(wedges, names, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
 
 
-def _scale(axes: Axes, chart: Chart, max_value: int, which: str) -> None:
+def _scale(axes: Axes, chart: Chart, max_value: int, which: Literal["x", "y"]) -> None:
     """The value axis: from 0, ticks at tenths of the range, grid lines at twentieths, so that heights can be read."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    (axes.set_xlim if which == "x" else axes.set_ylim)(0, max_value * 1.12)
-    (axes.set_xlabel if which == "x" else axes.set_ylabel)(chart.axis)
+    axes.set(**{f"{which}lim": (0, max_value * 1.12), f"{which}label": chart.axis})
     axis.set_major_locator(MultipleLocator(max_value / 10))
     axis.set_minor_locator(MultipleLocator(max_value / 20))
-    axes.grid(axis="x" if which == "x" else "y", which="both", color="#dddddd", linewidth=0.7, zorder=0)
+    axes.grid(axis=which, which="both", color="#dddddd", linewidth=0.7, zorder=0)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dyme.data.charts.chart import Chart, Reading, facts, say
+from dyme.data.charts.chart import Chart, facts, say
 
 if TYPE_CHECKING:
     from dyme.data.charts.config import QuestionKind
@@ -82,12 +82,21 @@ def ask(chart: Chart, kind: QuestionKind, scale: Scale, rng: random.Random) -> Q
         a, b = b, a
     above = tuple(r for r in chart.readings if r.value > threshold)
     more, less = (a, b) if a.value > b.value else (b, a)
-    answer = _answer(chart, kind, a, b, more, len(above))
+    x, y = say(a.value, chart.decimals), say(b.value, chart.decimals)
+    answer = {
+        "value": x,
+        "maximum": a.name,
+        "minimum": a.name,
+        "count": str(len(above)),
+        "sum": say(a.value + b.value, chart.decimals),
+        "difference": say(a.value - b.value, chart.decimals),
+        "comparison": more.name,
+    }[kind]
     words = {
         "a": a.name,
         "b": b.name,
-        "x": say(a.value, chart.decimals),
-        "y": say(b.value, chart.decimals),
+        "x": x,
+        "y": y,
         "t": say(threshold, chart.decimals),
         "some": facts(chart, above) if above else "none",
         "more": facts(chart, (more,)),
@@ -97,17 +106,6 @@ def ask(chart: Chart, kind: QuestionKind, scale: Scale, rng: random.Random) -> Q
         "answer": answer,
     }
     return Question(kind, _TEXT[scale][kind].format(**words), answer, _STEP[scale][kind].format(**words))
-
-
-def _answer(chart: Chart, kind: str, a: Reading, b: Reading, more: Reading, above: int) -> str:
-    if kind in ("maximum", "minimum"):
-        return a.name
-    if kind == "comparison":
-        return more.name
-    if kind == "count":
-        return str(above)
-    number = {"value": a.value, "sum": a.value + b.value, "difference": a.value - b.value}[kind]
-    return say(number, chart.decimals)
 
 
 def _threshold(chart: Chart, rng: random.Random) -> int:

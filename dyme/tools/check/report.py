@@ -16,14 +16,7 @@ from dyme.engine.lora import matching_linears
 from dyme.families import DTYPES, Family, ModelError, find_family, open_family
 from dyme.families.attention import head_width, resolve_attention
 from dyme.families.base import IMAGE
-from dyme.families.files import (
-    chat_template_file,
-    check_fit,
-    encoding_error,
-    has_weights,
-    read_weights,
-    skeleton,
-)
+from dyme.families.files import chat_template_file, check_fit, encoding_error, has_weights, read_weights, skeleton
 from dyme.prompts import fit_pixels
 from dyme.rollout.cache import column_bucket, reply_bucket
 from dyme.rollout.registry import engine_class
@@ -252,9 +245,8 @@ def _picture(family: Family, cfg: RunConfig, text: str, image: Image.Image) -> P
     try:
         prompt = family.encode(text, [fitted])
     except Exception as error:  # an edge: errors of a processor, such as for a picture that is far too thin
-        raise ModelError(
-            f"{family.source}: a picture of {fitted.width}x{fitted.height}: {encoding_error(error)}"
-        ) from error
+        size = f"{fitted.width}x{fitted.height}"
+        raise ModelError(f"{family.source}: a picture of {size}: {encoding_error(error)}") from error
     return Picture(
         size=image.size,
         resized=fitted.size if fitted is not image else None,
@@ -291,14 +283,9 @@ def sizes(
     text_prompt = len(family.encode(text))
     rows = -(-cfg.rollout.prompts_per_step // ranks) * cfg.rollout.group_size if cfg.method != "sft" else 0
     evaluated = -(-cfg.run.eval_records // ranks) if cfg.data.eval else 0
-    load = _load(family, model, cfg, ranks, max([text_prompt, *(p.prompt for p in seen)]))
+    prompt = max([text_prompt, *(p.prompt for p in seen)])
     return Sizes(
-        load=replace(
-            load,
-            rows=min(rows, cfg.rollout.batch_size),
-            evaluated=min(evaluated, cfg.rollout.batch_size),
-            prompts=-(-rows // cfg.rollout.group_size),
-        ),
+        load=_load(family, model, cfg, ranks, prompt, rows, evaluated),
         zero=zero,
         decoder=decoder_sizes(family, model),
         tower=_tower(family, model, seen, pictures),
@@ -309,8 +296,9 @@ def sizes(
     )
 
 
-def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: int) -> mem.Load:
-    """The load without its numbers of rows."""
+def _load(
+    family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: int, rows: int, evaluated: int
+) -> mem.Load:
     parts = family.parts(model)
     lora = cfg.model.lora
     # a tensor shared with a trained part is trained
@@ -331,9 +319,10 @@ def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: 
         trained=added if lora else _count(trains.values()),
         token_budget=cfg.train.token_budget,
         logits_budget_mb=cfg.train.logits_budget_mb,
-        rows=0,
+        rows=min(rows, cfg.rollout.batch_size),
         prompt=prompt,
         reply=cfg.rollout.max_new_tokens,
+        evaluated=min(evaluated, cfg.rollout.batch_size),
         adapters=added,
         layer=max(_count(layer.parameters()) for layer in family.decoder_layers(model)),
         largest=0 if lora else max((p.numel() for p in trains.values()), default=0),
@@ -347,6 +336,7 @@ def _load(family: Family, model: nn.Module, cfg: RunConfig, ranks: int, prompt: 
         prompt_columns=column_bucket(prompt) if shares else 0,
         reply_columns=reply_bucket(cfg.rollout.max_new_tokens) if shares else 0,
         group=cfg.rollout.group_size,
+        prompts=-(-rows // cfg.rollout.group_size),
         prefilled=PREFILL_TOKENS,
     )
 
