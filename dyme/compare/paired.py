@@ -95,8 +95,7 @@ class Comparison:
 
 
 def compare_runs(a: Evaluation, b: Evaluation) -> Comparison:
-    """Two evaluations of the same data. Raises `CompareError` when an id stands for different questions, or no item is
-    in both."""
+    """Two evaluations of the same data. Raises `CompareError` when items differ under one id or none is in both."""
     folders = [_named_folder(evaluation) for evaluation in (a, b)]
     if folders[0].resolve() == folders[1].resolve():
         raise CompareError(f"{folders[0]} is given twice; give it once to compare its think and direct columns")
@@ -107,19 +106,17 @@ def compare_runs(a: Evaluation, b: Evaluation) -> Comparison:
         raise CompareError(f"{a.folder} and {b.folder} share no answered item; evaluate both on the same data")
     sections, notes = [], list(_notes(a, b, len(common)))
     for column in COLUMNS:
-        pairs = [
-            Answered(a.items[name], a.items[name].columns[column], b.items[name].columns[column])
-            for name in common
-            if column in a.items[name].columns and column in b.items[name].columns
+        answers = [
+            (a.items[name], a.items[name].columns.get(column), b.items[name].columns.get(column)) for name in common
         ]
-        lone = sum((column in a.items[name].columns) != (column in b.items[name].columns) for name in common)
+        pairs = [Answered(item, ours, theirs) for item, ours, theirs in answers if ours and theirs]
+        lone = sum((ours is None) != (theirs is None) for _, ours, theirs in answers)
         notes += [f"{lone} items have the column {column} on one side only"] if lone else []
         if pairs:
             sections.append(_section(column, pairs))
     if not sections:
-        raise CompareError(
-            f"{a.folder} and {b.folder} share no column ({', '.join(COLUMNS)}); evaluate one of them again"
-        )
+        names = ", ".join(COLUMNS)
+        raise CompareError(f"{a.folder} and {b.folder} share no column ({names}); evaluate one of them again")
     name_a, name_b = distinct_names([folder.resolve() for folder in folders])
     return Comparison(name_a, name_b, tuple(notes), tuple(sections))
 
@@ -137,9 +134,8 @@ def compare_columns(run: Evaluation) -> Comparison:
     notes = [f"{len(pairs)} items have both columns", *([f"{lone} have one of them only"] if lone else [])]
     notes += [f"{len(run.failed)} could not be asked"] if run.failed else []
     name = _named_folder(run).resolve().name
-    return Comparison(
-        f"{name}, direct", f"{name}, think", (*notes, *_unfinished(run)), (_section("direct to think", pairs),)
-    )
+    section = _section("direct to think", pairs)
+    return Comparison(f"{name}, direct", f"{name}, think", (*notes, *_unfinished(run)), (section,))
 
 
 def is_right(replies: Sequence[Reply]) -> bool:

@@ -26,21 +26,18 @@ def signed(difference: Difference) -> str:
 
 def said_test(section: Section) -> str:
     """The paired test in words."""
+    p = f"{section.p_value:.4f}" if section.p_value >= 0.001 else f"{section.p_value:.1e}"
     if section.sampled:
         samples = "/".join(map(str, section.samples))
         counts = f"{section.lower} items lower in B, {section.higher} higher"
-        return f"sign test on mean scores of {samples} samples: {counts}, p = {_p(section)}"
-    return f"exact McNemar test: {section.only_a} right in A only, {section.only_b} in B only, p = {_p(section)}"
+        return f"sign test on mean scores of {samples} samples: {counts}, p = {p}"
+    return f"exact McNemar test: {section.only_a} right in A only, {section.only_b} in B only, p = {p}"
 
 
 def shown_reply(replies: Sequence[Reply]) -> Reply:
     """The first sample with the verdict of the item."""
     right = is_right(replies)
     return next(reply for reply in replies if reply.score is not None and reply.correct == right)
-
-
-def _p(section: Section) -> str:
-    return f"{section.p_value:.4f}" if section.p_value >= 0.001 else f"{section.p_value:.1e}"
 
 
 def _section(section: Section, limit: int) -> str:

@@ -44,7 +44,7 @@ def _check(console: Console, spec: str, decode_all: bool) -> int:
 def _show(console: Console, spec: str, n: int, out: Path) -> int:
     named = parse_spec(spec)[0]
     records = read_records(named.source)
-    if not len(records):
+    if not records:
         raise DataError(f"{named.label}: no good row to show; see python -m dyme.data check {spec}")
     contact_sheet(records, n).save(out)
     console.print(f"{escape(named.label)}: {min(n, len(records))} of {len(records)} records -> {out}", soft_wrap=True)

@@ -1,5 +1,4 @@
-"""Questions to answer: rows of a JSONL file, or one question for every picture of a folder. Gold answers are not
-needed."""
+"""Questions to answer, without gold answers: rows of a JSONL file, or one question for every picture of a folder."""
 
 from __future__ import annotations
 

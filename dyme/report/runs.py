@@ -184,19 +184,15 @@ def _series(lines: Sequence[dict[str, Any]], key: str, scale: float) -> Series:
 
 
 def _read_summary(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError, ValueError):
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    except (TypeError, ValueError):
         raise ReportError(f"{path} is not a JSON object: delete it, the report then goes by metrics.jsonl") from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     except yaml.YAMLError:
         raise ReportError(f"{path} is not YAML: restore it or delete it") from None
     return loaded if isinstance(loaded, dict) else {}

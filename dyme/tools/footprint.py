@@ -134,6 +134,7 @@ def estimate(load: Load, zero: Zero, decoder: Decoder, tower: Tower | None = Non
     stays |= {} if load.offload else copied
     tokens = max(load.token_budget, load.prompt + load.reply)  # a single row is never split
     pictures = max(1, load.token_budget // max(1, load.prompt))
+    masks = 1 if load.checkpointing else decoder.layers
     update = {
         "gathered weights": gathered(load.parameters, b, zero, n),
         "gradient buckets": buckets(zero, b) if zero.stage < 3 else 0,
@@ -141,15 +142,15 @@ def estimate(load: Load, zero: Zero, decoder: Decoder, tower: Tower | None = Non
         "vision activations": tower_activations(
             tower, pictures, b, trained=load.trains_tower, checkpointing=load.checkpointing
         ),
-        "attention mask": attention_mask(tokens, 1 if load.checkpointing else decoder.layers, b)
-        if load.dense_mask
-        else 0,
+        "attention mask": attention_mask(tokens, masks, b) if load.dense_mask else 0,
         "loss head": loss_head(decoder, load.logits_budget_mb, b, trained=load.trains_head),
     }
     gathers = zero.stage == 3 and (n > 1 or zero.offload_param)
     refresh = {
-        "gathered weights": refreshed(load.layer, load.largest, b) if gathers else 0,
-        "merged weights": merged(load.adapted),
+        # what ZeRO-3 gathers at once: the largest decoder layer, or parameter (an embedding) where that has more
+        "gathered weights": b * max(load.layer, load.largest) if gathers else 0,
+        # the weight and B A, in float32, of the largest Linear with an adapter
+        "merged weights": 8 * load.adapted,
     }
     rollout, evaluation = (
         {**(copied if load.offload and rows else {}), **generation(load, decoder, rows, group, prompts)}
@@ -250,20 +251,6 @@ def loss_head(decoder: Decoder, logits_budget_mb: int, value_bytes: int, *, trai
     return logits_budget_mb * MIB + gradient
 
 
-# --- temporary in a refresh of the rollout copy ----------
-
-
-def refreshed(layer: int, largest: int, value_bytes: int) -> int:
-    """b times the parameters of the largest decoder layer, or of the largest parameter (an embedding) where that has
-    more: what ZeRO-3 gathers at once."""
-    return value_bytes * max(layer, largest)
-
-
-def merged(adapted: int) -> int:
-    """8 bytes for each value of the largest Linear with an adapter: its weight and B A in float32."""
-    return 8 * adapted
-
-
 # --- temporary in a rollout ----------
 
 
@@ -275,21 +262,17 @@ def generation(load: Load, decoder: Decoder, rows: int, group: int, prompts: int
     again if there are so many; and no more than `prefilled` prompt tokens at once, with their own keys and values and a
     dense mask."""
     b = load.value_bytes
-    if not load.reply_columns:
-        return {
-            "KV cache": kv_cache(decoder, rows, load.prompt + load.reply, b),
-            "prefill": prefill(decoder, rows * load.prompt, b),
-            "sampling": sampling(decoder, rows),
-        }
-    whole, begun = replace(decoder, sliding=0), -(-rows // group)
-    places = min(rows, prompts, 2 * begun)
-    together = min(begun * load.prompt, max(load.prompt, load.prefilled))
-    cache = kv_cache(whole, rows, load.reply_columns, b) + kv_cache(whole, places, load.prompt_columns, b)
-    return {
-        "KV cache": cache,
-        "prefill": prefill(decoder, together, b) + kv_cache(whole, 1, together, b) + (1 + b) * together * load.prompt,
-        "sampling": sampling(decoder, rows),
-    }
+    if load.reply_columns:
+        whole, begun = replace(decoder, sliding=0), -(-rows // group)
+        places = min(rows, prompts, 2 * begun)
+        together = min(begun * load.prompt, max(load.prompt, load.prefilled))
+        cache = kv_cache(whole, rows, load.reply_columns, b) + kv_cache(whole, places, load.prompt_columns, b)
+        prefilled = prefill(decoder, together, b) + kv_cache(whole, 1, together, b) + (1 + b) * together * load.prompt
+    else:
+        cache = kv_cache(decoder, rows, load.prompt + load.reply, b)
+        prefilled = prefill(decoder, rows * load.prompt, b)
+    # for each row and word: logits in float32, scaled, and the keyed noise with its 64-bit numbers
+    return {"KV cache": cache, "prefill": prefilled, "sampling": 32 * rows * decoder.vocab}
 
 
 def kv_cache(decoder: Decoder, rows: int, tokens: int, value_bytes: int) -> int:
@@ -301,8 +284,3 @@ def kv_cache(decoder: Decoder, rows: int, tokens: int, value_bytes: int) -> int:
 def prefill(decoder: Decoder, tokens: int, value_bytes: int) -> int:
     """b (2 H + 3 F) for each prompt token of the batch: the residual stream and the MLP of one layer."""
     return tokens * value_bytes * (2 * decoder.hidden + 3 * decoder.intermediate)
-
-
-def sampling(decoder: Decoder, rows: int) -> int:
-    """32 bytes for each row and word: logits in float32, scaled, and the keyed noise with its 64-bit numbers."""
-    return 32 * rows * decoder.vocab

@@ -190,6 +190,7 @@ def decoder_sizes(family: Family, model: Any) -> mem.Decoder:
     config = family.config.get_text_config()
     layers = family.decoder_layers(model)
     heads, width = config.num_attention_heads, head_width(config)
+    weights = [getattr(module, "weight", None) for module in layers[0].modules()]
     return mem.Decoder(
         layers=len(layers),
         hidden=config.hidden_size,
@@ -197,16 +198,10 @@ def decoder_sizes(family: Family, model: Any) -> mem.Decoder:
         query=heads * width,
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
         vocab=family.vocab_size,
-        norms=_norms(layers[0], config.hidden_size),
+        norms=sum(weight is not None and weight.shape == (config.hidden_size,) for weight in weights),
         sliding=list(getattr(config, "layer_types", None) or ()).count("sliding_attention"),
         window=getattr(config, "sliding_window", None) or 0,
     )
-
-
-def _norms(layer: nn.Module, hidden: int) -> int:
-    """Modules whose weight is a vector of the hidden size."""
-    weights = (getattr(module, "weight", None) for module in layer.modules())
-    return sum(weight is not None and weight.shape == (hidden,) for weight in weights)
 
 
 def _tower(
@@ -220,21 +215,17 @@ def _tower(
     linears = [m for m in layers[0].modules() if isinstance(m, nn.Linear)]
     most = max(range(len(seen)), key=lambda i: seen[i].tokens)
     picture = pictures[most].resize(seen[most].resized or seen[most].size)
+    convolutions = [m for m in vision.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
+    patches = seen[most].tokens
+    if convolutions:  # values of the picture's tensor by those of one patch of the first convolution
+        values = family.encode(QUESTION, [picture]).pixels[family.pixel_keys[0]].numel()
+        patches = values // convolutions[0].weight[0].numel()
     return mem.Tower(
         layers=len(layers),
         hidden=linears[0].in_features,
         width=sum(linear.in_features + linear.out_features for linear in linears),
-        patches=_patches(family, vision, picture, seen[most].tokens),
+        patches=patches,
     )
-
-
-def _patches(family: Family, vision: nn.Module, picture: Image.Image, tokens: int) -> int:
-    """Number of values of the picture's tensor divided by those of one patch of the first convolution."""
-    convolutions = [m for m in vision.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
-    if not convolutions:
-        return tokens
-    values = family.encode(QUESTION, [picture]).pixels[family.pixel_keys[0]].numel()
-    return values // convolutions[0].weight[0].numel()
 
 
 # --- prompts ----------
