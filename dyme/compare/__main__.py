@@ -11,6 +11,7 @@ from dyme.compare.page import render_page
 from dyme.compare.paired import compare_columns, compare_runs
 from dyme.compare.pictures import Pictures
 from dyme.compare.text import render_text
+from dyme.evaluation.folder import write_whole
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,9 +39,7 @@ def _compare(options: argparse.Namespace) -> int:
     comparison = compare_runs(*runs) if len(runs) == 2 else compare_columns(runs[0])
     out = options.out or runs[-1].folder / "compare.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".partial-{out.name}")
-    partial.write_text(render_page(comparison, Pictures(runs[-1].folder)), encoding="utf-8")
-    partial.replace(out)
+    write_whole(out, render_page(comparison, Pictures(runs[-1].folder)))
     print(f"{render_text(comparison, options.limit)}\n\n{out}")
     return 0
 

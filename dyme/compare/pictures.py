@@ -29,10 +29,9 @@ class Pictures:
                     return embed(decode(path))
             records, unreadable = self._records
             record = records.get(item.id)
-            if record is None and item.image:
-                return Picture(missing=f"picture missing: {item.image}")
             if record is None:
-                return Picture(missing=f"no picture: {unreadable}" if unreadable else "")
+                why = f"no picture: {unreadable}" if unreadable else ""
+                return Picture(missing=f"picture missing: {item.image}" if item.image else why)
             if (record.question, record.answers) != (item.question, item.gold):
                 return Picture(missing="picture not shown: the data has changed since the evaluation")
             return embed(record.shown()) if record.images else Picture()

@@ -33,12 +33,11 @@ class AOKVQASource(Schema):
     def _convert(self, row: Row) -> Row | None:
         if self.task == "direct" and row.get("difficult_direct_answer"):
             return None
-        image = picture_name(needed(row, "image_id"))
         rationales = row.get("rationales") or []
         shared = {
             "id": row.get("question_id"),
             "question": row.get("question"),
-            "image": image,
+            "image": picture_name(needed(row, "image_id")),
             "hint": " ".join(dict.fromkeys(text.strip() for text in rationales if isinstance(text, str))),
         }
         if self.task == "choice":

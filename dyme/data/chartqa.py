@@ -58,5 +58,9 @@ def _items(folder: Path, part: str) -> list[Item]:
 
 
 def _convert(row: Row) -> Row:
-    image = needed(row, "imgname")
-    return {"question": row.get("query"), "answer": row.get("label"), "image": image, "hint": row.get("hint")}
+    return {
+        "question": row.get("query"),
+        "answer": row.get("label"),
+        "image": needed(row, "imgname"),
+        "hint": row.get("hint"),
+    }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -59,15 +60,14 @@ def read_mixture(config: MixtureSource, read: Callable[[AnyPlainSource], RecordS
     shares = _shares([part.weight for part in config.parts], config.count)
     order = [k for k, share in enumerate(shares) for _ in range(share)]
     random.Random(config.seed).shuffle(order)
-    drawn = [iter(_drawn(p, found, n, config.seed)) for p, found, n in zip(config.parts, sets, shares)]
-    rows = [(k, *next(drawn[k])) for k in order]
-    origins = [sets[k].origin(index) for k, index, _ in rows]
+    drawn = [_drawn(p, found, n, config.seed) for p, found, n in zip(config.parts, sets, shares)]
+    rows = [next(drawn[k]) for k in order]
     return RecordSet(
-        records=tuple(record for _, _, record in rows),
+        records=tuple(record for record, _, _ in rows),
         bad=tuple(row for found in sets for row in found.bad),
         file=next((found.file for found in sets if found.file), None),
-        lines=tuple(line for _, line in origins),
-        files=tuple(file for file, _ in origins),
+        lines=tuple(line for _, _, line in rows),
+        files=tuple(file for _, file, _ in rows),
     )
 
 
@@ -81,14 +81,12 @@ def _shares(weights: list[float], count: int) -> list[int]:
     return shares
 
 
-def _drawn(part: MixturePart, found: RecordSet, count: int, seed: int) -> list[tuple[int, Record]]:
-    """Each record once before any comes again; the second time its id ends in @2."""
-    out = []
+def _drawn(part: MixturePart, found: RecordSet, count: int, seed: int) -> Iterator[tuple[Record, Path, int]]:
+    """Records with file and line, each once before any comes again; the second time its id ends in @2."""
     for start in range(0, count, len(found)):
         order = list(range(len(found)))
         turn = start // len(found) + 1
         random.Random(f"{seed} {part.name} {turn}").shuffle(order)
         again = f"@{turn}" if turn > 1 else ""
-        picked = order[: count - start]
-        out += [(i, replace(found[i], id=f"{part.name}/{found[i].id}{again}")) for i in picked]
-    return out
+        for i in order[: count - start]:
+            yield replace(found[i], id=f"{part.name}/{found[i].id}{again}"), *found.origin(i)

@@ -39,11 +39,10 @@ class SlakeSource(Schema):
     def _convert(self, row: Row) -> Row | None:
         if needed(row, "q_lang") != self.language:
             return None
-        image = needed(row, "img_name")
         return {
             "question": row.get("question"),
             "answer": row.get("answer"),
-            "image": image,
+            "image": needed(row, "img_name"),
             "kind": row.get("content_type"),
         }
 

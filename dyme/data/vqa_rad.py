@@ -36,10 +36,9 @@ class VQARadSource(Schema):
                 raise RowError("no phrase_type, which says what is test; use split: all")
             if phrase.startswith("test") != (self.split == "test"):
                 return None
-        image = needed(row, "image_name")
         return {
             "question": row.get("question"),
             "answer": row.get("answer"),
-            "image": image,
+            "image": needed(row, "image_name"),
             "kind": row.get("question_type"),
         }

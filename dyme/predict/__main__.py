@@ -55,8 +55,8 @@ def _single(options: argparse.Namespace, settings: Settings) -> int:
         named = [str(image) for image in images]
         shown = named if len(named) > 1 else next(iter(named), None)
         print(json.dumps({"question": question.text, "image": shown, **asdict(answer)}))
-        return 0
-    _print_answer(answer, settings)
+    else:
+        _print_answer(answer, settings)
     return 0
 
 

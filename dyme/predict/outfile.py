@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dyme.evaluation.folder import write_whole
 from dyme.predict.answer import Answer
 from dyme.predict.questions import Question
 from dyme.predict.settings import PredictError, Settings
@@ -53,9 +54,7 @@ def begin(out: Path, questions: Sequence[Question], made_from: dict[str, Any]) -
         raise PredictError(f"--out {out}: is a folder; name a .jsonl file")
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = beside.with_name(f".partial-{beside.name}")
-        partial.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
-        partial.replace(beside)
+        write_whole(beside, json.dumps(made_from, indent=1) + "\n")
         out.touch()
         return []
     _same_origin(out, beside, made_from)

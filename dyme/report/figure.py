@@ -144,7 +144,7 @@ def _user_panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def _series(panel: Panel, run: Run) -> Series:
-    return (run.eval_series if panel.evals else run.series)(panel.key, panel.scale)
+    return run.series(panel.key, panel.scale, evals=panel.evals)
 
 
 def _has_data(panel: Panel, runs: Sequence[Run]) -> bool:

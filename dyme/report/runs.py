@@ -52,13 +52,15 @@ class Run:
     summary: dict[str, Any]
     notes: tuple[str, ...]
 
-    def series(self, key: str, scale: float = 1.0) -> Series:
-        """Training lines that have a number under `key`, multiplied by `scale`."""
-        return _series(self.train, key, scale)
-
-    def eval_series(self, key: str, scale: float = 1.0) -> Series:
-        """The same of the evaluations."""
-        return _series(self.evals, key, scale)
+    def series(self, key: str, scale: float = 1.0, *, evals: bool = False) -> Series:
+        """The lines of training, or of evaluations, that have a number under `key`, multiplied by `scale`."""
+        kept = [line for line in (self.evals if evals else self.train) if isinstance(line.get(key), int | float)]
+        times = [line["time_s"] if line.get("time_s") is not None else np.nan for line in kept]
+        return Series(
+            np.array([line["step"] for line in kept], dtype=np.int64),
+            np.array(times, dtype=np.float64),
+            np.array([line[key] * scale for line in kept], dtype=np.float64),
+        )
 
     def has(self, prefix: str) -> bool:
         """Whether a training line holds a number under a key that begins with `prefix`."""
@@ -171,16 +173,6 @@ def _with_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         clock = line.get("time_s")
         timed.append(line)
     return timed
-
-
-def _series(lines: Sequence[dict[str, Any]], key: str, scale: float) -> Series:
-    kept = [line for line in lines if isinstance(line.get(key), int | float)]
-    times = [line["time_s"] if line.get("time_s") is not None else np.nan for line in kept]
-    return Series(
-        np.array([line["step"] for line in kept], dtype=np.int64),
-        np.array(times, dtype=np.float64),
-        np.array([line[key] * scale for line in kept], dtype=np.float64),
-    )
 
 
 def _read_summary(path: Path) -> dict[str, Any] | None:

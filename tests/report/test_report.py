@@ -285,7 +285,7 @@ def test_text_only_records_have_no_picture(tmp_path: Path, quick: None) -> None:
 
 def test_evaluations_take_the_clock_of_the_step_before(tmp_path: Path) -> None:
     run = load_runs([make_run(tmp_path / "run", steps=16)])[0]
-    series = run.eval_series("eval/accuracy")
+    series = run.series("eval/accuracy", evals=True)
     assert series.times.tolist() == [1.75 * step for step in series.steps.tolist()]
 
 

@@ -94,12 +94,16 @@ class Sizes:
 def check(
     path: str | Path, cfg: RunConfig | None = None, pictures: Sequence[Image.Image] = (), ranks: int = 1
 ) -> Report:
-    """Checks a checkpoint folder and estimates a run of `cfg` (`defaults` if None) on `ranks` GPUs.
+    """Checks a checkpoint folder and estimates a run of `cfg` (all defaults, in bf16, if None) on `ranks` GPUs.
 
     `pictures` represent those of the records. No weights are read. Raises `ModelError` and `ConfigError`.
     """
     folder = Path(path)
-    cfg, zero, source = (cfg, read_zero(cfg), cfg.deepspeed) if cfg else (defaults(folder), mem.Zero(), "")
+    if cfg:
+        zero, source = read_zero(cfg), cfg.deepspeed
+    else:
+        tree = {"model": {"path": str(folder), "dtype": "bf16"}, "data": {"train": {"source": "charts", "count": 1}}}
+        cfg, zero, source = RunConfig.model_validate(tree), mem.Zero(), ""
     if cfg.model.family != "auto":
         find_family(folder, cfg.model.family)
     family = open_family(folder, cfg.model.family)
@@ -130,12 +134,6 @@ def check(
         estimate=size.estimate(),
         missing=None if weights else f"{folder} has no weights: copy its safetensors files",
     )
-
-
-def defaults(folder: Path) -> RunConfig:
-    """The run that is assumed without --config: all defaults, in bf16."""
-    tree = {"model": {"path": str(folder), "dtype": "bf16"}, "data": {"train": {"source": "charts", "count": 1}}}
-    return RunConfig.model_validate(tree)
 
 
 def read_zero(cfg: RunConfig) -> mem.Zero:
