@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ def _by_kind_in_turn(pairs: Sequence[Pair]) -> list[Pair]:
     kinds: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         kinds[str(pair.after.get("kind", ""))].append(pair)
-    longest = max((len(group) for group in kinds.values()), default=0)
-    return [kinds[kind][turn] for turn in range(longest) for kind in sorted(kinds) if turn < len(kinds[kind])]
+    turns = zip_longest(*(kinds[kind] for kind in sorted(kinds)))
+    return [pair for turn in turns for pair in turn if pair is not None]
 
 
 def _picture(name: Any, run_dir: Path) -> Picture:

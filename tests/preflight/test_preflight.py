@@ -13,9 +13,9 @@ import pytest
 import torch.distributed as dist
 
 from dyme.config import load_config
-from dyme.preflight import Facts, Gpu, check, meet
-from dyme.preflight.checks import Bandwidth, Meeting
-from dyme.preflight.facts import GIB, TOKENS, disk_needed, gather_facts
+from dyme.preflight import meet
+from dyme.preflight.checks import Bandwidth, Meeting, check
+from dyme.preflight.facts import GIB, TOKENS, Facts, Gpu, disk_needed, gather_facts
 from tests.helpers.launching import ROOT, environment
 from tests.helpers.runs import write_config
 

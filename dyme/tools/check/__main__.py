@@ -84,7 +84,7 @@ def _estimate(report: Report) -> list[str]:
         "in an evaluation": estimate.evaluation,
         "on the host": estimate.host,
     }
-    rows: list[tuple[str, str]] = []
+    rows = []
     for title, part in parts.items():
         if part:
             rows.append((title, in_bytes(sum(part.values()))))
