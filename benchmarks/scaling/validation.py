@@ -42,14 +42,7 @@ def compare(part: dict[str, Any]) -> list[dict[str, float]]:
     found = []
     for point in dry:
         if point["delay_ms"]:
-            said = start + slope * point["delay_ms"]
-            error = said / point["step_ms"] - 1
-            found.append(
-                {
-                    "delay_ms": point["delay_ms"],
-                    "measured_ms": point["step_ms"],
-                    "predicted_ms": said,
-                    "error": error,
-                }
-            )
+            measured, said = point["step_ms"], start + slope * point["delay_ms"]
+            times = {"delay_ms": point["delay_ms"], "measured_ms": measured, "predicted_ms": said}
+            found.append({**times, "error": said / measured - 1})
     return found

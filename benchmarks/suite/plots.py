@@ -28,7 +28,7 @@ def curves(ax: Axes, found: Results, cells: Named, key: str, title: str, evals: 
         runs = [got for run in found.runs(cell) if len(got := _points(run, key, evals))]
         if not runs:
             continue
-        colour = COLOURS.get(cell.method, RUN_COLORS[k % len(RUN_COLORS)]) if _by_method(cells) else RUN_COLORS[k % 7]
+        colour = COLOURS[cell.method] if _by_method(cells) else RUN_COLORS[k % 7]
         for run in runs if len(runs) > 1 else []:
             ax.plot(run[:, 0], run[:, 1], color=colour, lw=0.5, alpha=0.4)
         short = min(map(len, runs))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.figure import Draw, save
@@ -53,8 +54,7 @@ def questions(found: Results) -> list[Question]:
     def curves(named: Named, key: str, title: str, evals: bool = False) -> Draw:
         return lambda ax: plots.curves(ax, found, named, key, title, evals)
 
-    def table(named: Named, heads: Sequence[str] = tables.VARIANT, first: str = "") -> str:
-        return tables.cells_table(found, named, heads, first)
+    table = partial(tables.cells_table, found)
 
     plain, at = cell("dyme"), f"{first}, {trace} traces"
     thinking = [m for m in MAIN if m != "grpo"]
@@ -114,7 +114,11 @@ def questions(found: Results) -> list[Question]:
         ),
         Question(
             "copying",
-            [_qualities(found, first, base, what) for what in ("accuracy", "faithful", "pseudo")],
+            [
+                _qualities(found, first, "test accuracy", lambda cell: _value(found, cell), _value(found, base)),
+                _qualities(found, first, "readings that are right", found.faithful),
+                _qualities(found, first, "right answers, wrong reading", found.pseudo),
+            ],
             table(cells(first, MAIN, _traces(first)), tables.BEHAVIOUR),
         ),
         Question(
@@ -164,14 +168,11 @@ def _records(found: Results, task: str) -> Question:
     )
 
 
-def _qualities(found: Results, task: str, base: Cell, what: str) -> Draw:
-    title, value = {
-        "accuracy": ("test accuracy", lambda cell: _value(found, cell)),
-        "faithful": ("readings that are right", found.faithful),
-        "pseudo": ("right answers, wrong reading", found.pseudo),
-    }[what]
-    groups = {m: [(t, value(Cell(task, m, t, 1, base.capacity))) for t in _traces(task)] for m in MAIN}
-    level = value(base) if what == "accuracy" else None
+def _qualities(
+    found: Results, task: str, title: str, value: Callable[[Cell], float | None], level: float | None = None
+) -> Draw:
+    capacity = tables.base_of(found, task).capacity
+    groups = {m: [(t, value(Cell(task, m, t, 1, capacity))) for t in _traces(task)] for m in MAIN}
     return lambda ax: plots.lines(ax, groups, f"{task}: {title}", level)
 
 
@@ -221,9 +222,5 @@ def _has_more_records(found: Results, task: str) -> bool:
 
 def _methods(found: Results, task: str) -> list[str]:
     """Methods of the grid on medium traces, those of the paper's order first."""
-    there = [
-        c.method
-        for c in found.grid.cells
-        if (c.task, c.trace, c.changes) == (task, "medium", ()) and c.method in LABELS
-    ]
-    return list(dict.fromkeys([*PAPER, *(method for method in there if method != "base")]))
+    there = [c.method for c in found.grid.cells if (c.task, c.trace, c.changes) == (task, "medium", ())]
+    return [method for method in dict.fromkeys([*PAPER, *there]) if method != "base"]

@@ -41,14 +41,13 @@ def columns(found: Results) -> dict[str, Callable[[Cell], str]]:
     """What a table may say of a cell, the mean over its seeds; by the head of the column."""
 
     def readings(cell: Cell) -> float | None:
-        read = [t["read"] for run in found.runs(cell) if (t := run["splits"]["test"].get("think"))]
-        return mean([sum(items) / len(items) for items in read])
-
-    def outcome(cell: Cell, part: int) -> str:
-        return share((found.outcomes(cell) or (None, None, None))[part])
+        return mean([sum(think["read"]) / len(think["read"]) for think in found.columns(cell)])
 
     def over(cell: Cell) -> str:
         return NOTHING if cell.method == "dyme" else say(found.versus(cell.of("dyme"), cell), True)
+
+    def outcome(part: int) -> Callable[[Cell], str]:
+        return lambda cell: share(held[part] if (held := found.outcomes(cell)) else None)
 
     return {
         "seeds": lambda cell: str(len(found.runs(cell))),
@@ -65,9 +64,7 @@ def columns(found: Results) -> dict[str, Callable[[Cell], str]]:
         "tokens sampled": lambda cell: thousands(found.mean(cell, "rollout_tokens")),
         "tokens trained": lambda cell: thousands(found.mean(cell, "trained_tokens")),
         "training s": lambda cell: number(found.mean(cell, "train_s"), 0),
-        "right, a wrong reading": lambda cell: outcome(cell, 0),
-        "wrong, a wrong reading": lambda cell: outcome(cell, 1),
-        "wrong, no wrong reading": lambda cell: outcome(cell, 2),
+        **{name: outcome(part) for part, name in enumerate(OUTCOMES)},
     }
 
 
@@ -81,7 +78,9 @@ BEHAVIOUR = (
 OUTCOMES = ("right, a wrong reading", "wrong, a wrong reading", "wrong, no wrong reading")
 
 
-def cells_table(found: Results, cells: Sequence[tuple[str, Cell]], heads: Sequence[str], first: str = "") -> str:
+def cells_table(
+    found: Results, cells: Sequence[tuple[str, Cell]], heads: Sequence[str] = VARIANT, first: str = ""
+) -> str:
     """A row for each cell, with its words, and a column for each head of `columns`."""
     known = columns(found)
     return table([first, *heads], [[words, *(known[head](cell) for head in heads)] for words, cell in cells])

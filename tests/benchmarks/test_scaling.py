@@ -8,8 +8,17 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.scaling.__main__ import main
-from benchmarks.scaling.inputs import ASSUMED, lognormal, with_phases
-from benchmarks.scaling.model import Network, Workload, expected_longest, predict, ring, two_levels
+from benchmarks.scaling.model import (
+    ASSUMED,
+    Network,
+    Workload,
+    expected_longest,
+    lognormal,
+    predict,
+    ring,
+    two_levels,
+    with_phases,
+)
 from benchmarks.scaling.validation import compare, one_way_trips, trips
 
 NETWORK = Network("by hand", 2, 1.0, 10.0, 3.0, 5.0)
