@@ -68,15 +68,17 @@ def cases() -> list[Case]:
             options = triton_rows.compile_options(vocabulary)
             head = {"V": vocabulary, "BLOCK": options.pop("BLOCK"), "SCALE": False, "CAP": False}
             loss = {**head, "KIND": 0, "SHAPED": False, "BETA": False, "BONUS": False, "GRAD": True}
-            name = f"V={vocabulary} {dtype}"
-            out.append(Case(f"losses {name}", triton_rows._losses_kernel, dtype, loss, options, ("memorize",)))
+            every = {**loss, "CAP": True, "KIND": 2, "SHAPED": True, "BETA": True, "BONUS": True}
+            kinds: list[tuple[str, Any, dict[str, Any], tuple[str, ...]]]
+            kinds = [("losses", triton_rows._losses_kernel, loss, ("memorize",))]
             if dtype == "bf16":
-                every = {**loss, "CAP": True, "KIND": 2, "SHAPED": True, "BETA": True, "BONUS": True}
-                out.append(
-                    Case(f"losses, all options {name}", triton_rows._losses_kernel, dtype, every, options, OPTIONAL)
-                )
-                out.append(Case(f"statistics {name}", triton_rows._statistics_kernel, dtype, head, options))
-                out.append(Case(f"gradient {name}", triton_rows._gradient_kernel, dtype, head, options, ("es",)))
+                kinds += [
+                    ("losses, all options", triton_rows._losses_kernel, every, OPTIONAL),
+                    ("statistics", triton_rows._statistics_kernel, head, ()),
+                    ("gradient", triton_rows._gradient_kernel, head, ("es",)),
+                ]
+            for name, kernel, constants, given in kinds:
+                out.append(Case(f"{name} V={vocabulary} {dtype}", kernel, dtype, constants, options, given))
             out += sampling_cases(vocabulary, dtype)
     groups = {"DIVIDE": True, "BLOCK": triton_groups.BLOCK, "SAME": SAME_ACCURACY}
     for dtype in ("fp32", "fp64"):
@@ -90,20 +92,18 @@ def sampling_cases(vocabulary: int, dtype: str) -> list[Case]:
     """Both kernels of `sample_tokens`, with banned tokens only, and for bf16 with the repetition penalty, with finished
     scores, and greedy."""
     parts, width = triton_sampling.slices(vocabulary)
-    kinds: dict[str, tuple[tuple[str, ...], bool]] = {"": (("banned",), False)}
+    kinds: dict[str, tuple[str, ...]] = {"": ("banned",)}
     if dtype == "bf16":
-        kinds |= {", penalty": (("banned", "seen"), False), ", scores": (("scores",), False)}
-        kinds |= {", greedy": (("banned",), True)}
+        kinds |= {", penalty": ("banned", "seen"), ", scores": ("scores",), ", greedy": ("banned",)}
     out = []
-    for kind, (given, greedy) in kinds.items():
-        constants = {"V": vocabulary, "BLOCK": triton_sampling.BLOCK, "GREEDY": greedy}
-        name = f"{kind} V={vocabulary} {dtype}"
+    for kind, given in kinds.items():
+        constants = {"V": vocabulary, "BLOCK": triton_sampling.BLOCK, "GREEDY": kind == ", greedy"}
         for step, kernel, more, warps in (
             ("slices", triton_sampling._slices_kernel, {"WIDTH": width}, triton_sampling.WARPS),
             ("merge", triton_sampling._merge_kernel, {"PARTS": parts}, triton_sampling.MERGE_WARPS),
         ):
-            options = {"num_warps": warps}
-            out.append(Case(f"sampling {step}{name}", kernel, dtype, {**constants, **more}, options, given))
+            name = f"sampling {step}{kind} V={vocabulary} {dtype}"
+            out.append(Case(name, kernel, dtype, constants | more, {"num_warps": warps}, given))
     return out
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,15 +54,13 @@ def pytest_gpu(options: Options, file: Path) -> dict[str, Any]:
 
 def accuracy(options: Options, case: Case) -> dict[str, Any]:
     """Errors of the Triton path against the oracle, over those of plain PyTorch; means over seeds."""
-    ours: dict[str, float] = {}
-    eager: dict[str, float] = {}
+    ours, eager = defaultdict[str, float](float), defaultdict[str, float](float)
     for seed in range(SEEDS):
         inputs = make_inputs(case, options.device, seed)
         for total, calls in ((ours, make_ours(inputs, "triton")), (eager, make_eager(inputs))):
             calls.reset()
-            assert calls.forward_backward is not None
-            for name, error in relative_errors(inputs, calls.forward_backward()).items():
-                total[name] = total.get(name, 0.0) + error / SEEDS
+            for name, error in relative_errors(inputs, calls.forward_backward()).items():  # type: ignore[misc]
+                total[name] += error / SEEDS
     ratios = {name: ours[name] / max(eager[name], ULP) for name in ours}
     for name, error in ours.items():
         limit = max(RATIO * eager[name] + 2 * ULP, 1e-5 if name == "loss" else 0.0)

@@ -67,14 +67,12 @@ def summary(data: dict[str, Any]) -> str:
             share = mine["live_tokens"] / mine["case"]["tokens"]
             line += f" | {number(100 * share)} % live: {number(mine['median_ms'] / whole['median_ms'])} of all"
         lines.append(line)
-    for row in data.get("memory", []):
-        if row.get("reason") is None:
-            more = f"{number(row['peak_extra_mb'])} MB, of which gradients {number(row['returned_mb'])}"
-            lines.append(f"memory {row['name']} | {row['provider']} | {more}")
-    for row in data.get("churn", []):
-        if row.get("reason") is None:
-            cost = f"{number(row['first_ms'])} ms first, {number(row['again_ms'])} again"
-            lines.append(f"{row['lengths']} lengths {row['name']} | {row['provider']} | {cost}")
+    for row in (r for r in data.get("memory", []) if r.get("reason") is None):
+        more = f"{number(row['peak_extra_mb'])} MB, of which gradients {number(row['returned_mb'])}"
+        lines.append(f"memory {row['name']} | {row['provider']} | {more}")
+    for row in (r for r in data.get("churn", []) if r.get("reason") is None):
+        cost = f"{number(row['first_ms'])} ms first, {number(row['again_ms'])} again"
+        lines.append(f"{row['lengths']} lengths {row['name']} | {row['provider']} | {cost}")
     return "\n".join(lines)
 
 

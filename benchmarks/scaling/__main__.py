@@ -18,8 +18,17 @@ from typing import Any
 
 from benchmarks import figure
 from benchmarks.kernels.results import command, load, save
-from benchmarks.scaling.model import ASSUMED, NETWORKS, STRATEGIES, Network, Step, Workload, predict, with_phases
-from benchmarks.scaling.validation import compare
+from benchmarks.scaling.model import (
+    ASSUMED,
+    NETWORKS,
+    STRATEGIES,
+    Network,
+    Step,
+    Workload,
+    compare,
+    predict,
+    with_phases,
+)
 
 GPUS = tuple(2**n for n in range(10))
 COLOURS = {"zero2": "#009E73", "zero3": "#0072B2", "hpz": "#D55E00"}

@@ -36,7 +36,9 @@ class Results:
         return [self.cells[id_] for id_ in ids if id_ in self.cells]
 
     def accuracy(self, cell: Cell, split: str = "test", best: bool = False) -> Estimate | None:
-        scores = [got for run in self.runs(cell) if (got := scores_of(run, split, best)) is not None]
+        """At the end of the runs, or at their best checkpoint on validation."""
+        splits = [(run["best"] or {}).get("splits", {}) if best else run["splits"] for run in self.runs(cell)]
+        scores = [_scores(held[split]) for held in splits if split in held]
         return estimate(scores) if scores else None
 
     def versus(self, ours: Cell, theirs: Cell, split: str = "test") -> Estimate | None:
@@ -48,8 +50,8 @@ class Results:
             if len(held) == 2:
                 if held[0]["items"] != held[1]["items"]:
                     raise ValueError(f"{ours.id} and {theirs.id} were measured on other items: run them again")
-                pairs.append(tuple(scores_of(run, split) or [] for run in found if run))
-        return difference([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+                pairs.append(held)
+        return difference(*([_scores(each) for each in side] for side in zip(*pairs))) if pairs else None
 
     def mean(self, cell: Cell, key: str) -> float | None:
         """The mean over seeds of a figure of cell.json; None where no run has it."""
@@ -146,14 +148,9 @@ def _items(think: Found) -> Iterator[tuple[float, int, int]]:
     return zip(think["score"], think["agreed"], think["read"], strict=True)
 
 
-def scores_of(run: Found, split: str, best: bool = False) -> list[float] | None:
-    """Scores item by item under the run's own prompt: the end of the run, or its best checkpoint on validation."""
-    splits = (run["best"] or {}).get("splits", {}) if best else run["splits"]
-    if split not in splits:
-        return None
-    found = splits[split]
-    scores: list[float] = found.get("think", found.get("direct"))["score"]
-    return scores
+def _scores(found: Found) -> list[float]:
+    """Scores of a split, item by item, under the run's own prompt."""
+    return found.get("think", found.get("direct"))["score"]
 
 
 def mean(values: Sequence[float | None]) -> float | None:

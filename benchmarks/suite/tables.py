@@ -11,7 +11,6 @@ from benchmarks.suite.results import Results, mean
 from benchmarks.suite.tasks import TASKS
 
 NOTHING = "–"
-TRACES = ("high", "medium", "low", "own")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -26,8 +25,8 @@ def main_table(found: Results, task: str) -> str:
     head = ["traces", "method", "seeds", "test", "minus the base", "best checkpoint", *ood]
     rows = [[NOTHING, LABELS[BASE], "1", say(found.accuracy(base)), NOTHING, NOTHING]]
     rows[0] += [say(found.accuracy(base, split)) for split in ood]
-    for trace in TRACES:
-        for method in MAIN if trace in TASKS[task].traces else ():
+    for trace in traces_of(task):
+        for method in MAIN:
             cell = Cell(task, method, trace, 1, base.capacity)
             if cell not in found.grid.cells:
                 continue
@@ -90,12 +89,13 @@ def difference_table(found: Results, task: str) -> str:
     """DyME minus each other main method, on the test split and out of distribution."""
     base, splits = base_of(found, task), found.splits(task)
     rows = []
-    for trace in TRACES:
+    for trace in traces_of(task):
         ours = Cell(task, "dyme", trace, 1, base.capacity)
-        for method in MAIN if trace in TASKS[task].traces else ():
-            theirs = ours.of(method)
+        for method in MAIN:
             if method != "dyme":
-                rows.append([trace, LABELS[method], *(say(found.versus(ours, theirs, s), True) for s in splits)])
+                rows.append(
+                    [trace, LABELS[method], *(say(found.versus(ours, ours.of(method), s), True) for s in splits)]
+                )
     return table(["traces", "DyME minus", *splits], rows)
 
 
@@ -119,6 +119,10 @@ def map_table(found: Results, cells: Sequence[Cell]) -> str:
         row = [cell.capacity, str(items), f"{noise:g}", say(found.accuracy(cell.needs[0])), say(found.accuracy(sft))]
         rows.append([*row, say(found.accuracy(cell)), say(found.versus(cell, sft), True)])
     return table(["model", "records", "noise", "base, directly", "SFT", "DyME", "DyME minus SFT"], rows)
+
+
+def traces_of(task: str) -> list[str]:
+    return [trace for trace in ("high", "medium", "low", "own") if trace in TASKS[task].traces]
 
 
 def base_of(found: Results, task: str) -> Cell:

@@ -12,14 +12,16 @@ from benchmarks.scaling.model import (
     ASSUMED,
     Network,
     Workload,
+    compare,
     expected_longest,
     lognormal,
+    one_way_trips,
     predict,
     ring,
+    trips,
     two_levels,
     with_phases,
 )
-from benchmarks.scaling.validation import compare, one_way_trips, trips
 
 NETWORK = Network("by hand", 2, 1.0, 10.0, 3.0, 5.0)
 WORK = Workload(
