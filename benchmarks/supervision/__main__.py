@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import figure
 from benchmarks.fixtures.judge_server import Call, JudgeServer
-from benchmarks.kernels.results import command, load, save
+from benchmarks.kernels.results import command, load
 from dyme.checkpoint.store import versions
 from dyme.config import load_config
 from dyme.data import load_records
@@ -150,10 +150,8 @@ def _summed(found: dict[str, Any]) -> dict[str, Any]:
     for arm, runs in found.items():
         out[arm] = dict[str, Any](runs=runs)
         for name in ("accuracy", "contradicted", "collapse"):
-            values = [run[name] for run in runs]
-            half = (
-                quantile[len(values)] * stdev(values) / math.sqrt(len(values)) if len(values) in quantile else math.nan
-            )
+            values, n = [run[name] for run in runs], len(runs)
+            half = quantile[n] * stdev(values) / math.sqrt(n) if n in quantile else math.nan
             out[arm][name] = {"mean": mean(values), "half_width": half}
     return out
 
@@ -173,7 +171,7 @@ def _base(options: argparse.Namespace) -> tuple[str, ...]:
 def _write(out: Path, found: dict[str, Any]) -> dict[str, Any]:
     path = out / "supervision.json"
     held = load(path) | {"versions": versions(), "command": command(), **found}
-    save(path, held)
+    path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
     return held
 
 
