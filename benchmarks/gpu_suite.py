@@ -21,44 +21,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kernels.results import load, save
+from benchmarks.kernels.results import ROOT, load, module_environment, save
 
-ROOT = Path(__file__).resolve().parents[1]
 LEAST_S = 20  # a part that has less is left to the next call
 GRACE_S = 45  # for what a part began before its time was over
 
 
 @dataclass(frozen=True)
 class Part:
-    """module: what runs; minutes: of one call, at most."""
+    """module: what runs; minutes: of one call, at most; smallest: the preset that rehearses a program with presets."""
 
     name: str
     module: str
     minutes: float
+    smallest: str = ""
 
 
 PARTS = (
     Part("checks", "benchmarks.gpu.checks", 5),
-    Part("kernels", "benchmarks.kernels", 9),
+    Part("kernels", "benchmarks.kernels", 9, "tiny"),
     Part("options", "benchmarks.gpu.options", 4),
     Part("training", "benchmarks.gpu.training", 4),
-    Part("rollout", "benchmarks.rollout", 9),
-    Part("step", "benchmarks.step", 9),
+    Part("rollout", "benchmarks.rollout", 9, "rehearsal"),
+    Part("step", "benchmarks.step", 9, "rehearsal"),
 )
-SMALLEST = {"kernels": "tiny", "rollout": "rehearsal", "step": "rehearsal"}
-"""Parts that are programs with presets of their own, and the preset that rehearses them."""
 
 
 def command(part: Part, out: Path, minutes: float, rehearse: bool) -> list[str]:
     words = [sys.executable, "-m", part.module, "--out", str(out), "--minutes", f"{minutes:.2f}"]
-    if part.name in SMALLEST:
-        return [*words, "--preset", SMALLEST[part.name] if rehearse else "full"]
+    if part.smallest:
+        return [*words, "--preset", part.smallest if rehearse else "full"]
     return [*words, "--rehearse"] if rehearse else words
 
 
 def environment(part: Part, rehearse: bool) -> dict[str, str]:
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    found = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "PYTHONUNBUFFERED": "1"}
+    found = module_environment(PYTHONUNBUFFERED="1")
     if rehearse:
         found["CUDA_VISIBLE_DEVICES"] = ""
         if part.name in ("checks", "options"):

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ TYPES = {
     "indices": "*i32",
     "epsilon_bits": "i64",
 }
+GROUP_ARRAYS = (
+    *("logits", "out", "x", "rewards", "accuracy", "advantages", "means", "variances", "stds"),
+    *("accuracy_means", "accuracy_vars"),
+)
 OPTIONAL = (
     *("rows", "inverses", "olds", "refs", "memorize", "importance", "es", "accuracy", "scored", "scores", "seen"),
     "banned",
@@ -56,18 +60,6 @@ class Case:
     """Optional arguments that are passed."""
 
 
-@dataclass(frozen=True)
-class Usage:
-    """What ptxas says. registers: per thread; spilled: bytes a thread; shared: bytes a program."""
-
-    case: str
-    arch: int
-    registers: int
-    spilled: int
-    shared: int
-    warps: int
-
-
 def cases() -> list[Case]:
     """Every kernel at the vocabularies of the models we train, plain and with every option."""
     out = []
@@ -76,15 +68,17 @@ def cases() -> list[Case]:
             options = triton_rows.compile_options(vocabulary)
             head = {"V": vocabulary, "BLOCK": options.pop("BLOCK"), "SCALE": False, "CAP": False}
             loss = {**head, "KIND": 0, "SHAPED": False, "BETA": False, "BONUS": False, "GRAD": True}
-            name = f"V={vocabulary} {dtype}"
-            out.append(Case(f"losses {name}", triton_rows._losses_kernel, dtype, loss, options, ("memorize",)))
+            every = {**loss, "CAP": True, "KIND": 2, "SHAPED": True, "BETA": True, "BONUS": True}
+            kinds: list[tuple[str, Any, dict[str, Any], tuple[str, ...]]]
+            kinds = [("losses", triton_rows._losses_kernel, loss, ("memorize",))]
             if dtype == "bf16":
-                every = {**loss, "CAP": True, "KIND": 2, "SHAPED": True, "BETA": True, "BONUS": True}
-                out.append(
-                    Case(f"losses, all options {name}", triton_rows._losses_kernel, dtype, every, options, OPTIONAL)
-                )
-                out.append(Case(f"statistics {name}", triton_rows._statistics_kernel, dtype, head, options))
-                out.append(Case(f"gradient {name}", triton_rows._gradient_kernel, dtype, head, options, ("es",)))
+                kinds += [
+                    ("losses, all options", triton_rows._losses_kernel, every, OPTIONAL),
+                    ("statistics", triton_rows._statistics_kernel, head, ()),
+                    ("gradient", triton_rows._gradient_kernel, head, ("es",)),
+                ]
+            for name, kernel, constants, given in kinds:
+                out.append(Case(f"{name} V={vocabulary} {dtype}", kernel, dtype, constants, options, given))
             out += sampling_cases(vocabulary, dtype)
     groups = {"DIVIDE": True, "BLOCK": triton_groups.BLOCK, "SAME": SAME_ACCURACY}
     for dtype in ("fp32", "fp64"):
@@ -98,41 +92,32 @@ def sampling_cases(vocabulary: int, dtype: str) -> list[Case]:
     """Both kernels of `sample_tokens`, with banned tokens only, and for bf16 with the repetition penalty, with finished
     scores, and greedy."""
     parts, width = triton_sampling.slices(vocabulary)
-    kinds: dict[str, tuple[tuple[str, ...], bool]] = {"": (("banned",), False)}
+    kinds: dict[str, tuple[str, ...]] = {"": ("banned",)}
     if dtype == "bf16":
-        kinds |= {", penalty": (("banned", "seen"), False), ", scores": (("scores",), False)}
-        kinds |= {", greedy": (("banned",), True)}
+        kinds |= {", penalty": ("banned", "seen"), ", scores": ("scores",), ", greedy": ("banned",)}
     out = []
-    for kind, (given, greedy) in kinds.items():
-        constants = {"V": vocabulary, "BLOCK": triton_sampling.BLOCK, "GREEDY": greedy}
-        name = f"{kind} V={vocabulary} {dtype}"
+    for kind, given in kinds.items():
+        constants = {"V": vocabulary, "BLOCK": triton_sampling.BLOCK, "GREEDY": kind == ", greedy"}
         for step, kernel, more, warps in (
             ("slices", triton_sampling._slices_kernel, {"WIDTH": width}, triton_sampling.WARPS),
             ("merge", triton_sampling._merge_kernel, {"PARTS": parts}, triton_sampling.MERGE_WARPS),
         ):
-            options = {"num_warps": warps}
-            out.append(Case(f"sampling {step}{name}", kernel, dtype, {**constants, **more}, options, given))
+            name = f"sampling {step}{kind} V={vocabulary} {dtype}"
+            out.append(Case(name, kernel, dtype, constants | more, {"num_warps": warps}, given))
     return out
 
 
-def usage(case: Case, arch: int) -> Usage:
-    """Compiles a case for compute capability arch / 10."""
+def usage(case: Case, arch: int) -> dict[str, Any]:
+    """Compiles a case for compute capability arch / 10, and what ptxas says of it. registers: per thread; spilled:
+    bytes a thread; shared: bytes a program."""
     kernel = case.kernel
     absent = [name for name in OPTIONAL if name in kernel.arg_names and name not in case.given]
     constants = {**case.constants, **dict.fromkeys(absent)}
-    large = {"logits", "out", "rewards", "accuracy", "advantages", "means", "variances", "stds", "accuracy_means",
-             "accuracy_vars", "x"}  # fmt: skip
-    is_groups = "offsets" in kernel.arg_names
+    large = GROUP_ARRAYS if "offsets" in kernel.arg_names else ("logits", "out", "x")
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in TYPES:
-            signature[name] = TYPES[name]
-        else:
-            signature[name] = (
-                f"*{case.dtype}" if name in large and (is_groups or name in ("logits", "out", "x")) else "*fp32"
-            )
+        array = f"*{case.dtype}" if name in large else "*fp32"
+        signature[name] = "constexpr" if name in constants else TYPES.get(name, array)
         pointer, whole = signature[name].startswith("*"), constants.get("V", 1) % 16 == 0
         if (pointer and not kernel.params[i].do_not_specialize_on_alignment) or ("stride" in name and whole):
             attributes[(i,)] = [["tt.divisibility", 16]]
@@ -146,7 +131,8 @@ def usage(case: Case, arch: int) -> Usage:
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing of registers for {case.name}:\n{said}")
     registers, stack, local = map(int, found.groups())
-    return Usage(case.name, arch, registers, stack + local, built.metadata.shared, case.options["num_warps"])
+    row = {"case": case.name, "arch": arch, "registers": registers, "spilled": stack + local}
+    return row | {"shared": built.metadata.shared, "warps": case.options["num_warps"]}
 
 
 def main() -> int:
@@ -161,10 +147,10 @@ def main() -> int:
     rows = [usage(case, arch) for case in chosen for arch in args.arch]
     print("| kernel | sm | registers | spilled bytes | shared bytes | warps |\n|---|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row.case} | {row.arch} | {row.registers} | {row.spilled} | {row.shared} | {row.warps} |")
+        print(f"| {' | '.join(map(str, row.values()))} |")
     if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-    return int(any(row.spilled for row in rows))
+        args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return int(any(row["spilled"] for row in rows))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ Writes DIR/checks.json after every check.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.progress import Options, Skip, parse, run_steps
+from benchmarks.gpu.progress import Options, Skip, Steps, parse, require, run_steps
 from benchmarks.kernels.accuracy import relative_errors
 from benchmarks.kernels.case import Case, make_inputs
 from benchmarks.kernels.ours import make_eager, make_ours
@@ -40,8 +39,7 @@ def gpu_files() -> list[Path]:
 
 def pytest_gpu(options: Options, file: Path) -> dict[str, Any]:
     """The tests of a file that want a GPU. A file at a time: what is killed at its time limit takes no others along."""
-    if importlib.util.find_spec("pytest") is None:
-        raise Skip("pytest is not installed")
+    require(["pytest"])
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -56,15 +54,13 @@ def pytest_gpu(options: Options, file: Path) -> dict[str, Any]:
 
 def accuracy(options: Options, case: Case) -> dict[str, Any]:
     """Errors of the Triton path against the oracle, over those of plain PyTorch; means over seeds."""
-    ours: dict[str, float] = {}
-    eager: dict[str, float] = {}
+    ours, eager = defaultdict[str, float](float), defaultdict[str, float](float)
     for seed in range(SEEDS):
         inputs = make_inputs(case, options.device, seed)
         for total, calls in ((ours, make_ours(inputs, "triton")), (eager, make_eager(inputs))):
             calls.reset()
-            assert calls.forward_backward is not None
-            for name, error in relative_errors(inputs, calls.forward_backward()).items():
-                total[name] = total.get(name, 0.0) + error / SEEDS
+            for name, error in relative_errors(inputs, calls.forward_backward()).items():  # type: ignore[misc]
+                total[name] += error / SEEDS
     ratios = {name: ours[name] / max(eager[name], ULP) for name in ours}
     for name, error in ours.items():
         limit = max(RATIO * eager[name] + 2 * ULP, 1e-5 if name == "loss" else 0.0)
@@ -114,23 +110,22 @@ def large_rows(options: Options) -> dict[str, Any]:
     inputs = make_inputs(case, options.device)
     last = slice(case.tokens - 8, case.tokens)
     rest = (inputs.targets, inputs.advantages, inputs.weights, inputs.old_logprobs)
-    grads, logprobs = [], []
+    found = []
     for place in (slice(None), last):
         logits = inputs.logits[place].clone().requires_grad_()
         targets, advantages, weights, old = (x[place] for x in rest)
         out = policy_loss(logits, targets, advantages, weights, old, backend="triton")
         out.loss.backward()
         assert logits.grad is not None
-        grads.append(logits.grad[-8:].clone())
-        logprobs.append(out.logprobs[-8:])
-    _same(grads, "gradients of the last rows")
-    _same(logprobs, "log-probabilities of the last rows")
+        found.append((logits.grad[-8:].clone(), out.logprobs[-8:]))
+    for what, whole, alone in zip(("gradients", "log-probabilities"), *found, strict=True):
+        _same(whole, alone, f"{what} of the last rows")
     return {"detail": f"N V = {case.tokens * case.vocabulary}"}
 
 
-def _same(pair: list[Tensor], what: str) -> None:
-    if not torch.equal(pair[0], pair[1]):
-        raise AssertionError(f"{what} differ by {float((pair[0].double() - pair[1].double()).abs().max()):.3g}")
+def _same(one: Tensor, other: Tensor, what: str) -> None:
+    if not torch.equal(one, other):
+        raise AssertionError(f"{what} differ by {float((one.double() - other.double()).abs().max()):.3g}")
 
 
 def deterministic(options: Options) -> dict[str, Any]:
@@ -143,7 +138,7 @@ def deterministic(options: Options) -> dict[str, Any]:
         outcome = make_ours(inputs, "triton", budget).forward_backward()  # type: ignore[misc]
         results.append({**outcome.gradients, "loss": outcome.loss, "logprobs": outcome.logprobs})
     for name in results[0]:
-        _same([results[0][name], results[1][name]], name)
+        _same(results[0][name], results[1][name], name)
     change = _distance(results[2]["weight"], results[0]["weight"])
     if not change <= 4e-3:
         raise AssertionError(f"another budget changes the weight's gradient by {change:.3g}, allowed 4e-3")
@@ -220,7 +215,7 @@ def small_calls(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def checks(options: Options) -> dict[str, Callable[[], dict[str, Any]]]:
+def checks(options: Options) -> Steps:
     # float32: Triton's interpreter truncates to bfloat16, a GPU rounds to the nearest
     tiny = (
         Case("linear_policy", 12, 333, 16, dtype="float32"),
@@ -233,7 +228,7 @@ def checks(options: Options) -> dict[str, Callable[[], dict[str, Any]]]:
         *(Case(task, 4096, QWEN[0], peaked=p) for task in ("logits_policy", "logprobs") for p in (False, True)),
         Case("logits_policy", 600, QWEN[0], dtype="float32"),
     )
-    found: dict[str, Callable[[], dict[str, Any]]] = {
+    found: Steps = {
         f"accuracy {case.name}": partial(accuracy, options, case) for case in (tiny if options.rehearse else real)
     }
     return found | {

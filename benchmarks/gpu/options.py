@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.progress import Options, parse, run_steps
+from benchmarks.gpu.progress import Options, Steps, parse, run_steps
 from benchmarks.kernels.case import Case, Inputs, make_inputs
 from benchmarks.kernels.ours import make_ours
 from benchmarks.kernels.presets import QWEN
@@ -108,7 +108,7 @@ def measure(inputs: Inputs, launches: dict[str, Launch | None], effort: Effort) 
     return sorted(rows.values(), key=lambda row: row.get("median_ms", float("inf")))
 
 
-def steps(options: Options) -> dict[str, Callable[[], dict[str, Any]]]:
+def steps(options: Options) -> Steps:
     small = options.rehearse
     case = Case("logits_policy", 12, 333, dtype="float32") if small else Case("logits_policy", 16384, QWEN[0])
     blocks = (1024,) if small else (16384, 8192, 32768, 4096, 2048)

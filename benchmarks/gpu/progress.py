@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.kernels.results import command, hardware, load, reason, save, versions
+from benchmarks.kernels.results import header, load, reason, save
 
 MORE, LOST = 4, 3
 """Exit status: not finished in time; the GPU's context broke. Either way the same command goes on."""
 
 
+ATTEMPTS = 2
+Steps = dict[str, Callable[[], dict[str, Any]]]
+"""What a part does, by name; a step returns what is written down of it."""
+
+
 class Skip(Exception):
     """A step that cannot run here; its text says why."""
+
+
+def require(packages: Sequence[str]) -> None:
+    """Skips a step that needs packages that are not installed."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise Skip(f"not installed: {', '.join(missing)}")
 
 
 @dataclass(frozen=True)
@@ -46,20 +58,17 @@ def parse(description: str | None, arguments: list[str] | None) -> Options:
     return Options(**vars(parser.parse_args(arguments)))
 
 
-def run_steps(path: Path, options: Options, steps: dict[str, Callable[[], dict[str, Any]]], attempts: int = 2) -> int:
+def run_steps(path: Path, options: Options, steps: Steps) -> int:
     """Do the steps that `path` has no result of; a result is {"status": passed | failed | skipped, "seconds", ...}.
 
-    A step in which the process died `attempts` times is failed. Returns an exit status: 0 when all steps have a result.
+    A step in which the process died twice is failed. Returns an exit status: 0 when all steps have a result.
     """
-    data = load(path)
-    if not data:
-        data = {"done": False, "command": command(), "versions": versions(), "hardware": hardware(options.device)}
-        data |= {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "steps": {}, "begun": {}}
+    data = load(path) or {**header(options.device), "steps": {}, "begun": {}}
     deadline = time.monotonic() + 60 * options.minutes
     for name, step in steps.items():
         if name in data["steps"]:
             continue
-        if data["begun"].get(name, 0) >= attempts:
+        if data["begun"].get(name, 0) >= ATTEMPTS:
             data["steps"][name] = {"status": "failed", "detail": "the process died in this step, or its time ran out"}
             save(path, data)
             continue

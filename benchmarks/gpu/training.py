@@ -5,7 +5,6 @@ Runs `deepspeed launchers/train.py` on one rank and writes its times to DIR/trai
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,12 +14,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.progress import Options, Skip, parse, run_steps
+from benchmarks.gpu.progress import Options, Skip, parse, require, run_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("deepspeed", "pydantic", "transformers", "datasets")
@@ -39,20 +39,18 @@ def overrides(rehearse: bool) -> list[str]:
 def train(options: Options, config: str) -> dict[str, Any]:
     """Wall seconds, median seconds of a step after the first fifth, tokens a second, and the most memory the GPU had in
     use while it ran."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    require(NEEDED)
     program = shutil.which("deepspeed") or str(Path(sys.executable).parent / "deepspeed")
-    if missing or not Path(program).exists():
-        raise Skip(f"not installed: {', '.join(missing) or 'the command deepspeed'}")
-    environment = dict(os.environ)
-    if options.rehearse:
-        environment |= {"DS_ACCELERATOR": "cpu"}
+    if not Path(program).exists():
+        raise Skip("not installed: the command deepspeed")
+    environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if options.rehearse else {})
     environment.pop("TRITON_INTERPRET", None)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [program, "--num_gpus=1", f"--master_port={20000 + os.getpid() % 20000}", "launchers/train.py"]
         command += ["--config", config, f"run.dir={run}", *overrides(options.rehearse)]
         begin = time.monotonic()
-        with GpuMemory() as memory:
+        with gpu_memory() as used:
             done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
         wall = time.monotonic() - begin
         if done.returncode:
@@ -61,50 +59,46 @@ def train(options: Options, config: str) -> dict[str, Any]:
         summary = json.loads((run / "summary.json").read_text())
     steps = [line for line in lines if not line.get("eval")]
     times = [sum(v for k, v in line.items() if k.startswith("time/") and v) for line in steps]
-    settled = times[len(times) // 5 :]
+    settled, most = times[len(times) // 5 :], max(used, default=None)
     return {
         "steps": len(steps),
         "wall_s": wall,
         "step_s": statistics.median(settled),
         "tokens_per_s": statistics.median(line["tokens_per_s"] for line in steps[len(steps) // 5 :]),
-        "gpu_memory_mb": memory.most,
+        "gpu_memory_mb": most,
         "loss_first": steps[0].get("loss"),
         "loss_last": steps[-1].get("loss"),
         "summary": summary,
-        "detail": f"{len(steps)} steps, {statistics.median(settled):.3g} s a step, GPU memory {memory.most} MB",
+        "detail": f"{len(steps)} steps, {statistics.median(settled):.3g} s a step, GPU memory {most} MB",
     }
 
 
-class GpuMemory:
-    """Samples nvidia-smi five times a second; `most` is the largest memory in use in MiB, None without a GPU."""
+@contextmanager
+def gpu_memory() -> Iterator[list[int]]:
+    """The memory in use in MiB, as nvidia-smi tells it five times a second; nothing without a GPU."""
+    used: list[int] = []
+    stop = threading.Event()
 
-    def __init__(self) -> None:
-        self.most: int | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def _sample(self) -> None:
+    def sample() -> None:
         program = shutil.which("nvidia-smi")
-        while program and not self._stop.wait(0.2):
+        while program and not stop.wait(0.2):
             query = [program, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
             found = subprocess.run(query, capture_output=True, text=True).stdout.split()
-            if found and found[0].isdigit():
-                self.most = max(self.most or 0, int(found[0]))
+            used.extend(int(figure) for figure in found[:1] if figure.isdigit())
 
-    def __enter__(self) -> GpuMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=10)
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield used
+    finally:
+        stop.set()
+        thread.join(timeout=10)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(__doc__, arguments)
     config = "configs/quickstart_base.yaml"
-    steps: dict[str, Callable[[], dict[str, Any]]] = {config: partial(train, options, config)}
-    return run_steps(options.out / "training.json", options, steps)
+    return run_steps(options.out / "training.json", options, {config: partial(train, options, config)})
 
 
 if __name__ == "__main__":

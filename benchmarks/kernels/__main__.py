@@ -22,7 +22,7 @@ from benchmarks.kernels import memory
 from benchmarks.kernels.churn import churn
 from benchmarks.kernels.presets import PRESETS
 from benchmarks.kernels.provider import Provider
-from benchmarks.kernels.results import command, hardware, load, save, versions
+from benchmarks.kernels.results import hardware, header, load, save
 from benchmarks.kernels.roofline import Ceilings, measure_ceilings
 from benchmarks.kernels.sweep import PROVIDERS, DeviceLost, of_task, sweep
 from benchmarks.kernels.table import plot, summary, table
@@ -41,19 +41,8 @@ def benchmark(name: str, out: Path, minutes: float, providers: Sequence[Provider
         raise SystemExit(f"{path} holds preset {data['preset']} of {data['hardware']['device']}: choose another --out")
     if not data:
         ceilings = measure_ceilings(device, preset.cases[0].dtype, preset.small)
-        data = {
-            "schema": 1,
-            "done": False,
-            "preset": name,
-            "command": command(),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "versions": versions(),
-            "hardware": hardware(device),
-            "ceilings": asdict(ceilings),
-            "rows": [],
-            "memory": [],
-            "churn": [],
-        }
+        data = {"schema": 1, "preset": name, **header(device), "ceilings": asdict(ceilings)}
+        data |= {"rows": [], "memory": [], "churn": []}
         save(path, data)
     ceilings = Ceilings(**data["ceilings"])
     if not sweep(path, preset.cases, device, ceilings, preset.effort, deadline, providers):
@@ -83,9 +72,7 @@ def benchmark(name: str, out: Path, minutes: float, providers: Sequence[Provider
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=sorted(PRESETS))
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/benchmarks"), help="folder of kernels.json and kernels.png"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the results")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing after this time")
     parser.add_argument("--table", action="store_true", help="print every row, not the summary only")
     args = parser.parse_args(arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import defaultdict
 
 import torch
 from torch import Tensor
@@ -15,38 +15,25 @@ FLOAT64_FLOPS = 3e13
 """Products larger than this are compared with a float32 oracle."""
 
 
-@dataclass
-class _Sums:
-    """Squares of errors and of true values."""
-
-    error: dict[str, float] = field(default_factory=dict)
-    true: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, found: Tensor, true: Tensor) -> None:
-        self.error[name] = self.error.get(name, 0.0) + float((found.to(true.dtype) - true).square().sum())
-        self.true[name] = self.true.get(name, 0.0) + float(true.square().sum())
-
-    def relative(self) -> dict[str, float]:
-        """NaN stays NaN; an exact zero of a true zero is 0, anything else of it infinite."""
-        out = {}
-        for name, error in self.error.items():
-            if self.true[name] > 0.0:
-                out[name] = math.sqrt(error / self.true[name])
-            else:
-                out[name] = 0.0 if error == 0.0 else math.inf if error > 0.0 else math.nan
-        return out
-
-
-def oracle_dtype(inputs: Inputs) -> torch.dtype:
-    case = inputs.case
-    return torch.float64 if 6 * case.tokens * case.vocabulary * max(1, case.width) <= FLOAT64_FLOPS else torch.float32
+def _relative(error: float, true: float) -> float:
+    """Of squares. NaN stays NaN; an exact zero of a true zero is 0, anything else of it infinite."""
+    if true > 0.0:
+        return math.sqrt(error / true)
+    return 0.0 if error == 0.0 else math.inf if error > 0.0 else math.nan
 
 
 def relative_errors(inputs: Inputs, outcome: Outcome) -> dict[str, float]:
     """||found - true|| / ||true|| of logprobs (live tokens) and each gradient of `outcome`; of the loss, its error over
     the sum of the tokens' absolute losses."""
-    case, wide = inputs.case, oracle_dtype(inputs)
-    sums = _Sums()
+    case = inputs.case
+    flops = 6 * case.tokens * case.vocabulary * max(1, case.width)
+    wide = torch.float64 if flops <= FLOAT64_FLOPS else torch.float32
+    errors, trues = defaultdict[str, float](float), defaultdict[str, float](float)  # sums of squares
+
+    def add(name: str, found: Tensor, true: Tensor) -> None:
+        errors[name] += float((found.to(true.dtype) - true).square().sum())
+        trues[name] += float(true.square().sum())
+
     mask = inputs.mask.to(wide)
     losses = []
     weight = inputs.weight.to(wide)
@@ -65,22 +52,22 @@ def relative_errors(inputs: Inputs, outcome: Outcome) -> dict[str, float]:
         (c,) = torch.autograd.grad(terms.sum(), exact)
         losses.append(terms.detach())
         if logprobs is not None:
-            sums.add("logprobs", logprobs[place].to(wide) * mask[place], exact.detach() * mask[place])
+            add("logprobs", logprobs[place].to(wide) * mask[place], exact.detach() * mask[place])
         if outcome.gradients:
             gradient = table.exp_().mul_(-c[:, None])
             gradient.scatter_add_(1, targets, c[:, None])
             if "logits" in outcome.gradients:
-                sums.add("logits", outcome.gradients["logits"][place], gradient)
+                add("logits", outcome.gradients["logits"][place], gradient)
             if "hidden" in outcome.gradients:
-                sums.add("hidden", outcome.gradients["hidden"][place], gradient @ weight)
+                add("hidden", outcome.gradients["hidden"][place], gradient @ weight)
             if total is not None and hidden is not None:
                 total.addmm_(gradient.T, hidden)
     all_losses = torch.cat(losses)
-    sums.add("loss", outcome.loss, all_losses.sum())
-    sums.true["loss"] = float(all_losses.abs().sum().square())  # advantages of both signs may cancel
+    add("loss", outcome.loss, all_losses.sum())
+    trues["loss"] = float(all_losses.abs().sum().square())  # advantages of both signs may cancel
     if total is not None:
-        sums.add("weight", outcome.gradients["weight"], total)
-    return sums.relative()
+        add("weight", outcome.gradients["weight"], total)
+    return {name: _relative(error, trues[name]) for name, error in errors.items()}
 
 
 def over_torch(errors: dict[str, float], eager: dict[str, float], ulp: float) -> dict[str, float]:

@@ -25,10 +25,7 @@ NO_GPU = "peak memory is measured on a GPU only"
 def peak(provider: Provider, case: Case, device: torch.device) -> dict[str, Any]:
     """peak_extra_mb: MB (10^6 bytes) that one forward and backward takes beyond the inputs, of which returned_mb are
     the gradients it returns in memory of their own; a reason in their place where it cannot be measured."""
-    obstacle = provider.obstacle(device)
-    if obstacle is None and device.type != "cuda":
-        obstacle = NO_GPU
-    if obstacle is not None:
+    if obstacle := provider.obstacle(device) or (None if device.type == "cuda" else NO_GPU):
         return {"reason": obstacle}
     try:
         inputs = make_inputs(case, device)

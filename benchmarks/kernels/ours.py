@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -72,10 +74,6 @@ def sampling_calls(inputs: Inputs, backend: str) -> Calls:
     return Calls(sample, None)
 
 
-def make_ours_large(inputs: Inputs) -> Calls:
-    return make_ours(inputs, budget_mb=1024)
-
-
 def plain_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     """What most trainers do: log-softmax in float32 of logits in their dtype."""
     return torch.log_softmax(logits.float(), -1).gather(1, targets[:, None]).squeeze(1)
@@ -111,10 +109,6 @@ def make_eager(inputs: Inputs, compiled: bool = False) -> Calls:
     return logits_calls(inputs, lambda logits: logits_loss(case.task, logits, *rest))
 
 
-def make_compiled(inputs: Inputs) -> Calls:
-    return make_eager(inputs, compiled=True)
-
-
 def compile_obstacle(device: torch.device) -> str | None:
     if device.type != "cuda":
         return "torch.compile generates C++ on a CPU: measured on a GPU only"
@@ -123,7 +117,9 @@ def compile_obstacle(device: torch.device) -> str | None:
 
 PROVIDERS = (
     Provider("ours", (*LOSSES, "sample", "advantages"), "drops", runs_anywhere, make_ours),
-    Provider("ours, 1 GiB of logits", LINEAR, "drops", runs_anywhere, make_ours_large),
+    Provider("ours, 1 GiB of logits", LINEAR, "drops", runs_anywhere, partial(make_ours, budget_mb=1024)),
     Provider("torch eager", (*LOSSES, "sample", "advantages"), "computes", runs_anywhere, make_eager),
-    Provider("torch.compile", (*LOSSES, "advantages"), "computes", compile_obstacle, make_compiled),
+    Provider(
+        "torch.compile", (*LOSSES, "advantages"), "computes", compile_obstacle, partial(make_eager, compiled=True)
+    ),
 )

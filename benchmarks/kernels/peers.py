@@ -26,11 +26,11 @@ from benchmarks.kernels.provider import (
 TRL_VOCABULARY_CHUNK = 32768  # trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE of 1.16
 
 
-def _needs(package: str, gpu: str = "") -> Callable[[torch.device], str | None]:
-    """An obstacle where the package lacks, or a GPU. gpu: why one is needed; "triton" where an interpreter does too."""
+def _needs(*packages: str, gpu: str = "") -> Callable[[torch.device], str | None]:
+    """An obstacle where a package lacks, or a GPU. gpu: why one is needed; "triton" where an interpreter does too."""
 
     def obstacle(device: torch.device) -> str | None:
-        if why := needs_package(package):
+        if why := next(filter(None, map(needs_package, packages)), None):
             return why
         if gpu == "triton":
             return needs_triton(device)
@@ -98,10 +98,6 @@ def make_trl_logits(inputs: Inputs) -> Calls:
     return logits_calls(inputs, compute)
 
 
-def liger_linear_obstacle(device: torch.device) -> str | None:
-    return needs_package("liger_kernel") or needs_package("triton")
-
-
 def _by_row(inputs: Inputs, values: Tensor) -> Tensor:
     return values.view(inputs.rows, inputs.case.length)
 
@@ -162,10 +158,16 @@ def make_quack(inputs: Inputs) -> Calls:
 PROVIDERS = (
     Provider("torch linear_cross_entropy", ("linear_ce",), "computes", torch_obstacle, make_torch_linear),
     Provider("trl chunked_logprob", ("linear_policy", "linear_ce"), "drops", _needs("trl"), make_trl_chunked),
-    Provider("trl logprob_entropy", ("logits_policy", "logprobs"), "skips", _needs("trl", "triton"), make_trl_logits),
-    Provider("liger triton_grpo_loss", ("logits_policy",), "skips", _needs("liger_kernel", "triton"), make_liger_grpo),
-    Provider("liger linear grpo", ("linear_policy",), "computes", liger_linear_obstacle, make_liger_linear_grpo),
-    Provider("liger linear ce", ("linear_ce",), "computes", _needs("liger_kernel", "triton"), make_liger_linear_ce),
-    Provider("cut-cross-entropy", ("linear_ce",), "drops", _needs("cut_cross_entropy", "triton"), make_cce),
-    Provider("quack", ("linear_ce",), "computes", _needs("quack", "needs a GPU (Hopper or newer)"), make_quack),
+    Provider(
+        "trl logprob_entropy", ("logits_policy", "logprobs"), "skips", _needs("trl", gpu="triton"), make_trl_logits
+    ),
+    Provider(
+        "liger triton_grpo_loss", ("logits_policy",), "skips", _needs("liger_kernel", gpu="triton"), make_liger_grpo
+    ),
+    Provider(
+        "liger linear grpo", ("linear_policy",), "computes", _needs("liger_kernel", "triton"), make_liger_linear_grpo
+    ),
+    Provider("liger linear ce", ("linear_ce",), "computes", _needs("liger_kernel", gpu="triton"), make_liger_linear_ce),
+    Provider("cut-cross-entropy", ("linear_ce",), "drops", _needs("cut_cross_entropy", gpu="triton"), make_cce),
+    Provider("quack", ("linear_ce",), "computes", _needs("quack", gpu="needs a GPU (Hopper or newer)"), make_quack),
 )

@@ -8,12 +8,14 @@ import os
 import platform
 import shlex
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "triton", "transformers", "trl", "liger-kernel", "cut-cross-entropy", "quack-kernels", "deepspeed")
 
 
@@ -40,11 +42,28 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
 
 
+def module_environment(**variables: str) -> dict[str, str]:
+    """The environment of a process that runs a module of this repository."""
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables}
+
+
 def command() -> str:
     """As it was typed, without the path of the interpreter."""
     spec = sys.modules["__main__"].__spec__
     module = "" if spec is None else f"-m {spec.name.removesuffix('.__main__')}"
     return " ".join(["python", module or Path(sys.argv[0]).name, *map(shlex.quote, sys.argv[1:])])
+
+
+def header(device: torch.device) -> dict[str, Any]:
+    """What every file of results begins with."""
+    return {
+        "done": False,
+        "command": command(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": versions(),
+        "hardware": hardware(device),
+    }
 
 
 def finite(value: Any) -> Any:

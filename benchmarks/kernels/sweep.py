@@ -67,6 +67,10 @@ def of_task(task: str, providers: Sequence[Provider]) -> list[Provider]:
     return [p for p in providers if task in p.tasks]
 
 
+def _row(case: Case, provider: str, dead: str) -> Row:
+    return Row(case.as_dict(), case.name, int(live_mask(case).sum()), provider, dead)
+
+
 def timed_row(base: Row, case: Case, mode: str, cache: str, found: Spread, ceilings: Ceilings) -> Row:
     needed = work(case, mode)
     seconds = found.median_ms / 1e3
@@ -106,7 +110,7 @@ def measure_case(
     rows: dict[str, Row] = {}
     calls: dict[str, Calls] = {}
     for provider in of_task(case.task, providers):
-        row = Row(case.as_dict(), case.name, int(live_mask(case).sum()), provider.name, provider.dead)
+        row = _row(case, provider.name, provider.dead)
         obstacle = (avoid or {}).get(provider.name) or provider.obstacle(device)
         if obstacle is not None:
             rows[provider.name] = replace(row, reason=obstacle)
@@ -187,16 +191,13 @@ def sweep(
             rows = measure_case(case, device, ceilings, effort, providers, avoid.get(case.name), starting)
         except DeviceLost as error:
             avoid.setdefault(case.name, {})[error.provider] = error.why
-            data["at"] = None
-            save(path, data)
+            starting(None)
             raise
         except torch.OutOfMemoryError as error:  # the inputs themselves
-            base = Row(case.as_dict(), case.name, int(live_mask(case).sum()), "inputs", "")
-            rows = [replace(base, reason=reason(error))]
+            rows = [replace(_row(case, "inputs", ""), reason=reason(error))]
         data["rows"] += [asdict(row) for row in rows]
         done.append(case.name)
-        data["at"] = None
-        save(path, data)
+        starting(None)
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return True

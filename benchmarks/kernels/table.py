@@ -35,21 +35,11 @@ def table(data: dict[str, Any], mode: str | None = None) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    ratios = " ".join(f"{k} {number(v, 2)}" for k, v in row["errors_over_torch"].items())
-    return [
-        row["provider"],
-        row["mode"],
-        row["cache"],
-        number(row["median_ms"], 4),
-        f"{number(row['q1_ms'], 4)}-{number(row['q3_ms'], 4)}",
-        number(row["bytes"] / 1e6),
-        number(row["flops"] / 1e9),
-        number(row["floor_ms"]),
-        number(row["floor_percent"]),
-        number(row["copy_percent"]),
-        number(row["matmul_percent"]),
-        ratios,
-    ]
+    cells = [row["provider"], row["mode"], row["cache"], number(row["median_ms"], 4)]
+    cells += [f"{number(row['q1_ms'], 4)}-{number(row['q3_ms'], 4)}"]
+    cells += [number(row["bytes"] / 1e6), number(row["flops"] / 1e9)]
+    cells += [number(row[key]) for key in ("floor_ms", "floor_percent", "copy_percent", "matmul_percent")]
+    return [*cells, " ".join(f"{k} {number(v, 2)}" for k, v in row["errors_over_torch"].items())]
 
 
 def compared(data: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -77,14 +67,12 @@ def summary(data: dict[str, Any]) -> str:
             share = mine["live_tokens"] / mine["case"]["tokens"]
             line += f" | {number(100 * share)} % live: {number(mine['median_ms'] / whole['median_ms'])} of all"
         lines.append(line)
-    for row in data.get("memory", []):
-        if row.get("reason") is None:
-            more = f"{number(row['peak_extra_mb'])} MB, of which gradients {number(row['returned_mb'])}"
-            lines.append(f"memory {row['name']} | {row['provider']} | {more}")
-    for row in data.get("churn", []):
-        if row.get("reason") is None:
-            cost = f"{number(row['first_ms'])} ms first, {number(row['again_ms'])} again"
-            lines.append(f"{row['lengths']} lengths {row['name']} | {row['provider']} | {cost}")
+    for row in (r for r in data.get("memory", []) if r.get("reason") is None):
+        more = f"{number(row['peak_extra_mb'])} MB, of which gradients {number(row['returned_mb'])}"
+        lines.append(f"memory {row['name']} | {row['provider']} | {more}")
+    for row in (r for r in data.get("churn", []) if r.get("reason") is None):
+        cost = f"{number(row['first_ms'])} ms first, {number(row['again_ms'])} again"
+        lines.append(f"{row['lengths']} lengths {row['name']} | {row['provider']} | {cost}")
     return "\n".join(lines)
 
 

@@ -24,8 +24,12 @@ class Spread:
     runs: int
 
 
+def quartiles(values: Sequence[float]) -> list[float]:
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+
+
 def spread(times: Sequence[float]) -> Spread:
-    q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else [times[0]] * 3
+    q1, median, q3 = quartiles(times)
     return Spread(median, q1, q3, len(times))
 
 

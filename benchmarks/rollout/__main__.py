@@ -10,7 +10,6 @@ docs/performance.md says how the figures are made.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shutil
 import sys
@@ -22,13 +21,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.progress import Options, Skip, run_steps
+from benchmarks.gpu.progress import Options, Skip, Steps, require, run_steps
 from benchmarks.kernels.results import load, save
 from benchmarks.kernels.roofline import measure_ceilings
 from benchmarks.kernels.table import number
 from benchmarks.rollout import BASELINE, CACHES, NAMES
 from benchmarks.rollout.meter import measured, medians
 
+SECONDS = {"wall": "wall_s", "processor": "cpu_s"}
 NEEDED = ("transformers", "deepspeed", "pydantic", "tokenizers")
 
 
@@ -57,7 +57,7 @@ PRESETS = {
 def benchmark(size: Size, options: Options) -> int:
     """Run or go on with `size` into out/rollout.json; an exit status, see `run_steps`."""
     path = options.out / "rollout.json"
-    steps: dict[str, Callable[[], dict[str, Any]]] = {"ceilings": partial(_ceilings, options)}
+    steps: Steps = {"ceilings": partial(_ceilings, options)}
     steps |= {
         f"{model} | {name}": partial(_measure, size, options, model, name) for model in size.models for name in NAMES
     }
@@ -84,18 +84,18 @@ def _opened(size: Size, model: str, out: Path, device: torch.device) -> tuple[An
 
 
 def _measure(size: Size, options: Options, model: str, name: str) -> dict[str, Any]:
-    if missing := [package for package in NEEDED if importlib.util.find_spec(package) is None]:
-        raise Skip(f"not installed: {', '.join(missing)}")
+    require(NEEDED)
     from benchmarks.rollout import engines
-    from benchmarks.rollout.bound import kv_bytes, weight_bytes
-    from benchmarks.rollout.workload import checkpoint
+    from benchmarks.rollout.workload import checkpoint, kv_bytes, weight_bytes
 
-    engines.require(name)
+    if why := engines.obstacle(name):
+        raise Skip(why)
     device, k, n = options.device, size.group_size, size.new_tokens
     family, opened, asked = _opened(size, model, options.out, device)
     prompts = [prompt for _, _, prompt in asked]
-    lengths = [len(prompt) for prompt in prompts for _ in range(k)]
-    moved = weight_bytes(family, opened) + kv_bytes(family, opened, [len(prompt) for prompt in prompts], k, n)
+    lengths = [len(prompt) for prompt in prompts]
+    rows = len(prompts) * k
+    moved = weight_bytes(family, opened) + kv_bytes(family, opened, lengths, k, n)
     if name == "vllm":
         if device.type != "cuda":
             raise Skip("vLLM is compared on a GPU")
@@ -112,20 +112,18 @@ def _measure(size: Size, options: Options, model: str, name: str) -> dict[str, A
     base = None
     if name not in ("vllm", BASELINE):
         base = engines.transformers(CACHES[BASELINE], family, opened, prompts, k, device)
-    found = timed(engine, base, len(lengths), n, size.repeats, device)
+    found = timed(engine, base, rows, n, size.repeats, device)
     if name == "vllm":  # in a process of its own, that torch knows nothing of
         found["peak_mb"] = found["extra_mb"] = None
     copy = load(options.out / "rollout.json")["steps"]["ceilings"]["copy"]
-    bound = moved / copy
-    share = bound / found["decode_step_s"]
     return {
         **found,
-        "prompt_tokens": [len(prompt) for prompt in prompts],
-        "rows": len(lengths),
+        "prompt_tokens": lengths,
+        "rows": rows,
         "new_tokens": n,
         "decode_bytes": moved,
-        "decode_bound_s": bound,
-        "decode_bound_share": share,
+        "decode_bound_s": moved / copy,
+        "decode_bound_share": moved / copy / found["decode_step_s"],
         "detail": f"{found['tokens_per_s']:.4g} tokens/s, prefill {found['prefill_s']:.3g} s, "
         f"decode step {1e3 * found['decode_step_s']:.3g} ms",
     }
@@ -141,11 +139,7 @@ def timed(
 ) -> dict[str, Any]:
     """Calls for one token and for n in turn: the one is the prefill, and what the other takes more is n - 1 decode
     steps. `base` runs n tokens in turn with them, so that whatever else the machine does meets both."""
-    for call, tokens in (
-        (engine, n),
-        (engine, 1),
-        *([] if base is None else [(base, n)]),
-    ):  # what compiles does so here
+    for call, tokens in ((engine, n), (engine, 1), *([(base, n)] if base else [])):  # what compiles does so here
         if (made := call(tokens)) != rows * tokens:
             raise AssertionError(f"{made} tokens where {rows} rows of {tokens} were asked for")
     first, whole, others = [], [], []
@@ -155,14 +149,11 @@ def timed(
         if base is not None:
             others.append(measured(device, lambda: base(n))[0])
     short, long = medians(first), medians(whole)
-    over = None
-    if others:
-        theirs = medians(others)
-        over = {"wall": theirs["wall_s"] / long["wall_s"], "processor": theirs["cpu_s"] / long["cpu_s"]}
+    theirs = medians(others) if others else {}
     return {
         "tokens_per_s": rows * n / long["wall_s"],
         "tokens_per_cpu_s": rows * n / long["cpu_s"],
-        "over_generate": over,
+        "over_generate": {k: theirs[s] / long[s] for k, s in SECONDS.items()} if theirs else None,
         "prefill_s": short["wall_s"],
         "prefill_cpu_s": short["cpu_s"],
         "decode_step_s": max(long["wall_s"] - short["wall_s"], 1e-9) / max(1, n - 1),
@@ -196,11 +187,11 @@ def summary(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def arguments_of(description: str | None, arguments: list[str] | None, default: str) -> tuple[str, Options]:
+def arguments_of(description: str | None, arguments: list[str] | None) -> tuple[str, Options]:
     """The preset and the options of the two speed benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=("rehearsal", "tiny", "full"))
-    parser.add_argument("--out", type=Path, default=Path(default), help="folder of the results")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the results")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing after this time")
     args = parser.parse_args(arguments)
     if args.preset not in (None, "full"):  # before anybody looks for a GPU
@@ -211,15 +202,18 @@ def arguments_of(description: str | None, arguments: list[str] | None, default: 
     return preset, Options(args.out, args.minutes, preset != "full")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    preset, options = arguments_of(__doc__, arguments, "runs/benchmarks")
-    status = benchmark(PRESETS[preset], options)
-    path = options.out / "rollout.json"
-    print(summary(load(path)))
-    if preset != "full":
-        print("Tiny models on a CPU: the times say what Python and small products cost, nothing about a GPU.")
+def report(text: str, note: str, path: Path, status: int) -> int:
+    """Prints what a speed benchmark found; `note` says what the figures of a CPU mean, "" on a GPU."""
+    print("\n".join(filter(None, (text, note))))
     print(f"{'complete' if status == 0 else 'to be continued with the same command'}: {path}")
     return status
+
+
+def main(arguments: list[str] | None = None) -> int:
+    preset, options = arguments_of(__doc__, arguments)
+    status, path = benchmark(PRESETS[preset], options), options.out / "rollout.json"
+    note = "Tiny models on a CPU: the times say what Python and small products cost, nothing about a GPU."
+    return report(summary(load(path)), "" if preset == "full" else note, path, status)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks.gpu.progress import Skip
 from benchmarks.rollout import CACHES
 from benchmarks.rollout.workload import placeholders
 from dyme.families import Family, Prompt
@@ -109,11 +109,11 @@ def vllm(
         limit_mm_per_prompt={"image": 1},
         gpu_memory_utilization=0.6,
     )
-    chats = [
-        family.processor.apply_chat_template(family.messages(text, [image]), add_generation_prompt=True, tokenize=False)
+    chat = partial(family.processor.apply_chat_template, add_generation_prompt=True, tokenize=False)
+    requests = [
+        {"prompt": chat(family.messages(text, [image])), "multi_modal_data": {"image": image}}
         for text, image in zip(texts, images, strict=True)
     ]
-    requests = [{"prompt": chat, "multi_modal_data": {"image": i}} for chat, i in zip(chats, images, strict=True)]
 
     def run(new_tokens: int) -> int:
         if hasattr(engine, "reset_prefix_cache"):
@@ -124,8 +124,3 @@ def vllm(
         return sum(len(o.token_ids) for r in engine.generate(requests, sampling, use_tqdm=False) for o in r.outputs)
 
     return run
-
-
-def require(name: str) -> None:
-    if why := obstacle(name):
-        raise Skip(why)

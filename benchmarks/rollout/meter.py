@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import statistics
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.kernels.timing import quartiles
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 """Linux: the high-water mark of the resident set, and how to set it back."""
@@ -37,7 +40,8 @@ class Meter:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def stop(self) -> Cost:
-        synchronize(self._device)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
         return Cost(wall, cpu, _peak(self._device), self._before)
 
@@ -49,24 +53,18 @@ def measured(device: torch.device, work: Callable[[], Any]) -> tuple[Cost, Any]:
     return meter.stop(), result
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def seconds(device: torch.device) -> float:
     """A clock for phases: the wall's on a GPU, whose work is waited for; on a CPU the processor time of this process,
     which other work on the machine does not lengthen."""
     if device.type != "cuda":
         return time.process_time()
-    synchronize(device)
+    torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def medians(costs: Sequence[Cost]) -> dict[str, Any]:
     """Median wall and processor seconds with the quartiles of the wall's, and the largest memory."""
-    walls = [cost.wall_s for cost in costs]
-    q1, median, q3 = statistics.quantiles(walls, n=4, method="inclusive") if len(walls) > 1 else walls * 3
+    q1, median, q3 = quartiles([cost.wall_s for cost in costs])
     peaks = [cost.peak_mb for cost in costs if cost.peak_mb is not None]
     extra = [c.peak_mb - c.before_mb for c in costs if c.peak_mb is not None and c.before_mb is not None]
     return {
@@ -82,7 +80,7 @@ def medians(costs: Sequence[Cost]) -> dict[str, Any]:
 
 def _begin(device: torch.device) -> float | None:
     if device.type == "cuda":
-        synchronize(device)
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device) / 1e6
     if sys.platform != "linux":
@@ -103,7 +101,5 @@ def _peak(device: torch.device) -> float | None:
 
 
 def _resident(field: str) -> float | None:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return None
+    found = re.search(rf"^{field}:\s*(\d+)", STATUS.read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 / 1e6 if found else None

@@ -18,22 +18,27 @@ from typing import Any
 
 from benchmarks import figure
 from benchmarks.kernels.results import command, load, save
-from benchmarks.scaling.inputs import ASSUMED, NETWORKS, with_phases
-from benchmarks.scaling.model import STRATEGIES, Network, Workload, predict
-from benchmarks.scaling.validation import compare
+from benchmarks.scaling.model import (
+    ASSUMED,
+    NETWORKS,
+    STRATEGIES,
+    Network,
+    Step,
+    Workload,
+    compare,
+    predict,
+    with_phases,
+)
 
 GPUS = tuple(2**n for n in range(10))
 COLOURS = {"zero2": "#009E73", "zero3": "#0072B2", "hpz": "#D55E00"}
 
 
 def table(work: Workload, network: Network) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for strategy in STRATEGIES:
-        for gpus in GPUS:
-            step = predict(strategy, gpus, work, network)
-            point = {"gpus": gpus, "exposed_s": step.exposed, "hidden_s": step.hidden(work.update_s), **asdict(step)}
-            found.setdefault(strategy, []).append(point)
-    return found
+    def point(gpus: int, step: Step) -> dict[str, Any]:
+        return {"gpus": gpus, "exposed_s": step.exposed, "hidden_s": step.hidden(work.update_s), **asdict(step)}
+
+    return {name: [point(gpus, predict(name, gpus, work, network)) for gpus in GPUS] for name in STRATEGIES}
 
 
 def plot(data: dict[str, Any], path: Path) -> None:

@@ -11,7 +11,6 @@ with 0 when all is done. full wants a GPU; tiny runs on the CPU, rehearsal in se
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import statistics
 import sys
@@ -23,20 +22,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.progress import Options, Skip, run_steps
+from benchmarks.gpu.progress import Options, Steps, require, run_steps
 from benchmarks.kernels.results import load, save
 from benchmarks.kernels.table import number
-from benchmarks.rollout.__main__ import arguments_of
+from benchmarks.rollout.__main__ import arguments_of, report
 from benchmarks.rollout.meter import Cost, medians
 from benchmarks.step import scaling
 from benchmarks.step.case import REGIMES, Case
 from benchmarks.step.one import PROVIDERS, isolated
 
-NEEDED = {
-    "ours": ("transformers", "deepspeed", "pydantic", "datasets"),
-    "published": ("transformers", "deepspeed", "pydantic", "datasets"),
-    "trl": ("trl", "transformers", "deepspeed", "pydantic", "datasets"),
-}
+DYME = ("transformers", "deepspeed", "pydantic", "datasets")
+NEEDED = {"ours": DYME, "published": DYME, "trl": ("trl", *DYME)}
 Measure = Callable[[Case, Path, torch.device, str], list[dict[str, Any]]]
 
 
@@ -77,7 +73,7 @@ PRESETS = {
 def benchmark(preset: Preset, options: Options, measure: Measure = isolated) -> int:
     """Run or go on with a preset into out/step.json; an exit status, see `run_steps`."""
     path = options.out / "step.json"
-    steps: dict[str, Callable[[], dict[str, Any]]] = {
+    steps: Steps = {
         f"{case.model} | {provider}": partial(_measure, case, options, provider, measure)
         for case in preset.cases
         for provider in PROVIDERS
@@ -100,18 +96,13 @@ def benchmark(preset: Preset, options: Options, measure: Measure = isolated) -> 
     return status
 
 
-def _require(provider: str) -> None:
-    if missing := [name for name in NEEDED[provider] if importlib.util.find_spec(name) is None]:
-        raise Skip(f"not installed: {', '.join(missing)}")
-
-
 def _pair(axis: str, case: Case, options: Options) -> dict[str, Any]:
-    _require("ours")
+    require(NEEDED["ours"])
     return scaling.pair(axis, case, options.out, options.device)
 
 
 def _measure(case: Case, options: Options, provider: str, measure: Measure) -> dict[str, Any]:
-    _require(provider)
+    require(NEEDED[provider])
     rows = measure(case, options.out, options.device, provider)
     regimes = {}
     for name, share in REGIMES.items():
@@ -155,16 +146,12 @@ def summary(data: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    preset, options = arguments_of(__doc__, arguments, "runs/benchmarks")
+    preset, options = arguments_of(__doc__, arguments)
     if preset == "full":
         options = replace(options, minutes=max(0.05, options.minutes - PROVIDER_MINUTES))
-    status = benchmark(PRESETS[preset], options)
-    path = options.out / "step.json"
-    print(summary(load(path)))
-    if preset != "full":
-        print("Tiny models on a CPU: what counts here is how the cost grows, not its size.")
-    print(f"{'complete' if status == 0 else 'to be continued with the same command'}: {path}")
-    return status
+    status, path = benchmark(PRESETS[preset], options), options.out / "step.json"
+    note = "Tiny models on a CPU: what counts here is how the cost grows, not its size."
+    return report(summary(load(path)), "" if preset == "full" else note, path, status)
 
 
 if __name__ == "__main__":

@@ -63,14 +63,14 @@ def write_records(case: Case, folder: Path) -> Path:
         image = picture(case.pictures[n % len(case.pictures)], n)
         image.save(place / f"{n}.png")
         items.append((question(family, n, image, case.tokens), _trace(family, case.new_tokens)))
-    lines = []
-    for block, share in enumerate(case.shares):
-        for n, (text, trace) in enumerate(items):
-            mark = "mixed" if n < mixed_groups(case, share) else "wrong"
-            row = {"id": f"{mark}-{block}-{n}", "question": text, "answer": "4", "hint": trace, "image": f"{n}.png"}
-            lines.append(json.dumps(row))
-    (place / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return place / "records.jsonl"
+    path = place / "records.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for block, share in enumerate(case.shares):
+            for n, (text, trace) in enumerate(items):
+                name = f"{'mixed' if n < mixed_groups(case, share) else 'wrong'}-{block}-{n}"
+                row = {"id": name, "question": text, "answer": "4", "hint": trace, "image": f"{n}.png"}
+                file.write(json.dumps(row) + "\n")
+    return path
 
 
 def _trace(family: Any, tokens: int) -> str:

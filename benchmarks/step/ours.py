@@ -91,13 +91,8 @@ class Ours:
                 self.counts.prompts += (ids,)
             return prompt
 
-        for owner, name, value in (
-            (clock, "phase", timed_phase),
-            (cache, "encode", noted),
-            (engine, "forward_backward", counted),
-            (engine, "step", timed_step),
-        ):
-            setattr(owner, name, value)
+        clock.phase, cache.encode = timed_phase, noted  # type: ignore[method-assign]
+        engine.forward_backward, engine.step = counted, timed_step  # type: ignore[method-assign]
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -113,11 +108,8 @@ def _config(case: Case, folder: Path, place: Path, published: bool) -> RunConfig
         "max_new_tokens": case.new_tokens,
         "batch_size": case.prompts * case.group_size,
     }
-    model: dict[str, Any] = {
-        "path": str(checkpoint(case.model, folder / "checkpoints")),
-        "dtype": case.dtype,
-        "gradient_checkpointing": case.checkpointing,
-    }
+    path = str(checkpoint(case.model, folder / "checkpoints"))
+    model: dict[str, Any] = {"path": path, "dtype": case.dtype, "gradient_checkpointing": case.checkpointing}
     if published:
         rollout["engine"] = "hf"
         model["packed_attention"] = "sdpa"  # padded rows on a GPU too, where auto joins rows into one sequence

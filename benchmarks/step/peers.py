@@ -13,12 +13,12 @@ import torch
 
 from benchmarks.rollout.meter import Meter, seconds
 from benchmarks.rollout.workload import checkpoint, placeholders
-from benchmarks.step.case import WARM_UP, Case, Counts, scripted, write_records
+from benchmarks.step.case import WARM_UP, Case, Counts, mixed_groups, scripted, write_records
 from benchmarks.step.ours import row
 from dyme.families import load_family
 
 
-def measure(case: Case, folder: Path, device: torch.device, provider: str = "trl") -> list[dict[str, Any]]:
+def measure(case: Case, folder: Path, device: torch.device) -> list[dict[str, Any]]:
     """Every timed step: share, cost, phases, counts. In one process, without DeepSpeed, weights in the case's dtype."""
     import trl
     from transformers import TrainerCallback
@@ -47,10 +47,10 @@ def measure(case: Case, folder: Path, device: torch.device, provider: str = "trl
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             step, cost = state.global_step - 1, self.meter.stop()
-            counts.train_sequences = _with_advantage(case, step)
-            rows.append(
-                row(case, step, cost, _by_phase(phases, cost.wall_s if device.type == "cuda" else cost.cpu_s), counts)
-            )
+            # rows of mixed groups: the others have advantage 0 and no gradient, but TRL runs them all the same
+            counts.train_sequences = mixed_groups(case, case.share(step)) * case.group_size
+            whole = cost.wall_s if device.type == "cuda" else cost.cpu_s
+            rows.append(row(case, step, cost, _by_phase(phases, whole), counts))
 
     with tempfile.TemporaryDirectory() as place:
         trainer: Any = trl.GRPOTrainer(
@@ -99,14 +99,13 @@ def _arguments(trl: Any, case: Case, family: Any, place: Path, device: torch.dev
 def _dataset(records: Path) -> Any:
     import datasets
 
-    lines = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
     held = [
         {
-            "prompt": [{"role": "user", "content": line["question"]}],
-            "image": str(records.parent / line["image"]),
-            "id": line["id"],
+            "prompt": [{"role": "user", "content": r["question"]}],
+            "image": str(records.parent / r["image"]),
+            "id": r["id"],
         }
-        for line in lines
+        for r in map(json.loads, records.read_text(encoding="utf-8").splitlines())
     ]
     return datasets.Dataset.from_list(held).cast_column("image", datasets.Image())
 
@@ -147,14 +146,5 @@ def _by_phase(phases: dict[str, float], whole: float) -> dict[str, float]:
     held = {name: seconds for name, seconds in phases.items() if not name.startswith("_")}
     forward_backward = phases["_training"] - phases["_generation"]
     update = whole - phases["_generation"]
-    return {
-        **held,
-        "update": update,
-        "forward and backward": forward_backward,
-        "optimizer": update - forward_backward,
-    }
-
-
-def _with_advantage(case: Case, step: int) -> int:
-    """Rows of mixed groups: the others have advantage 0 and no gradient. TRL runs them all the same."""
-    return round(case.share(step) * case.prompts) * case.group_size
+    held |= {"update": update, "forward and backward": forward_backward}
+    return held | {"optimizer": update - forward_backward}

@@ -47,17 +47,10 @@ def pair(axis: str, case: Case, folder: Path, device: torch.device) -> dict[str,
     for share in case.shares:
         mine = [step for step in steps[len(case.shares) * WARM_UP :] if step["ours"]["share"] == share]
         counts = mine[0]["ours"]["counts"]
-        x = {
-            "live": counts["live_fraction"],
-            "K": case.group_size,
-            "P": statistics.mean(counts["prompt_tokens"]),
-        }[axis]
-        found.append({"x": x, **{side: phases([step[side] for step in mine]) for side in SIDES}})
-    return {"axis": axis, "points": found, "detail": ", ".join(_ratio(point) for point in found)}
-
-
-def _ratio(point: dict[str, Any]) -> str:
-    return f"{point['x']:.3g}: {point['ours']['step'] / point['published']['step']:.3g} of published"
+        xs = {"live": counts["live_fraction"], "K": case.group_size, "P": statistics.mean(counts["prompt_tokens"])}
+        found.append({"x": xs[axis], **{side: phases([step[side] for step in mine]) for side in SIDES}})
+    ratios = [f"{p['x']:.3g}: {p['ours']['step'] / p['published']['step']:.3g} of published" for p in found]
+    return {"axis": axis, "points": found, "detail": ", ".join(ratios)}
 
 
 def phases(steps: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.suite import record
 from benchmarks.suite.grid import GRIDS
+from benchmarks.suite.results import record_of, unpack_record, write_record
 from benchmarks.suite.runner import run_grid
 
 
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         return 2
     out.mkdir(parents=True, exist_ok=True)
     marker.write_text(args.preset + "\n", encoding="utf-8")
-    record.unpack(grid, out, record.path_of(args.preset))
+    unpack_record(grid, out, record_of(args.preset))
     failed = False
     if not args.render:
         jobs = args.jobs or torch.cuda.device_count() or os.cpu_count() or 1
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
     render(grid, args.preset, out, docs=args.docs and args.preset == "cpu")
     if args.docs:
-        record.write(grid, out, record.path_of(args.preset))
+        write_record(grid, out, record_of(args.preset))
     return 1 if failed else 0
 
 

@@ -27,7 +27,7 @@ class Estimate:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def estimate(scores: Sequence[Sequence[float]], resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def estimate(scores: Sequence[Sequence[float]]) -> Estimate:
     """The mean of scores[s][i], run s and item i; the percentile interval of a bootstrap that draws runs and items.
 
     All runs answer the same items, so a resample draws one set of items for all runs it holds (a crossed design; drawn
@@ -40,22 +40,20 @@ def estimate(scores: Sequence[Sequence[float]], resamples: int = RESAMPLES, seed
     runs, items = table.shape
     if items < 2:
         return Estimate(float(table.mean()), None, None, runs, items)
-    draws = _draws(runs, items, resamples, seed)
-    means = np.concatenate([np.einsum("rs,si,ri->r", r, table, i, optimize=True) for r, i in draws])
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    means = [np.einsum("rs,si,ri->r", r, table, i, optimize=True) for r, i in _draws(runs, items)]
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(_exact(table.mean()), _exact(low), _exact(high), runs, items)
 
 
 @lru_cache(maxsize=8)
-def _draws(runs: int, items: int, resamples: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _draws(runs: int, items: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Weights of the runs [500, runs] and of the items [500, items] in every resample, in parts that bound memory."""
-    rng = np.random.default_rng(seed)
-    parts = []
-    for start in range(0, resamples, 500):
-        n = min(500, resamples - start)
-        of_runs = rng.multinomial(runs, np.full(runs, 1 / runs), size=n) / runs
-        parts.append((of_runs, rng.multinomial(items, np.full(items, 1 / items), size=n) / items))
-    return parts
+    rng = np.random.default_rng(0)
+
+    def weights(count: int) -> np.ndarray:
+        return rng.multinomial(count, np.full(count, 1 / count), size=500) / count
+
+    return [(weights(runs), weights(items)) for _ in range(RESAMPLES // 500)]
 
 
 def _exact(value: float) -> float:
@@ -63,14 +61,11 @@ def _exact(value: float) -> float:
     return round(float(value), 9) + 0.0
 
 
-def difference(
-    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], resamples: int = RESAMPLES
-) -> Estimate:
+def difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Estimate:
     """ours - theirs over the same runs (by seed) and items, in pairs."""
     if len(ours) != len(theirs):
         raise ValueError(f"runs come in pairs: got {len(ours)} and {len(theirs)}")
-    pairs = [[a - b for a, b in zip(mine, other, strict=True)] for mine, other in zip(ours, theirs)]
-    return estimate(pairs, resamples)
+    return estimate([[a - b for a, b in zip(mine, other, strict=True)] for mine, other in zip(ours, theirs)])
 
 
 def ratio(parts: Sequence[int], wholes: Sequence[int]) -> float | None:

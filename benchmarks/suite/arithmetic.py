@@ -6,10 +6,10 @@ import hashlib
 import random
 import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
-from benchmarks.suite.task import Sizes, Split, Task, Tree, asks_for_facts, jsonl
+from benchmarks.suite.task import Sizes, Split, Task, Tree, asks_for_facts, every_trace, jsonl, split_of
 from dyme.data import Record
 
 SMALL, LARGE = (1, 9), (10, 19)
@@ -29,25 +29,22 @@ def rows(
     misses = 0
     while len(out) < count and misses < PATIENCE:
         misses += 1
-        terms = [rng.randint(*numbers) for _ in range(rng.randint(2, 3))]
-        signs = [rng.choice("+-") for _ in terms[1:]]
-        question = str(terms[0]) + "".join(f" {sign} {term}" for sign, term in zip(signs, terms[1:]))
-        totals = [terms[0]]
-        for sign, term in zip(signs, terms[1:]):
-            totals.append(totals[-1] + term if sign == "+" else totals[-1] - term)
+        first, *terms = [rng.randint(*numbers) for _ in range(rng.randint(2, 3))]
+        steps = list(zip([rng.choice("+-") for _ in terms], terms))
+        question = str(first) + "".join(f" {sign} {term}" for sign, term in steps)
+        totals = list(accumulate((int(f"{sign}{term}") for sign, term in steps), initial=first))
         if min(totals) < 0 or _split(question) != split or (question in drawn and not again):
             continue
         drawn.add(question)
         misses = 0
-        steps = list(zip(signs, terms[1:]))
         out.append(
             {
                 "id": f"{split}-{len(out):06d}",
                 "question": f"{question} = ?",
                 "answer": str(totals[-1]),
-                "facts": ", ".join(_equations(terms[0], steps)),
-                "hint": write_trace(terms[0], steps, totals[-1], trace, noise, trace_rng),
-                "kind": f"{len(terms)} numbers",
+                "facts": ", ".join(_equations(first, steps)),
+                "hint": write_trace(first, steps, totals[-1], trace, noise, trace_rng),
+                "kind": f"{len(totals)} numbers",
             }
         )
     return out
@@ -88,10 +85,6 @@ def _split(question: str) -> str:
     return "test" if hashlib.sha256(question.encode()).digest()[0] % 5 == 0 else "train"
 
 
-def _source(folder: Path, name: str, stream: str, count: int, *arguments: Any) -> Tree:
-    return jsonl(folder / f"arithmetic-{name}-{count}.jsonl", lambda: rows(count, stream, *arguments))
-
-
 def _base(folder: Path, steps: int, prompts: int) -> Tree:
     count = steps * prompts
 
@@ -112,13 +105,13 @@ def _base(folder: Path, steps: int, prompts: int) -> Tree:
 
 
 def _train(folder: Path, count: int, seed: int, trace: str, noise: float) -> Tree:
-    name = f"train-{seed}-{trace}-{noise}"
-    return _source(folder, name, f"train-{seed}", count, "train", SMALL, trace, noise)
+    path = folder / f"arithmetic-train-{seed}-{trace}-{noise}-{count}.jsonl"
+    return jsonl(path, lambda: rows(count, f"train-{seed}", "train", SMALL, trace, noise))
 
 
 def _held_out(folder: Path, sizes: Sizes) -> Mapping[str, Split]:
     def split(name: str, count: int, part: str, numbers: tuple[int, int]) -> Split:
-        return Split(_source(folder, name, name, count, part, numbers, "high", 0.0), count)
+        return split_of(folder, "arithmetic", name, count, lambda: rows(count, name, part, numbers, "high", 0.0))
 
     return {
         "validation": split("validation", sizes.validation, "train", SMALL),
@@ -127,10 +120,6 @@ def _held_out(folder: Path, sizes: Sizes) -> Mapping[str, Split]:
     }
 
 
-def _tokenizer(folder: Path) -> Sequence[Tree]:
-    return [_train(folder, 1000, 0, trace, 0.3) for trace in ("high", "medium", "low")]
-
-
 ARITHMETIC = Task(
-    "arithmetic", _base, _train, _held_out, _tokenizer, family="causal_lm", max_new_tokens=56, check=check
+    "arithmetic", _base, _train, _held_out, every_trace(_train), family="causal_lm", max_new_tokens=56, check=check
 )

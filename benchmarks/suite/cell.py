@@ -6,11 +6,13 @@ deepspeed --num_gpus 1 --module benchmarks.suite.cell --preset cpu --id charts-l
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,8 @@ import yaml
 
 from benchmarks.suite.cells import DONE, Cell, digest, settings
 from benchmarks.suite.grid import GRIDS, Grid
-from benchmarks.suite.measure import curve, mean_of, measure_split, summed
+from benchmarks.suite.measure import curve, mean_of, measure_split
 from benchmarks.suite.methods import MERGE
-from benchmarks.suite.noise import noisy
 from benchmarks.suite.task import Split
 from benchmarks.suite.tasks import TASKS
 from dyme import trainer
@@ -37,7 +38,9 @@ from dyme.fault_tolerance.preemption import die_with_parent
 from dyme.opening import open_run
 from dyme.rollout.engine import FixedWeights
 from dyme.rollout.registry import open_engine
+from dyme.rollout.types import Rollout
 from dyme.run_folder import RunFolder
+from dyme.scoring import Scoring
 from dyme.text.json_lines import plain, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +65,26 @@ class SuiteFolder(RunFolder):
         """Nothing: a cell that was cut off starts again, it takes minutes."""
 
 
+def flipped(seed: int, step: int, record: str, row: int, rate: float) -> bool:
+    """Whether the verdict on a row of a step is turned round: true for a share `rate` of all keys, by a hash."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{record}/{row}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < rate * 2**64
+
+
+def noisy(rate: float) -> type[Scoring]:
+    """A `Scoring` whose accuracy a is 1 - a in a share `rate` of the rows. Format and thinking stay as they are."""
+
+    class NoisyScoring(Scoring):
+        def _score(self, rows: tuple[int, ...], rollouts: Sequence[Rollout]) -> Any:
+            part, seed = super()._score(rows, rollouts), self.scorer.cfg.run.seed
+            for i, row in enumerate(part.rows):
+                if flipped(seed, self.batch.step, self._record(row).id, row, rate):
+                    part.checked.parts[i, 2] = 1.0 - part.checked.parts[i, 2]
+            return part
+
+    return NoisyScoring
+
+
 def run_cell(cell: Cell, grid: Grid, out: Path) -> dict[str, Any]:
     """The content of cell.json."""
     folder = out / "cells" / cell.id
@@ -75,7 +98,7 @@ def run_cell(cell: Cell, grid: Grid, out: Path) -> dict[str, Any]:
     found = _merged(cell, cfg, splits, out) if cell.method == MERGE else _trained(cell, cfg, splits)
     return {
         "id": cell.id,
-        **{key: value for key, value in vars(cell).items() if key != "changes"},
+        **vars(cell),
         "changes": dict(cell.changes),
         "digest": digest(cell, grid.regime, out),
         **found,
@@ -87,8 +110,7 @@ def run_cell(cell: Cell, grid: Grid, out: Path) -> dict[str, Any]:
 
 
 def _trained(cell: Cell, cfg: RunConfig, splits: Any) -> dict[str, Any]:
-    flips = cell.change("flips", 0.0)
-    if flips:
+    if flips := cell.change("flips", 0.0):
         vars(trainer)["Scoring"] = noisy(flips)  # nothing of dyme asks for wrong verdicts, so there is no setting
     run = open_run(cfg)
     folder = SuiteFolder(**vars(run.folder))
@@ -112,8 +134,8 @@ def _trained(cell: Cell, cfg: RunConfig, splits: Any) -> dict[str, Any]:
         "evals": [{"step": e["step"], "accuracy": e["eval/accuracy"], "format": e["eval/format_rate"]} for e in evals],
         "collapse": mean_of(steps, "collapse/all_wrong"),
         "memorize": mean_of(steps, "mode/memorize_ratio"),
-        "rollout_tokens": summed(steps, "rollout/tokens"),
-        "trained_tokens": summed(steps, "effective_tokens"),
+        "rollout_tokens": sum(step.get("rollout/tokens") or 0.0 for step in steps),
+        "trained_tokens": sum(step.get("effective_tokens") or 0.0 for step in steps),
         "train_s": run.clock.elapsed(),
         "steps": len(steps),
         "parameters": run.engine.parameters,

@@ -84,13 +84,8 @@ def settings(cell: Cell, regime: Regime, out: Path, keep: bool = False) -> dict[
             "group_size": regime.group,
             "max_new_tokens": 24 if base else task.max_new_tokens,
         },
-        "optim": {
-            "lr": regime.base_lr if base else regime.lr,
-            "warmup_steps": regime.warmup,
-            "schedule": "cosine",
-            "min_lr_ratio": 0.1,
-            "betas": [0.9, 0.98],
-        },
+        "optim": {"lr": regime.base_lr if base else regime.lr, "warmup_steps": regime.warmup}
+        | {"schedule": "cosine", "min_lr_ratio": 0.1, "betas": [0.9, 0.98]},
         "train": {"max_steps": steps, "token_budget": 8192},
         "evaluate": {"direct_template": "{question}", "direct_max_new_tokens": 24},
         "run": {

@@ -13,9 +13,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
-from benchmarks.suite.task import CAPTION, Sizes, Split, Task, Tree, asks_for_facts, jsonl, split_of
+from benchmarks.suite.task import CAPTION, Sizes, Split, Task, Tree, asks_for_facts, every_trace, jsonl, split_of
 from dyme.data import Record
 from dyme.data.paths import expand
 
@@ -100,8 +101,8 @@ def _pictures(split: str) -> tuple[Picture, ...]:
     return tuple(Picture(str(folder / name), *told, tuple(rows)) for name, (rows, told) in found.items())
 
 
-def _row(picture: Picture, row: Mapping[str, str], **more: str) -> Tree:
-    return {**{key: row[key] for key in ("id", "question", "answer", "kind")}, "image": picture.file, **more}
+def _row(picture: Picture, row: Mapping[str, str]) -> Tree:
+    return {key: row[key] for key in ("id", "question", "answer", "kind")} | {"image": picture.file}
 
 
 def _draw(pictures: Sequence[Picture], count: int, rng: random.Random) -> list[tuple[Picture, Mapping[str, str]]]:
@@ -112,15 +113,16 @@ def _draw(pictures: Sequence[Picture], count: int, rng: random.Random) -> list[t
             by_kind[row["kind"]].append((picture, row))
     for some in by_kind.values():
         rng.shuffle(some)
-    turns = [by_kind[kind] for kind in sorted(by_kind)]
-    mixed = [some[i] for i in range(max(map(len, turns))) for some in turns if i < len(some)]
-    return mixed[:count]
+    turns = zip_longest(*(by_kind[kind] for kind in sorted(by_kind)))
+    return [drawn for turn in turns for drawn in turn if drawn is not None][:count]
 
 
 def _rows(stream: str, pictures: Sequence[Picture], count: int, trace: str = "high", noise: float = 0.0) -> list[Tree]:
     rng = random.Random(stream)
-    drawn = _draw(pictures, count, rng)
-    return [_row(p, row, facts=p.facts, hint=write_trace(p, row, trace, noise, rng)) for p, row in drawn]
+    return [
+        {**_row(p, row), "facts": p.facts, "hint": write_trace(p, row, trace, noise, rng)}
+        for p, row in _draw(pictures, count, rng)
+    ]
 
 
 def _narrow(pictures: Sequence[Picture]) -> list[Picture]:
@@ -154,8 +156,7 @@ def _base(folder: Path, steps: int, prompts: int) -> Tree:
 
 
 def _train(folder: Path, count: int, seed: int, trace: str, noise: float) -> Tree:
-    name = f"train-{seed}-{trace}-{noise}"
-    path = folder / f"easy_vqa-{name}-{count}.jsonl"
+    path = folder / f"easy_vqa-train-{seed}-{trace}-{noise}-{count}.jsonl"
     return jsonl(path, lambda: _rows(f"train-{seed}", _training()[0], count, trace, noise))
 
 
@@ -175,16 +176,12 @@ def _held_out(folder: Path, sizes: Sizes) -> Mapping[str, Split]:
     }
 
 
-def _tokenizer(folder: Path) -> Sequence[Tree]:
-    return [_train(folder, 1000, 0, trace, 0.3) for trace in ("high", "medium", "low")]
-
-
 EASY_VQA = Task(
     "easy_vqa",
     _base,
     _train,
     _held_out,
-    _tokenizer,
+    every_trace(_train),
     picture={"image_size": 64, "patch_size": 8, "scale_factor": 2},
     max_new_tokens=40,
     check=check,

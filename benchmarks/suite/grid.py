@@ -93,9 +93,7 @@ def border(task: str, capacities: Iterable[str]) -> Iterator[Cell]:
 def cpu() -> Grid:
     tasks, first, tiny = ("charts", "easy_vqa"), "charts", "tiny"
     cells = [
-        *main_table(tasks, 1, tiny),
-        *main_table(tasks, 2, tiny),
-        *main_table(tasks, 3, tiny),
+        *(cell for seed in SEEDS for cell in main_table(tasks, seed, tiny)),
         *(cell for seed in SEEDS for cell in records(tasks[1], seed, tiny)),
         *(cell for seed in SEEDS for cell in unchecked(tasks, seed, tiny)),
         *others(first, 1, tiny),
@@ -104,8 +102,7 @@ def cpu() -> Grid:
         *rates(first, tiny),
         *border(first, ("tiny", "small")),
         *(Cell("arithmetic", method, trace, 1, tiny) for trace in ("medium", "low") for method in MAIN),
-        *others(first, 2, tiny),
-        *others(first, 3, tiny),
+        *(cell for seed in SEEDS[1:] for cell in others(first, seed, tiny)),
         *(cell for seed in SEEDS[1:] for cell in questions(first, seed, tiny)),
     ]
     return Grid(CPU, tasks, with_needs(cells))
@@ -116,17 +113,14 @@ def gpu() -> Grid:
     cells = [
         *main_table(tasks, 1, large),
         *questions(first, 1, large),
-        *main_table(tasks[:1], 2, large),
-        *main_table(tasks[:1], 3, large),
+        *(cell for seed in SEEDS[1:] for cell in main_table(tasks[:1], seed, large)),
         *others(first, 1, large),
-        *main_table(tasks[1:], 2, large),
-        *main_table(tasks[1:], 3, large),
+        *(cell for seed in SEEDS[1:] for cell in main_table(tasks[1:], seed, large)),
         *unchecked(tasks[:1], 1, large),
         *refined(first, 1, large),
         *border(first, (large,)),
         *rates(first, large),
-        *others(first, 2, large),
-        *others(first, 3, large),
+        *(cell for seed in SEEDS[1:] for cell in others(first, seed, large)),
     ]
     return Grid(GPU, tasks, with_needs(cells))
 

@@ -73,15 +73,10 @@ def curve(lines: Sequence[Mapping[str, Any]], points: int = CURVE) -> list[dict[
         some = lines[k * len(lines) // count : (k + 1) * len(lines) // count]
         point: dict[str, Any] = {"step": some[-1]["step"]}
         for key in (*(f"mode/{mode}_ratio" for mode in MODES), *METRICS):
-            values = [line[key] for line in some if line.get(key) is not None]
-            if values:
-                point[key.removesuffix("_ratio").rpartition("/")[2]] = _short(sum(values) / len(values))
+            if (mean := mean_of(some, key)) is not None:
+                point[key.removesuffix("_ratio").rpartition("/")[2]] = mean
         out.append(point)
     return out
-
-
-def summed(lines: Sequence[Mapping[str, Any]], key: str) -> float:
-    return sum(line.get(key) or 0.0 for line in lines)
 
 
 def mean_of(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:

@@ -10,23 +10,19 @@ MERGE, BASE = "merge", "base"
 MERGED = ("sft", "grpo")
 """Whose ends are merged, half of each."""
 
+
+def _selected(*names: str) -> dict[str, dict[str, str]]:
+    """DyME with other selectors."""
+    return {name: {"method": "dyme", "selector.name": name} for name in names}
+
+
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "sft": {"method": "sft"},
-    "grpo": {"method": "grpo"},
-    "two_stage": {"method": "two_stage"},
-    "dyme": {"method": "dyme"},
+    **{name: {"method": name} for name in MAIN},
     "reward_threshold": {"method": "dyme", "selector.name": "reward_threshold", "selector.threshold": 1.5},
-    "annealed": {"method": "dyme", "selector.name": "annealed"},
-    "buffered": {"method": "dyme", "selector.name": "buffered"},
-    "any_correct": {"method": "dyme", "selector.name": "any_correct"},
-    "accuracy_gate": {"method": "dyme", "selector.name": "accuracy_gate"},
-    "scheduled": {"method": "dyme", "selector.name": "scheduled"},
+    **_selected("annealed", "buffered", "any_correct", "accuracy_gate", "scheduled"),
     "scheduled_mu": {"method": "dyme", "selector.name": "scheduled", "selector.token_shaping": "none"},
-    "entropy_weighted": {"method": "dyme", "selector.name": "entropy_weighted"},
-    "difficulty_weighted": {"method": "dyme", "selector.name": "difficulty_weighted"},
-    "interleaved": {"method": "interleaved"},
-    "progressive": {"method": "progressive"},
-    "mixed": {"method": "mixed"},
+    **_selected("entropy_weighted", "difficulty_weighted"),
+    **{name: {"method": name} for name in ("interleaved", "progressive", "mixed")},
     "grpo_kl": {"method": "grpo", "objective.beta": {"start": 0.0, "end": 0.04}},
     "ogm": {"method": "dyme", "optim.modulation": 0.2},
     "length_reward": {

@@ -18,35 +18,32 @@ COLOURS: Mapping[str, str] = {"sft": RUN_COLORS[1], "grpo": RUN_COLORS[0], "two_
     "base": "#777777",
 }
 Named = Sequence[tuple[str, Cell]]
+Points = Mapping[str, Sequence[tuple[str, float | None]]]
 
 
 def curves(ax: Axes, found: Results, cells: Named, key: str, title: str, evals: bool = False) -> None:
     """One quantity over steps, a line for each cell (mean over seeds), thin lines for seeds."""
     ax.set(title=title, xlabel="step", ylim=(0, 1.02))
-    drawn = False
     for k, (words, cell) in enumerate(cells):
         runs = [got for run in found.runs(cell) if len(got := _points(run, key, evals))]
         if not runs:
             continue
-        colour = COLOURS.get(cell.method, RUN_COLORS[k % len(RUN_COLORS)]) if _by_method(cells) else RUN_COLORS[k % 7]
+        colour = COLOURS[cell.method] if _by_method(cells) else RUN_COLORS[k % 7]
         for run in runs if len(runs) > 1 else []:
             ax.plot(run[:, 0], run[:, 1], color=colour, lw=0.5, alpha=0.4)
         short = min(map(len, runs))
         ax.plot(runs[0][:short, 0], np.mean([run[:short, 1] for run in runs], axis=0), color=colour, label=words)
-        drawn = True
-    _end(ax, drawn)
+    _end(ax, ax.has_data())
 
 
 def bars(ax: Axes, found: Results, cells: Named, title: str, base: Cell | None = None) -> None:
     """Test accuracy with its interval, a dot for each cell; the base as a line across."""
-    ax.set(title=title, xlabel="test accuracy")
-    drawn = []
+    ax.set(title=title, xlabel="test accuracy", xlim=(0, 1.02))
     for at, (_, cell) in enumerate(cells):
         value = found.accuracy(cell)
         if value is None:
             ax.text(0.02, at, "not run", va="center", color="#888888", style="italic", fontsize=6)
             continue
-        drawn.append(value.value)
         colour = COLOURS.get(cell.method, "#555555")
         if value.low is not None and value.high is not None:
             ax.plot([value.low, value.high], [at, at], color=colour, lw=1.6)
@@ -54,7 +51,6 @@ def bars(ax: Axes, found: Results, cells: Named, title: str, base: Cell | None =
     if base is not None and (level := found.accuracy(base)) is not None:
         ax.axvline(level.value, color=COLOURS["base"], ls="--", lw=0.8)
     ax.set(yticks=range(len(cells)), yticklabels=[words for words, _ in cells], ylim=(len(cells) - 0.5, -0.5))
-    ax.set(xlim=(0, 1.02))
     ax.grid(True, axis="x")
     ax.grid(False, axis="y")
 
@@ -67,31 +63,21 @@ def stacks(ax: Axes, parts: Mapping[str, Sequence[float] | None], names: Sequenc
     held = [(at, values) for at, values in enumerate(parts.values()) if values is not None]
     for k, name in enumerate(names if held else ()):
         begins = [sum(values[:k]) for _, values in held]
-        ax.barh(
-            [at for at, _ in held], [v[k] for _, v in held], left=begins, color=RUN_COLORS[k], height=0.7, label=name
-        )
-    if held:
-        ax.legend(loc="upper right", fontsize=6)
-    else:
-        _end(ax, drawn=False)
+        places, widths = [at for at, _ in held], [values[k] for _, values in held]
+        ax.barh(places, widths, left=begins, color=RUN_COLORS[k], height=0.7, label=name)
+    _end(ax, ax.has_data(), "upper right")
 
 
-def lines(
-    ax: Axes,
-    groups: Mapping[str, Sequence[tuple[str, float | None]]],
-    title: str,
-    base: float | None = None,
-) -> None:
+def lines(ax: Axes, groups: Points, title: str, base: float | None = None) -> None:
     """A line for each group over named places on the x axis; a missing value leaves a gap."""
     ax.set(title=title, ylim=(0, 1.02))
-    drawn = False
     places = list(dict.fromkeys(place for points in groups.values() for place, _ in points))
     for k, (name, points) in enumerate(groups.items()):
         held = [(places.index(place), value) for place, value in points if value is not None]
         if held:
             colour = COLOURS.get(name, RUN_COLORS[k % len(RUN_COLORS)])
             ax.plot(*zip(*held), "-o", color=colour, ms=3, label=LABELS.get(name, name))
-            drawn = True
+    drawn = ax.has_data()
     if base is not None:
         ax.axhline(base, color=COLOURS["base"], ls="--", lw=0.8, label=LABELS["base"])
     ax.set(xticks=range(len(places)), xticklabels=places, xlim=(-0.3, len(places) - 0.7))
@@ -121,8 +107,8 @@ def _by_method(cells: Named) -> bool:
     return len({cell.method for _, cell in cells}) == len(cells) and {c.method for _, c in cells} <= set(MAIN)
 
 
-def _end(ax: Axes, drawn: bool) -> None:
+def _end(ax: Axes, drawn: bool, loc: str = "best") -> None:
     if drawn:
-        ax.legend(loc="best", fontsize=6)
+        ax.legend(loc=loc, fontsize=6)
     else:
         ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", color="#888888", style="italic")

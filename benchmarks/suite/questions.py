@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.figure import Draw, save
@@ -41,11 +42,11 @@ def questions(found: Results) -> list[Question]:
     base = tables.base_of(found, first)
     trace = _worst(first)
 
-    def cell(method: str, **changes: object) -> Cell:
-        return Cell(first, method, trace, 1, base.capacity, tuple(changes.items()))
+    def cell(method: str, trace: str = trace, task: str = first, **changes: object) -> Cell:
+        return Cell(task, method, trace, 1, base.capacity, tuple(changes.items()))
 
-    def cells(task: str, methods: Sequence[str], traces: Sequence[str]) -> Named:
-        return [(f"{LABELS[m]}, {t}", Cell(task, m, t, 1, base.capacity)) for t in traces for m in methods]
+    def cells(task: str, methods: Sequence[str]) -> Named:
+        return [(f"{LABELS[m]}, {t}", cell(m, t, task)) for t in tables.traces_of(task) for m in methods]
 
     def bars(named: Named, title: str, level: Cell | None = base) -> Draw:
         return lambda ax: plots.bars(ax, found, named, title, level)
@@ -53,48 +54,37 @@ def questions(found: Results) -> list[Question]:
     def curves(named: Named, key: str, title: str, evals: bool = False) -> Draw:
         return lambda ax: plots.curves(ax, found, named, key, title, evals)
 
-    def table(named: Named, heads: Sequence[str] = tables.VARIANT, first: str = "") -> str:
-        return tables.cells_table(found, named, heads, first)
-
+    table = partial(tables.cells_table, found)
     plain, at = cell("dyme"), f"{first}, {trace} traces"
     thinking = [m for m in MAIN if m != "grpo"]
-    by_task = {
-        task: [(LABELS[m], Cell(task, m, _worst(task), 1, base.capacity)) for m in MAIN] for task in found.grid.tasks
-    }
-    norms: Named = [
-        ("group (default)", plain),
-        *((f"{n} (published code)" if n == "row" else n, cell("dyme", norm=n)) for n in NORMS),
-    ]
-    sizes: Named = [
-        (f"K = {k}", plain if k == regime.group else cell("dyme", K=k)) for k in sorted({*SIZES, regime.group})
-    ]
-    taus: Named = [("tau = 0", plain), *((f"tau = {tau:g}", cell("dyme", tau=tau)) for tau in TAUS)]
-    qualities: Named = [(t, Cell(first, "dyme", t, 1, base.capacity)) for t in _traces(first)]
-    noisy: Named = [
+    by_task = {task: [(LABELS[m], cell(m, _worst(task), task)) for m in MAIN] for task in found.grid.tasks}
+    norms = [(f"{n} (published code)" if n == "row" else n, cell("dyme", norm=n)) for n in NORMS]
+    norms = [("group (default)", plain), *norms]
+    sizes = [(f"K = {k}", plain if k == regime.group else cell("dyme", K=k)) for k in sorted({*SIZES, regime.group})]
+    taus = [("tau = 0", plain), *((f"tau = {tau:g}", cell("dyme", tau=tau)) for tau in TAUS)]
+    qualities = [(t, cell("dyme", t)) for t in tables.traces_of(first)]
+    noisy = [
         (f"{LABELS[m]}, {flips:.0%}", cell(m, flips=flips) if flips else cell(m))
         for m in ("grpo", "dyme")
         for flips in (0.0, *FLIPS)
     ]
-    rates: Named = [
+    rates = [
         (f"{LABELS[m]}, {lr:g}", cell(m) if lr == regime.lr else cell(m, lr=lr))
         for m in MAIN
         for lr in sorted({regime.lr, *RATES})
     ]
-    unchecked: Named = [
-        (f"{task}, {words}", Cell(task, "dyme", "medium", 1, base.capacity, changes))
+    unchecked = [
+        (f"{task}, {words}", cell("dyme", "medium", task, **changes))
         for task in found.grid.tasks
-        for words, changes in (("weight 1", ()), ("weight 0", (("thinking", 0.0),)))
+        for words, changes in (("weight 1", {}), ("weight 0", {"thinking": 0.0}))
         if "medium" in TASKS[task].traces
     ]
-    refined: Named = [
+    refined = [
         (f"{LABELS[m]}, {words}", made)
         for m in thinking
         for words, made in (("as they are", cell(m)), ("refined", cell(m, refiner="rules")))
     ]
-    switches, methods = (
-        [(LABELS[m], Cell(first, m, "medium", 1, base.capacity)) for m in names]
-        for names in (_methods(found, first), METHODS)
-    )
+    switches, methods = ([(LABELS[m], cell(m, "medium")) for m in names] for names in (_methods(found, first), METHODS))
     capacities = _capacities(found, first)
     border = [
         Cell(first, "dyme", trace, 1, capacity, (("items", items), ("noise", noise)))
@@ -102,11 +92,9 @@ def questions(found: Results) -> list[Question]:
         for items in MAP_ITEMS
         for noise in MAP_NOISE
     ]
-    ends = {task: cells(task, thinking, _traces(task)) for task in found.grid.tasks}
+    ends = {task: cells(task, thinking) for task in found.grid.tasks}
     return [
-        Question(
-            "main", [bars(cells(t, MAIN, _traces(t)), t, tables.base_of(found, t)) for t in found.grid.tasks], "", 3.2
-        ),
+        Question("main", [bars(cells(t, MAIN), t, tables.base_of(found, t)) for t in found.grid.tasks], "", 3.2),
         Question(
             "collapse",
             [curves(named, "all_wrong", f"{t}: groups all wrong") for t, named in by_task.items()],
@@ -114,8 +102,12 @@ def questions(found: Results) -> list[Question]:
         ),
         Question(
             "copying",
-            [_qualities(found, first, base, what) for what in ("accuracy", "faithful", "pseudo")],
-            table(cells(first, MAIN, _traces(first)), tables.BEHAVIOUR),
+            [
+                _qualities(found, first, "test accuracy", lambda cell: _value(found, cell), _value(found, base)),
+                _qualities(found, first, "readings that are right", found.faithful),
+                _qualities(found, first, "right answers, wrong reading", found.pseudo),
+            ],
+            table(cells(first, MAIN), tables.BEHAVIOUR),
         ),
         Question(
             "outcomes",
@@ -164,14 +156,11 @@ def _records(found: Results, task: str) -> Question:
     )
 
 
-def _qualities(found: Results, task: str, base: Cell, what: str) -> Draw:
-    title, value = {
-        "accuracy": ("test accuracy", lambda cell: _value(found, cell)),
-        "faithful": ("readings that are right", found.faithful),
-        "pseudo": ("right answers, wrong reading", found.pseudo),
-    }[what]
-    groups = {m: [(t, value(Cell(task, m, t, 1, base.capacity))) for t in _traces(task)] for m in MAIN}
-    level = value(base) if what == "accuracy" else None
+def _qualities(
+    found: Results, task: str, title: str, value: Callable[[Cell], float | None], level: float | None = None
+) -> Draw:
+    capacity = tables.base_of(found, task).capacity
+    groups = {m: [(t, value(Cell(task, m, t, 1, capacity))) for t in tables.traces_of(task)] for m in MAIN}
     return lambda ax: plots.lines(ax, groups, f"{task}: {title}", level)
 
 
@@ -201,10 +190,6 @@ def _value(found: Results, cell: Cell) -> float | None:
     return estimate.value if estimate else None
 
 
-def _traces(task: str) -> list[str]:
-    return [trace for trace in tables.TRACES if trace in TASKS[task].traces]
-
-
 def _worst(task: str) -> str:
     return "low" if "low" in TASKS[task].traces else "own"
 
@@ -221,9 +206,5 @@ def _has_more_records(found: Results, task: str) -> bool:
 
 def _methods(found: Results, task: str) -> list[str]:
     """Methods of the grid on medium traces, those of the paper's order first."""
-    there = [
-        c.method
-        for c in found.grid.cells
-        if (c.task, c.trace, c.changes) == (task, "medium", ()) and c.method in LABELS
-    ]
-    return list(dict.fromkeys([*PAPER, *(method for method in there if method != "base")]))
+    there = [c.method for c in found.grid.cells if (c.task, c.trace, c.changes) == (task, "medium", ())]
+    return [method for method in dict.fromkeys([*PAPER, *there]) if method != "base"]

@@ -42,8 +42,10 @@ def _task(name: str, unseen: Callable[[str], bool], unseen_name: str, max_new_to
         def rows() -> Sequence[Mapping[str, Any]]:
             held = {row["id"] for row in training()[1]}
             kept = [row for row in _rows(name, "train") if row["id"] not in held]
-            told = [{**row, "id": f"{row['id']}-facts", "question": CAPTION, "answer": row["facts"]} for row in kept]
-            told = [{key: row[key] for key in ("id", "question", "answer", "image")} for row in told]
+            told = [
+                {"id": f"{row['id']}-facts", "question": CAPTION, "answer": row["facts"], "image": row["image"]}
+                for row in kept
+            ]
             return [row for pair in zip(told, kept) for row in pair]
 
         return jsonl(folder / f"{name}-base.jsonl", rows)

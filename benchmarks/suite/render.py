@@ -16,7 +16,7 @@ from benchmarks.suite.cells import Cell
 from benchmarks.suite.grid import Grid
 from benchmarks.suite.methods import BASE, LABELS, MAIN
 from benchmarks.suite.questions import Question, questions
-from benchmarks.suite.results import Found, Results, load
+from benchmarks.suite.results import Results, load
 from benchmarks.suite.tasks import TASKS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -115,10 +115,8 @@ def _what_lacks(found: Results) -> str:
         return "Nothing: the grid is whole.\n"
     counts = Counter((cell.task, LABELS[cell.method], _words(cell)) for cell in found.missing)
     rows = [[task, method, words, str(count)] for (task, method, words), count in counts.items()]
-    failed = "".join(
-        f"- {name}: {entry['tail'][-1] if entry['tail'] else ''}\n" for name, entry in found.failed.items()
-    )
-    told = f"\nFailed:\n\n{failed}" if failed else ""
+    failed = [f"- {name}: {''.join(entry['tail'][-1:])}\n" for name, entry in found.failed.items()]
+    told = "".join(["\nFailed:\n\n", *failed]) if failed else ""
     return f"{tables.table(['task', 'method', 'what', 'cells'], rows)}{told}"
 
 
@@ -131,7 +129,5 @@ def _plain(value: Any) -> dict[str, Any] | None:
     return None if value is None else {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(value).items()}
 
 
-def _light(run: Found) -> Any:
-    if isinstance(run, dict):
-        return {key: _light(value) for key, value in run.items() if key not in HEAVY}
-    return run
+def _light(run: Any) -> Any:
+    return {k: _light(v) for k, v in run.items() if k not in HEAVY} if isinstance(run, dict) else run

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.kernels.results import ROOT, module_environment
 from benchmarks.suite.cells import DONE, FAILED, Cell, digest, settings
 from benchmarks.suite.grid import Grid
 from benchmarks.suite.methods import MERGE
+from benchmarks.suite.results import entry
 from dyme.config import RunConfig
 from dyme.settings.errors import explain
 
-ROOT = Path(__file__).resolve().parents[2]
 ATTEMPTS = 2
 """A cell that failed is tried once more by the next start, and then no more."""
 TAIL = 12  # lines of a failed cell that are kept
@@ -45,17 +46,12 @@ def not_there(cell: Cell, grid: Grid, out: Path) -> str:
 
 def is_done(cell: Cell, grid: Grid, out: Path) -> bool:
     """Whether cell.json holds this very cell; one with other settings is run again."""
-    path = out / "cells" / cell.id / DONE
-    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["digest"] == digest(cell, grid.regime, out)
+    return bool(entry(cell, grid, out, DONE))
 
 
 def attempts(cell: Cell, grid: Grid, out: Path) -> int:
     """How often the cell failed with these settings."""
-    path = out / "cells" / cell.id / FAILED
-    if not path.exists():
-        return 0
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return int(found["attempts"]) if found["digest"] == digest(cell, grid.regime, out) else 0
+    return entry(cell, grid, out, FAILED).get("attempts", 0)
 
 
 @dataclass
@@ -111,13 +107,9 @@ class Pool:
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "log.txt"
         with log.open("wb") as file, self.lock:
+            words = command(cell, self.preset, self.out, slot)
             process = subprocess.Popen(
-                command(cell, self.preset, self.out, slot),
-                cwd=ROOT,
-                env=environment(),
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
+                words, cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True
             )
             self.running[cell.id] = process
         process.wait()
@@ -182,14 +174,17 @@ def command(cell: Cell, preset: str, out: Path, slot: int) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    found = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"):
-        if name != "CUDA_VISIBLE_DEVICES" or torch.cuda.is_available():
-            found.pop(name, None)
-    if not torch.cuda.is_available():
-        found["DS_ACCELERATOR"] = "cpu"
-    return found
+    gpu = torch.cuda.is_available()
+    found = module_environment(OMP_NUM_THREADS="1", **({} if gpu else {"DS_ACCELERATOR": "cpu"}))
+    drop = {
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        *(["CUDA_VISIBLE_DEVICES"] if gpu else []),
+    }
+    return {name: value for name, value in found.items() if name not in drop}
 
 
 def _wanted(grid: Grid, only: str) -> Sequence[Cell]:

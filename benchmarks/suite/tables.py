@@ -11,7 +11,6 @@ from benchmarks.suite.results import Results, mean
 from benchmarks.suite.tasks import TASKS
 
 NOTHING = "–"
-TRACES = ("high", "medium", "low", "own")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -26,8 +25,8 @@ def main_table(found: Results, task: str) -> str:
     head = ["traces", "method", "seeds", "test", "minus the base", "best checkpoint", *ood]
     rows = [[NOTHING, LABELS[BASE], "1", say(found.accuracy(base)), NOTHING, NOTHING]]
     rows[0] += [say(found.accuracy(base, split)) for split in ood]
-    for trace in TRACES:
-        for method in MAIN if trace in TASKS[task].traces else ():
+    for trace in traces_of(task):
+        for method in MAIN:
             cell = Cell(task, method, trace, 1, base.capacity)
             if cell not in found.grid.cells:
                 continue
@@ -41,14 +40,13 @@ def columns(found: Results) -> dict[str, Callable[[Cell], str]]:
     """What a table may say of a cell, the mean over its seeds; by the head of the column."""
 
     def readings(cell: Cell) -> float | None:
-        read = [t["read"] for run in found.runs(cell) if (t := run["splits"]["test"].get("think"))]
-        return mean([sum(items) / len(items) for items in read])
-
-    def outcome(cell: Cell, part: int) -> str:
-        return share((found.outcomes(cell) or (None, None, None))[part])
+        return mean([sum(think["read"]) / len(think["read"]) for think in found.columns(cell)])
 
     def over(cell: Cell) -> str:
         return NOTHING if cell.method == "dyme" else say(found.versus(cell.of("dyme"), cell), True)
+
+    def outcome(part: int) -> Callable[[Cell], str]:
+        return lambda cell: share(held[part] if (held := found.outcomes(cell)) else None)
 
     return {
         "seeds": lambda cell: str(len(found.runs(cell))),
@@ -65,9 +63,7 @@ def columns(found: Results) -> dict[str, Callable[[Cell], str]]:
         "tokens sampled": lambda cell: thousands(found.mean(cell, "rollout_tokens")),
         "tokens trained": lambda cell: thousands(found.mean(cell, "trained_tokens")),
         "training s": lambda cell: number(found.mean(cell, "train_s"), 0),
-        "right, a wrong reading": lambda cell: outcome(cell, 0),
-        "wrong, a wrong reading": lambda cell: outcome(cell, 1),
-        "wrong, no wrong reading": lambda cell: outcome(cell, 2),
+        **{name: outcome(part) for part, name in enumerate(OUTCOMES)},
     }
 
 
@@ -81,7 +77,9 @@ BEHAVIOUR = (
 OUTCOMES = ("right, a wrong reading", "wrong, a wrong reading", "wrong, no wrong reading")
 
 
-def cells_table(found: Results, cells: Sequence[tuple[str, Cell]], heads: Sequence[str], first: str = "") -> str:
+def cells_table(
+    found: Results, cells: Sequence[tuple[str, Cell]], heads: Sequence[str] = VARIANT, first: str = ""
+) -> str:
     """A row for each cell, with its words, and a column for each head of `columns`."""
     known = columns(found)
     return table([first, *heads], [[words, *(known[head](cell) for head in heads)] for words, cell in cells])
@@ -91,12 +89,13 @@ def difference_table(found: Results, task: str) -> str:
     """DyME minus each other main method, on the test split and out of distribution."""
     base, splits = base_of(found, task), found.splits(task)
     rows = []
-    for trace in TRACES:
+    for trace in traces_of(task):
         ours = Cell(task, "dyme", trace, 1, base.capacity)
-        for method in MAIN if trace in TASKS[task].traces else ():
-            theirs = ours.of(method)
+        for method in MAIN:
             if method != "dyme":
-                rows.append([trace, LABELS[method], *(say(found.versus(ours, theirs, s), True) for s in splits)])
+                rows.append(
+                    [trace, LABELS[method], *(say(found.versus(ours, ours.of(method), s), True) for s in splits)]
+                )
     return table(["traces", "DyME minus", *splits], rows)
 
 
@@ -120,6 +119,10 @@ def map_table(found: Results, cells: Sequence[Cell]) -> str:
         row = [cell.capacity, str(items), f"{noise:g}", say(found.accuracy(cell.needs[0])), say(found.accuracy(sft))]
         rows.append([*row, say(found.accuracy(cell)), say(found.versus(cell, sft), True)])
     return table(["model", "records", "noise", "base, directly", "SFT", "DyME", "DyME minus SFT"], rows)
+
+
+def traces_of(task: str) -> list[str]:
+    return [trace for trace in ("high", "medium", "low", "own") if trace in TASKS[task].traces]
 
 
 def base_of(found: Results, task: str) -> Cell:

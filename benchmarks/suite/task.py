@@ -85,6 +85,11 @@ def split_of(folder: Path, task: str, name: str, count: int, rows: Callable[[], 
     return Split(jsonl(folder / f"{task}-{name.replace(' ', '_')}-{count}.jsonl", rows), count)
 
 
+def every_trace(train: Callable[[Path, int, int, str, float], Tree]) -> Callable[[Path], Sequence[Tree]]:
+    """`Task.tokenizer` of a task with traces of three qualities, from its `train`."""
+    return lambda folder: [train(folder, 1000, 0, trace, 0.3) for trace in ("high", "medium", "low")]
+
+
 def jsonl(path: Path, rows: Callable[[], Sequence[Mapping[str, Any]]]) -> Tree:
     """The source of a file of rows, which is written unless it is there; many cells may ask at the same time."""
     if not path.exists():

@@ -40,25 +40,10 @@ class Regime:
 
 
 CPU = Regime(Sizes(validation=192, test=512, ood=256))
-GPU = Regime(
-    Sizes(256, 1024, 512),
-    items={"charts_full": 512, "nlvr": 512, "puzzlevqa": 512},
-    prompts=64,
-    steps=300,
-    lr=3e-4,
-    base_lr=5e-4,
-    base_share=4.0,
-)
+GPU_ITEMS, SMOKE_ITEMS = dict.fromkeys(("charts_full", "nlvr", "puzzlevqa"), 512), {"charts": 16, "arithmetic": 16}
+GPU = Regime(Sizes(256, 1024, 512), GPU_ITEMS, prompts=64, steps=300, lr=3e-4, base_lr=5e-4, base_share=4.0)
 SMOKE = Regime(
-    Sizes(8, 16, 8),
-    items={"charts": 16, "arithmetic": 16},
-    prompts=4,
-    group=4,
-    steps=3,
-    warmup=1,
-    base_prompts=8,
-    base_share=0.004,
-    evals=2,
+    Sizes(8, 16, 8), SMOKE_ITEMS, prompts=4, group=4, steps=3, warmup=1, base_prompts=8, base_share=0.004, evals=2
 )
 
 BASE_STEPS = {"charts": 700, "easy_vqa": 900, "arithmetic": 1500, "charts_full": 1500, "nlvr": 100, "puzzlevqa": 100}

@@ -17,24 +17,25 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median_high
+from statistics import mean, median_high, stdev
 from typing import Any
 
+from benchmarks import figure
 from benchmarks.fixtures.judge_server import Call, JudgeServer
 from benchmarks.kernels.results import command, load
-from benchmarks.supervision import picture
 from dyme.checkpoint.store import versions
 from dyme.config import load_config
 from dyme.data import load_records
+from dyme.report.figure import STYLE, WIDTH
 from dyme.supervision.readings import contradicted_share
 from dyme.text.json_lines import read_jsonl
 
-PARTS = ("calls", "latency", "quality")
 CONFIG = "configs/quickstart.yaml"
 LATENCY_MS = 300
 JUDGED = ("supervision.checker=judge", "supervision.refiner=judge", "run.export=false", "run.eval_records=32")
+TITLES = {"accuracy": "held-out accuracy", "contradicted": "contradicted readings", "collapse": "groups all wrong"}
 ARMS = {
     "none": ("supervision.checker=none", "supervision.refiner=none"),
     "lexical + rules": ("supervision.checker=lexical", "supervision.refiner=rules"),
@@ -116,10 +117,8 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
             seeded = (f"run.seed={seed}", "run.eval_every=0", "run.eval_records=512", *overrides, *_base(options))
             train(run, *seeded, ranks=options.ranks)
             if not (run / "evaluation" / "summary.json").exists():
-                subprocess.run(
-                    [*_deepspeed(options.ranks), "launchers/evaluate.py", "--config", CONFIG, f"run.dir={run}"],
-                    check=True,
-                )
+                words = [*_deepspeed(options.ranks), "launchers/evaluate.py", "--config", CONFIG, f"run.dir={run}"]
+                subprocess.run(words, check=True)
             found.setdefault(arm, []).append({"seed": seed, **_figures(run)})
             _write(options.out, {"quality": _summed(found)})
     return _summed(found)
@@ -151,10 +150,9 @@ def _summed(found: dict[str, Any]) -> dict[str, Any]:
     for arm, runs in found.items():
         out[arm] = dict[str, Any](runs=runs)
         for name in ("accuracy", "contradicted", "collapse"):
-            values = [run[name] for run in runs]
-            n, mean = len(values), sum(values) / len(values)
-            spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else math.nan
-            out[arm][name] = {"mean": mean, "half_width": quantile.get(n, math.nan) * spread / math.sqrt(n)}
+            values, n = [run[name] for run in runs], len(runs)
+            half = quantile[n] * stdev(values) / math.sqrt(n) if n in quantile else math.nan
+            out[arm][name] = {"mean": mean(values), "half_width": half}
     return out
 
 
@@ -177,6 +175,24 @@ def _write(out: Path, found: dict[str, Any]) -> dict[str, Any]:
     return held
 
 
+def picture(arms: dict[str, Any], path: Path) -> None:
+    """A dot for each seed; mean and 95 % interval over seeds beside them."""
+
+    def panel(name: str, title: str, ax: Any) -> None:
+        for at, found in enumerate(arms.values()):
+            ax.plot([at] * len(found["runs"]), [run[name] for run in found["runs"]], "o", color=f"C{at}", ms=4)
+            mean, half = found[name]["mean"], found[name]["half_width"]
+            ax.errorbar(at + 0.18, mean, yerr=half, fmt="_", color=f"C{at}", capsize=4, ms=10)
+        ax.set(title=title, xticks=range(len(arms)), xticklabels=list(arms))
+        ax.set(xlim=(-0.5, len(arms) - 0.4), ylim=(0, 1.02))
+
+    panels = [partial(panel, name, title) for name, title in TITLES.items()]
+    figure.save(path, panels, (WIDTH, 2.6), style={**STYLE, "savefig.dpi": 200})
+
+
+PARTS = {"calls": calls, "latency": latency, "quality": quality}
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -184,7 +200,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--trained", type=Path, default=Path("runs/quickstart/export"), help="stage 2, for latency")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/supervision"))
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--steps", type=int, help="steps of a run in place of the quickstart's 200")
     parser.add_argument("--ranks", type=int, default=2)
@@ -194,13 +210,11 @@ def main(arguments: list[str]) -> int:
             print(f"error: {folder} does not exist: run make quickstart, or name a checkpoint", file=sys.stderr)
             return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    functions: dict[str, Callable[[argparse.Namespace], dict[str, Any]]]
-    functions = {"calls": calls, "latency": latency, "quality": quality}
     held: dict[str, Any] = {}
     for part in options.parts:
-        held = _write(options.out, {part: functions[part](options)})
+        held = _write(options.out, {part: PARTS[part](options)})
     if "quality" in held:
-        picture.save(held["quality"], options.out / "supervision.png")
+        picture(held["quality"], options.out / "supervision.png")
     print(json.dumps({part: held[part] for part in PARTS if part in held}, indent=1))
     return 0
 

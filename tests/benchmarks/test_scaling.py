@@ -8,9 +8,20 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.scaling.__main__ import main
-from benchmarks.scaling.inputs import ASSUMED, lognormal, with_phases
-from benchmarks.scaling.model import Network, Workload, expected_longest, predict, ring, two_levels
-from benchmarks.scaling.validation import compare, one_way_trips, trips
+from benchmarks.scaling.model import (
+    ASSUMED,
+    Network,
+    Workload,
+    compare,
+    expected_longest,
+    lognormal,
+    one_way_trips,
+    predict,
+    ring,
+    trips,
+    two_levels,
+    with_phases,
+)
 
 NETWORK = Network("by hand", 2, 1.0, 10.0, 3.0, 5.0)
 WORK = Workload(

@@ -134,7 +134,7 @@ def opened_llava(checkpoint):
 
 
 def test_the_bound_counts_what_a_decode_step_reads(checkpoint):
-    from benchmarks.rollout.bound import kv_bytes, weight_bytes
+    from benchmarks.rollout.workload import kv_bytes, weight_bytes
     from dyme.families import load_family
 
     tied, model = load_family(checkpoint("llava-onevision"), dtype="fp32")

@@ -16,16 +16,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.suite import arithmetic, easy_vqa, record
+from benchmarks.suite import arithmetic, easy_vqa
 from benchmarks.suite.analysis import difference, estimate, ratio
+from benchmarks.suite.cell import flipped, noisy
 from benchmarks.suite.cells import FAILED, Cell, digest, settings
 from benchmarks.suite.grid import GRIDS, with_needs
 from benchmarks.suite.measure import curve
 from benchmarks.suite.methods import METHODS
-from benchmarks.suite.noise import flipped, noisy
 from benchmarks.suite.questions import Question, questions
 from benchmarks.suite.render import PLACE, answered, fill, page, summary, texts
-from benchmarks.suite.results import Results
+from benchmarks.suite.results import Results, record_of, unpack_record, write_record
 from benchmarks.suite.runner import ATTEMPTS, attempts, is_done, not_there, run_grid
 from benchmarks.suite.tables import OUTCOMES, cells_table
 from benchmarks.suite.task import Split
@@ -375,7 +375,7 @@ def test_runs_on_other_items_are_not_compared():
 
 def test_the_tables_of_the_results_page_are_those_of_the_record():
     grid = GRIDS["cpu"]()
-    lines = gzip.decompress(record.path_of("cpu").read_bytes()).decode().splitlines()
+    lines = gzip.decompress(record_of("cpu").read_bytes()).decode().splitlines()
     found = Results(grid, {cell["id"]: cell for cell in map(json.loads, lines)}, {})
     made = texts(found, questions(found))
     before = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -416,16 +416,16 @@ def test_a_record_gives_back_the_cells_of_these_settings(tmp_path):
         (first / "cells" / cell.id).mkdir(parents=True)
         (first / "cells" / cell.id / "cell.json").write_text(json.dumps(found))
     kept = tmp_path / "suite.jsonl.gz"
-    record.write(grid, first, kept)
-    assert record.unpack(grid, second, kept) == len(cells) and record.unpack(grid, second, kept) == 0
+    write_record(grid, first, kept)
+    assert unpack_record(grid, second, kept) == len(cells) and unpack_record(grid, second, kept) == 0
     assert all(is_done(cell, grid, second) for cell in cells)
     before = kept.read_bytes()
-    record.write(grid, first, kept)
+    write_record(grid, first, kept)
     assert kept.read_bytes() == before
     lines = gzip.decompress(before).decode().replace(digest(cells[0], grid.regime, first), "of other settings")
     kept.write_bytes(gzip.compress(lines.encode()))
-    assert record.unpack(grid, other, kept) == len(cells) - 1 and not is_done(cells[0], grid, other)
-    assert record.unpack(grid, other, tmp_path / "none") == 0
+    assert unpack_record(grid, other, kept) == len(cells) - 1 and not is_done(cells[0], grid, other)
+    assert unpack_record(grid, other, tmp_path / "none") == 0
 
 
 def test_what_others_start_from_is_made_again_where_its_model_is_gone(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import figure
 from benchmarks.kernels.results import command, hardware, load, save, versions
-from benchmarks.scaling.validation import one_way_trips
+from benchmarks.scaling.model import one_way_trips
 from tests.stress.network.bed import run_job
 from tests.stress.network.link import MTU, unavailable
 from tests.stress.network.rank import Job
