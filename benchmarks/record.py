@@ -7,23 +7,25 @@ its evaluation where it has one.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.kernels.results import load, save
-
 
 def entry(run: Path) -> dict[str, Any]:
     """What is recorded of one finished run. Raises `FileNotFoundError` when it is not finished."""
     if not (run / "DONE").exists():
         raise FileNotFoundError(f"{run} has no DONE marker: let the run finish first")
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    found = {"summary": load(run / "summary.json"), "config": config}
-    evaluation = load(run / "evaluation" / "summary.json")
-    return found | ({"evaluation": evaluation} if evaluation else {})
+    found = {"summary": summary, "config": config}
+    evaluation = run / "evaluation" / "summary.json"
+    if evaluation.exists():
+        found["evaluation"] = json.loads(evaluation.read_text(encoding="utf-8"))
+    return found
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +38,8 @@ def main(arguments: list[str]) -> int:
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    save(args.out, results)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

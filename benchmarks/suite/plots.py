@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -107,7 +107,7 @@ def _by_method(cells: Named) -> bool:
     return len({cell.method for _, cell in cells}) == len(cells) and {c.method for _, c in cells} <= set(MAIN)
 
 
-def _end(ax: Axes, drawn: bool, loc: str = "best") -> None:
+def _end(ax: Axes, drawn: bool, loc: Literal["best", "upper right"] = "best") -> None:
     if drawn:
         ax.legend(loc=loc, fontsize=6)
     else:

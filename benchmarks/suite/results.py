@@ -150,7 +150,8 @@ def _items(think: Found) -> Iterator[tuple[float, int, int]]:
 
 def _scores(found: Found) -> list[float]:
     """Scores of a split, item by item, under the run's own prompt."""
-    return found.get("think", found.get("direct"))["score"]
+    scores: list[float] = found["think" if "think" in found else "direct"]["score"]
+    return scores
 
 
 def mean(values: Sequence[float | None]) -> float | None:
