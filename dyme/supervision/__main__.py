@@ -52,15 +52,14 @@ def _extract(console: Console, spec: str, out: Path, judge_file: Path | None) ->
     for row in records.bad:
         console.print(f"left out: {escape(str(row))}", soft_wrap=True, highlight=False)
     cfg, judge = (SupervisionConfig(), None) if judge_file is None else _open_judge(judge_file, out)
-    prompts = load_prompts(cfg.prompts)
-    # a question may wait in line for all others of the window; only a call that is under way has judge.timeout_s
-    store = FactStore(cfg, prompts, judge, judge and WINDOW * judge.cfg.timeout_s)
+    # a question may wait for all others of the window; judge.timeout_s is for a call under way
+    store = FactStore(cfg, load_prompts(cfg.prompts), judge, judge and WINDOW * judge.cfg.timeout_s)
     columns = (TextColumn("facts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("facts", total=len(records))
             ready = (lambda: wait_for_judge(judge)) if judge else (lambda: None)
-            done = extract(records, out, store, cfg, prompts, lambda n: progress.advance(bar, n), ready)
+            done = extract(records, out, store, lambda n: progress.advance(bar, n), ready)
     finally:
         store.close()
         if judge is not None:
@@ -79,7 +78,7 @@ def _extract(console: Console, spec: str, out: Path, judge_file: Path | None) ->
 
 def _open_judge(file: Path, out: Path) -> tuple[SupervisionConfig, Any]:
     """The settings of a run YAML, with facts by the judge, and its judge. Raises `ConfigError`."""
-    from dyme.supervision.judge.client import open_judge  # only who has a judge needs its client
+    from dyme.supervision.judge.client import open_judge  # needs httpx2, which rules do not
 
     found = read_sections(file)
     return found.supervision.model_copy(update={"facts": "judge"}), open_judge(found.judge, out.parent)

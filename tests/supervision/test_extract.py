@@ -29,7 +29,7 @@ RULES, JUDGED = SupervisionConfig(), SupervisionConfig(facts="judge")
 def run(records, out, judge=None, cfg=RULES, advance=lambda n: None):
     store = FactStore(cfg, PROMPTS, judge)
     try:
-        return extract(records, out, store, cfg, PROMPTS, advance)
+        return extract(records, out, store, advance)
     finally:
         store.close()
 
