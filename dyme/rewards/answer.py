@@ -1,4 +1,4 @@
-"""Splitting a completion into its thinking and its answer."""
+"""Answers: that of a completion, split from its thinking, and the gold ones of a record."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import itertools
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+
+from dyme.data.record import Record
 
 _EMPHASIS = "*_`"
 _QUOTES = "\"'“”‘’«»"
@@ -68,6 +70,18 @@ def format_score(completion: Completion, min_thinking_chars: int = 0) -> float:
     """1.0 for exactly one flag, an answer plainly after it and enough characters of thinking before it, else 0.0."""
     valid = completion.flag_count == 1 and bool(completion.answer) and not completion.guessed
     return float(valid and len(completion.thinking) >= min_thinking_chars)
+
+
+def gold_answers(record: Record) -> tuple[str, ...]:
+    """The accepted answers, each once. Raises `ValueError` for a record that has none."""
+    return tuple(dict.fromkeys(gold_votes(record)))
+
+
+def gold_votes(record: Record) -> tuple[str, ...]:
+    """The accepted answers, repeated where people agree. Raises `ValueError` for a record that has none."""
+    if not record.answers:
+        raise ValueError(f"record {record.id!r} has no gold answer: give it one or drop it from the data")
+    return record.answers
 
 
 def clean_answer(text: str) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from dyme.data.record import Record
-from dyme.rewards.answer import clean_answer
-from dyme.rewards.golds import gold_answers
+from dyme.rewards.answer import clean_answer, gold_answers
 from dyme.text.normalise import normalise_text, plain
 from dyme.text.numbers import parse_number, same_quantity
 

@@ -10,8 +10,7 @@ import math
 import re
 
 from dyme.data.record import Record
-from dyme.rewards.answer import clean_answer
-from dyme.rewards.golds import gold_answers
+from dyme.rewards.answer import clean_answer, gold_answers
 
 TOLERANCE = 0.05
 """Error allowed as a fraction of the gold value, never of the prediction."""

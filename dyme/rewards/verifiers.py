@@ -13,9 +13,8 @@ from functools import partial
 from string import ascii_uppercase
 
 from dyme.data.record import Record
-from dyme.rewards.answer import clean_answer
+from dyme.rewards.answer import clean_answer, gold_answers
 from dyme.rewards.formula import verify_math
-from dyme.rewards.golds import gold_answers
 from dyme.rewards.multi import verify_multi
 from dyme.rewards.relaxed import verify_relaxed
 from dyme.rewards.vqa import verify_vqa

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 
 from dyme.data.record import Record
-from dyme.rewards.golds import gold_votes
+from dyme.rewards.answer import gold_votes
 
 AGREEING = 3
 """An answer that so many people gave scores 1."""

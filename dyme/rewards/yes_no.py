@@ -6,7 +6,7 @@ import itertools
 import re
 
 from dyme.data.record import Record
-from dyme.rewards.golds import gold_answers
+from dyme.rewards.answer import gold_answers
 from dyme.text.normalise import normalise_text
 
 _YES_TEXT = "yes yeah yep yup yea aye true correct affirmative absolutely definitely certainly indeed"
