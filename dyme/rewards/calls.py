@@ -241,16 +241,14 @@ def _read(result: Any, rows: int) -> _Values:
         return _failed(rows, "wrong_length", f"returned {told_length} values for {rows} completions")
     values, kinds, example = np.full(rows, math.nan), [""] * rows, dict[str, str]()
     for row, value in enumerate(given):
-        number, kinds[row] = _number(value)
+        values[row], kinds[row] = _number(value)
         if kinds[row]:
             example.setdefault(kinds[row], f"returned {value!r:.40} for a completion")
-        else:
-            values[row] = number
     return _Values(values, kinds, example)
 
 
 def _number(value: Any) -> tuple[float, str]:
-    """A value as a number and the kind of failure. None means that the function does not apply, and becomes NaN."""
+    """A value as a number, NaN for None and failures, and the kind of failure."""
     if value is None:
         return math.nan, ""
     if isinstance(value, str | bytes):
@@ -259,6 +257,6 @@ def _number(value: Any) -> tuple[float, str]:
         number = float(value)
     except Exception:  # an edge: objects of the user's code
         return math.nan, "not_a_number"
-    if math.isnan(number):
-        return number, "nan"
-    return number, "out_of_range" if abs(number) > MAX_REWARD else ""
+    if abs(number) > MAX_REWARD:
+        return math.nan, "out_of_range"
+    return number, "nan" if math.isnan(number) else ""

@@ -1,8 +1,8 @@
 """Mathematical answers: equal as text, as numbers, or as formulas by the math-verify package.
 
 math-verify (https://github.com/huggingface/Math-Verify) ends long computations by signals, which work in the main
-thread only and would disturb other users of SIGALRM. Its time limits are therefore off, and formulas that may take long
-are not given to it at all.
+thread only and would disturb other users of SIGALRM. So its time limits are off, and it never gets formulas that may
+take long.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import logging
 import math
 import re
 from functools import lru_cache
-from typing import Any
+from itertools import accumulate
+from typing import Any, cast
 
 from math_verify import parse, verify
 
@@ -42,16 +43,8 @@ mu phi omega left right quad
 """
 _FUNCTIONS = frozenset(_FUNCTION_TEXT.split())
 _COMMANDS = _FUNCTIONS | frozenset(_COMMAND_TEXT.split())
-_SYMBOLS = {
-    "π": r"\pi ",
-    "√": r"\sqrt ",
-    "×": r"\times ",
-    "·": r"\cdot ",
-    "÷": r"\div ",
-    "∞": r"\infty ",
-    "°": r"^\circ ",
-}
-_SYMBOLS |= {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap "}
+_SYMBOLS = {"π": r"\pi ", "√": r"\sqrt ", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "∞": r"\infty "}
+_SYMBOLS |= {"°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap "}
 _NAMED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\[,;!: ]|~")
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
@@ -61,9 +54,9 @@ _OPEN, _CLOSED = "({[", ")}]"
 
 
 def verify_math(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
-    """1.0 where the answer equals a gold answer as text, as a number, or as a formula ("1/2", "x = 0.5").
+    """1.0 if the answer equals a gold answer as text, as a number, or as a formula ("1/2", "x = 0.5").
 
-    A formula need not be worked out: "12 + 3" is right for 15. Text with words in it is never a formula.
+    A formula need not be simplified: "12 + 3" is right for 15. Text with words is never a formula.
     """
     given = _readable(answer)
     return float(any(_equal(given, _readable(gold), relative_tolerance) for gold in gold_answers(record)))
@@ -108,8 +101,7 @@ def _is_mathematical(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> list[Any]:
-    parsed: list[Any] = parse(f"${text}$", parsing_timeout=None)
-    return parsed
+    return cast(list[Any], parse(f"${text}$", parsing_timeout=None))
 
 
 def is_cheap_formula(text: str) -> bool:
@@ -127,11 +119,7 @@ def is_cheap_formula(text: str) -> bool:
 
 
 def _depth(text: str) -> int:
-    depth = deepest = 0
-    for char in text:
-        depth += (char in _OPEN) - (char in _CLOSED)
-        deepest = max(deepest, depth)
-    return deepest
+    return max(accumulate((char in _OPEN) - (char in _CLOSED) for char in text), default=0)
 
 
 def _power(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The background thread of a judge: an event loop that asks, retries, gives up and probes a server that failed."""
+"""The background thread of a judge: an event loop that asks, retries, gives up and probes a failed server."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from dyme.supervision.judge.types import Call, Counters, Question, Reason
 
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
 CACHE_WAIT_S = 2.0
-"""How long a question waits for the cache before it is sent anyway."""
+"""Longest wait of a question for the cache."""
 CHECK_AGAIN_S = 0.05
-"""A question that waited longer than this for its turn is looked up in the cache again."""
+"""A question that waited longer for its turn is looked up in the cache again."""
 Value = dict[str, Any] | None
 Outcome = tuple[Value, Reason, bool]
 """Value, reason if there is none, and whether the cache had it."""
@@ -32,17 +32,14 @@ Outcome = tuple[Value, Reason, bool]
 
 @dataclass(eq=False)
 class _PendingRequest:
-    """A question under way and all calls that wait for its answer. Times are seconds of time.monotonic()."""
+    """A question under way and the calls that wait for its answer. Times are seconds of time.monotonic()."""
 
     key: bytes
     question: Question
     calls: list[Call] = field(default_factory=list)
-    reason: Reason = "time_out"
-    """Of the failure so far."""
-    started: float | None = None
-    """When its turn came."""
-    sent: float | None = None
-    """When it was last sent."""
+    reason: Reason = "time_out"  # of the failure so far
+    started: float | None = None  # start of its turn
+    sent: float | None = None  # last sent
 
     def deadline(self, timeout_s: float) -> float:
         last = max((call.deadline for call in self.calls), default=0.0)
@@ -105,8 +102,8 @@ class Worker:
 
     def _unexpected_error(self, error: Exception) -> None:
         """Says only the kind, since the text may hold anything."""
-        kind = type(error).__name__
-        self._endpoint.say(f"a question that cannot be asked ({kind}): bad_answer (said once)", once="unexpected")
+        message = f"a question that cannot be asked ({type(error).__name__}): bad_answer (said once)"
+        self._endpoint.say(message, once="unexpected")
 
     # ---- calls and requests
 
@@ -115,16 +112,15 @@ class Worker:
         outcome: Outcome = (None, "bad_answer", False)
         try:
             outcome = await self._join_request(call)
-        except Exception as error:  # an edge: no caller may wait in vain, whatever went wrong here
+        except Exception as error:  # an edge: every caller gets an answer
             self._unexpected_error(error)
         self._counters.finish(call, *outcome)
 
     async def _join_request(self, call: Call) -> Outcome:
         """Joins the request with the same question, or begins it, and waits. The last call to give up cancels it."""
         key = question_key(call.question, self._cfg)
-        if key in self._requests:
-            self._counters.add(deduplicated=1)
-        else:
+        self._counters.add(deduplicated=int(key in self._requests))
+        if key not in self._requests:
             request = _PendingRequest(key, call.question)
             self._requests[key] = request, self._start_task(self._run_request(request))
         request, task = self._requests[key]
@@ -167,9 +163,8 @@ class Worker:
     async def _look_up(self, request: _PendingRequest) -> Value:
         if not self._cache:
             return None
-        if (
-            self._late_lookup and not self._late_lookup.done()
-        ):  # a file system that hangs must not cost every question its wait
+        # a file system that hangs must not delay every question
+        if self._late_lookup and not self._late_lookup.done():
             self._counters.add(cache_errors=1)
             return None
         found = self._cache.get(request.key)
@@ -281,8 +276,8 @@ class Worker:
 
 
 class _DaemonThreads(ThreadPoolExecutor):
-    """A daemon thread for each job (look-ups of host names): a resolver that hangs must not hold the process at its
-    end, as the threads of the standard pool do."""
+    """A daemon thread for each job (look-ups of host names). The threads of the standard pool would keep a process with
+    a hanging resolver from ending."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
