@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from dyme.data.errors import ImageError
 from dyme.data.record import Record
 from dyme.supervision.facts import RULES, Facts, FactStore, rule_facts
+from dyme.supervision.judge.client import Judge
 from dyme.supervision.judge_prompts import task_of
-
-if TYPE_CHECKING:
-    from dyme.supervision.judge.client import Judge
 
 WINDOW = 64
 """Records whose facts are asked for at the same time."""

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 from dyme.supervision.derive import Derivation, name_pattern
 from dyme.supervision.judge_prompts import addresses_judge
@@ -45,9 +44,8 @@ _MAX_GAP, _MAX_SEPARATOR, _MAX_TEMPLATE = 12, 12, 300
 
 @dataclass(frozen=True)
 class _Mention:
-    """A label or a number in a trace, and the slot it fills ("" while unknown)."""
+    """A label (with its fact), a number or a list in a trace, and the slot it fills ("" while unknown)."""
 
-    kind: Literal["name", "number", "list"]
     start: int
     end: int
     fact: Fact | None = None
@@ -128,14 +126,10 @@ def _distinct(derivation: Derivation) -> bool:
 
 def _mentions(trace: str, facts: Sequence[Fact]) -> list[_Mention]:
     by_name = {fact.name.casefold(): fact for fact in facts}
-    names = [
-        _Mention("name", m.start(), m.end(), by_name[m[0].casefold()]) for m in name_pattern(facts).finditer(trace)
-    ]
+    names = [_Mention(m.start(), m.end(), by_name[m[0].casefold()]) for m in name_pattern(facts).finditer(trace)]
     taken = {at for mention in names for at in range(mention.start, mention.end)}
     numbers = [
-        _Mention("number", m.start(), m.end(), value=_value(m[0]))
-        for m in re.finditer(_NUMBER, trace)
-        if m.start() not in taken
+        _Mention(m.start(), m.end(), value=_value(m[0])) for m in re.finditer(_NUMBER, trace) if m.start() not in taken
     ]
     return sorted([*names, *numbers], key=lambda mention: mention.start)
 
@@ -150,7 +144,7 @@ def _lists(trace: str, mentions: list[_Mention], derivation: Derivation) -> list
         name = _list_name([pair[0].fact for pair in run if pair[0].fact], derivation, seen)
         if name:
             seen[name] += 1
-            out.append(_Mention("list", run[0][0].start, run[-1][1].end, slot=_list_slot(trace, name, run)))
+            out.append(_Mention(run[0][0].start, run[-1][1].end, slot=_list_slot(trace, name, run)))
             at += 2 * len(run)
         else:
             out.append(mentions[at])
@@ -165,7 +159,7 @@ def _readings_run(trace: str, mentions: list[_Mention], at: int) -> list[tuple[_
     while at + 1 < len(mentions):
         name, number = mentions[at], mentions[at + 1]
         between = trace[name.end : number.start]
-        if name.kind != "name" or number.kind != "number" or not name.fact or len(between) > _MAX_GAP:
+        if not name.fact or number.fact or len(between) > _MAX_GAP:
             break
         if not math.isclose(number.value, name.fact.value, rel_tol=1e-6) or re.search(r"[.;]\s|\n", between):
             break
@@ -207,10 +201,10 @@ def _with_slot(mention: _Mention, derivation: Derivation) -> _Mention:
         if mention.fact and name in "ab" and slots.get(name) == mention.fact.name:
             return replace(mention, slot=f"{{{name}}}")
         numeric = name in "xyt" and re.fullmatch(_NUMBER, slots.get(name, ""))
-        if mention.kind == "number" and numeric and math.isclose(_value(slots[name]), mention.value, rel_tol=1e-6):
+        if not mention.fact and numeric and math.isclose(_value(slots[name]), mention.value, rel_tol=1e-6):
             return replace(mention, slot=f"{{{name}}}")
     answer = slots["answer"]
-    if mention.kind == "number" and re.fullmatch(_NUMBER, answer) and _value(answer) == mention.value:
+    if not mention.fact and re.fullmatch(_NUMBER, answer) and _value(answer) == mention.value:
         return replace(mention, slot="{answer}")
     return mention
 
@@ -219,7 +213,7 @@ def _is_template(template: str, mentions: list[_Mention], kind: str) -> bool:
     words = re.findall(r"\w+", _SLOT.sub(" ", template).casefold())
     if len(template) > _MAX_TEMPLATE or any(word in NUMBER_WORDS - {"one"} or not word.isalpha() for word in words):
         return False
-    used = Counter(mention.slot for mention in mentions if mention.kind != "list")
+    used = Counter(mention.slot for mention in mentions if not mention.slot.startswith("["))
     # a step may name what it calculates with and conclude with it; more is saying it again
     if any(times > 2 for times in used.values()):
         return False

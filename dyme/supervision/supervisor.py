@@ -34,21 +34,19 @@ from dyme.supervision.templates import (
     write_pool,
 )
 
-CHECK_SOURCES = ("judge", "both", "degraded", "skipped")
-REFINE_SOURCES = ("hint", "rules", "judge", "degraded")
 JUDGE_COUNTS = ("asked", "sent", "cached", "deduplicated", "retries", "tokens_in", "tokens_out", "money")
 Fate = Literal["open", "right", "wrong"]
-"""Whether it is known that the rollouts of a group do not train, since all of them are right, or all wrong."""
+"""Whether the rollouts of a group are known not to train, because all are right or all are wrong."""
 COUNTS = (
     "facts/degraded",
-    *(f"check/{name}" for name in CHECK_SOURCES),
-    *(f"refine/{name}" for name in REFINE_SOURCES),
+    *(f"check/{name}" for name in ("judge", "both", "degraded", "skipped")),
+    *(f"refine/{name}" for name in ("hint", "rules", "judge", "degraded")),
     *(f"judge/{name}" for name in JUDGE_COUNTS),
     "judge/failed",
     "wait_s",
 )
-"""What is counted in every step: groups without the facts that the judge was to give, rows by what scored their
-thinking, memorized traces by what they came from, calls of the judge, and seconds that the step waited for it."""
+"""Counts of every step: groups that lack the judge's facts, rows by the source of their thinking score, demonstrations
+by their source, calls of the judge, and seconds that the step waited for it."""
 
 
 class Supervisor:

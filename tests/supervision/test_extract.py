@@ -180,7 +180,7 @@ def fake_client(monkeypatch):
         judge.cfg = cfg
         return judge
 
-    monkeypatch.setattr("dyme.supervision.judge.client.open_judge", open_judge)
+    monkeypatch.setattr("dyme.supervision.__main__.open_judge", open_judge)
     return opened
 
 

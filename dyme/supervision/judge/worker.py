@@ -11,11 +11,10 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dyme.settings.judge import JudgeConfig
 from dyme.supervision.judge.answers import parse_answer
-from dyme.supervision.judge.breaker import CircuitBreaker
 from dyme.supervision.judge.cache import AnswerCache, question_key
 from dyme.supervision.judge.endpoint import ADVICE, PING, Endpoint, Reply
 from dyme.supervision.judge.types import Call, Counters, Question, Reason
@@ -25,9 +24,57 @@ CACHE_WAIT_S = 2.0
 """Longest wait of a question for the cache."""
 CHECK_AGAIN_S = 0.05
 """A question that waited longer for its turn is looked up in the cache again."""
+LONGEST = 16
+"""Pauses double up to this many times the first."""
 Value = dict[str, Any] | None
 Outcome = tuple[Value, Reason, bool]
 """Value, reason if there is none, and whether the cache had it."""
+
+
+@dataclass
+class CircuitBreaker:
+    """Whether the judge's server is asked. Pure bookkeeping; the clock is passed in, in seconds of a monotonic clock.
+
+    `limit` failures in a row open the circuit. After a pause, at first `pause_s`, the client sends a probe (half open).
+    An answer closes the circuit, a failure doubles the pause. So no question of a run is spent on a broken server.
+    """
+
+    limit: int
+    pause_s: float
+    state: Literal["closed", "open", "half_open"] = "closed"
+    failures: int = 0  # in a row
+    pauses: int = 0  # since the last answer to a question of the run
+    opened_at: float = 0.0
+    busy_until: float = 0.0  # end of a pause that the server asked for (Retry-After)
+    last_answer: float = -1.0
+    last_failure: float = -1.0
+
+    def answered(self, now: float) -> None:
+        self.failures, self.pauses, self.last_answer = 0, 0, now
+
+    def failed(self, started: float, now: float, weight: int = 1) -> bool:
+        """Counts a failed request that began at `started`. True if the circuit opens.
+
+        Overlapping requests show the same fault: only the first of their failures counts, and none if the server
+        answered another request since `started`.
+        """
+        if self.state != "closed" or self.last_answer >= started or self.last_failure >= started:
+            return False
+        self.failures += weight
+        self.last_failure = now
+        if self.failures < self.limit:
+            return False
+        self.state, self.opened_at = "open", now
+        return True
+
+    def next_pause(self) -> float:
+        """Seconds until the next probe."""
+        self.pauses += 1
+        return self.pause_s * min(2 ** (self.pauses - 1), LONGEST)
+
+    def close(self) -> None:
+        """After an answered probe. The pauses stay long until a question of the run is answered."""
+        self.state, self.failures, self.busy_until = "closed", 0, 0.0
 
 
 @dataclass(eq=False)
