@@ -28,8 +28,8 @@ class Completion:
     """A completion in its parts.
 
     `thinking` is the text before the first flag (the whole text without a flag). `answer` is taken from the first
-    non-empty line after the last flag: None where no answer was found, "" where nothing follows the flag. `flag_count`
-    counts the flags. `guessed` is True where the text does not state the answer plainly: a LaTeX box without a flag,
+    non-empty line after the last flag: None if no answer was found, "" if nothing follows the flag. `flag_count`
+    counts the flags. `guessed` is True if the text does not state the answer plainly: a LaTeX box without a flag,
     several boxes that differ, one that is never closed, or one beside an "or".
     """
 
@@ -87,11 +87,9 @@ def gold_votes(record: Record) -> tuple[str, ...]:
 def clean_answer(text: str) -> str:
     """`text` without surrounding space, markdown emphasis and quotes, nor full stops at its end."""
     text = text.strip()
-    while True:
-        bare = text.strip(_EMPHASIS + _QUOTES).rstrip(".").strip()
-        if bare == text:
-            return text
+    while (bare := text.strip(_EMPHASIS + _QUOTES).rstrip(".").strip()) != text:
         text = bare
+    return text
 
 
 def first_sentence(text: str) -> str:

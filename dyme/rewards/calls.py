@@ -49,7 +49,7 @@ class UserOutcome:
 
 @dataclass(frozen=True)
 class _Values:
-    """One call: `values` float64 [R], NaN for None and failed rows; `kinds` [R], "" where the row did not fail."""
+    """One call: `values` float64 [R], NaN for None and failed rows; `kinds` [R], "" if the row did not fail."""
 
     values: np.ndarray
     kinds: list[str]
@@ -95,7 +95,7 @@ class UserRewards:
 
     def start(self, columns: Columns, pictures: Pictures, rows: int, per: Per | None = None) -> Started:
         """Calls every function, or those of one `per`, with what it takes of `columns` (lists of `rows` entries, or
-        single values). Waits only where a function has `AT_ONCE` calls under way.
+        single values). Waits only if a function has `AT_ONCE` calls under way.
 
         `pictures` gives the column of pictures to functions that name it. Errors of a function are in its outcome,
         never raised.
@@ -104,7 +104,7 @@ class UserRewards:
         return Started(self.titles, rows, {j: self._start(j, columns, pictures, rows) for j in asked})
 
     def _start(self, j: int, columns: Columns, pictures: Pictures, rows: int) -> _Call | None:
-        """The call under way, None where too many earlier ones hang."""
+        """The call under way, None if too many earlier ones hang."""
         workers = self._workers[j]
         with self._ended:
             while (worker := next((worker for worker in workers if worker.call is None), None)) is None:

@@ -108,7 +108,8 @@ def is_cheap_formula(text: str) -> bool:
     """Whether `text` is a formula, with no words in it, that is compared in well under a second."""
     if len(text) > MAX_CHARS or "$" in text or "\n" in text or not text.isascii():
         return False
-    if not set(_COMMAND.findall(text)) <= _COMMANDS or _depth(text) > MAX_DEPTH or text.count("|") > 2:
+    depth = max(accumulate((char in _OPEN) - (char in _CLOSED) for char in text), default=0)
+    if not set(_COMMAND.findall(text)) <= _COMMANDS or depth > MAX_DEPTH or text.count("|") > 2:
         return False
     words = [word for word in _WORD.findall(_COMMAND.sub(" ", text)) if word not in _FUNCTIONS]
     letters = set("".join(words))
@@ -116,10 +117,6 @@ def is_cheap_formula(text: str) -> bool:
     if len(letters) > MAX_LETTERS or any(len(word) > 1 and set(word) - set("abcxyz") for word in words):
         return False
     return "!" not in text and _power(text) <= (MAX_POWER if letters else MAX_NUMBER_POWER)
-
-
-def _depth(text: str) -> int:
-    return max(accumulate((char in _OPEN) - (char in _CLOSED) for char in text), default=0)
 
 
 def _power(text: str) -> float:

@@ -15,7 +15,7 @@ _BETWEEN = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))|[;&\n]|\band\b", re.IGNORECASE
 
 
 def verify_multi(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
-    """1.0 where the answer holds the same set of parts as a gold answer: none missing, none too many.
+    """1.0 if the answer holds the same set of parts as a gold answer: none missing, none too many.
 
     Each gold answer is one whole list. Parts that are numbers compare by value, others as `exact` compares them.
     """

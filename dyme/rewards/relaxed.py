@@ -22,7 +22,7 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]{1,4})?", r
 
 
 def verify_relaxed(answer: str, record: Record) -> float:
-    """1.0 where the answer is within 5 % of a gold number, or equals a gold answer but for case."""
+    """1.0 if the answer is within 5 % of a gold number, or equals a gold answer but for case."""
     return float(any(_relaxed(clean_answer(answer), clean_answer(gold)) for gold in gold_answers(record)))
 
 

@@ -57,7 +57,7 @@ def _extract(console: Console, spec: str, out: Path, judge_file: Path | None) ->
         cfg = found.supervision.model_copy(update={"facts": "judge"})
         judge = open_judge(found.judge, out.parent)
     # a question may wait for all others of the window; judge.timeout_s is for a call under way
-    store = FactStore(cfg, load_prompts(cfg.prompts), judge, judge and WINDOW * judge.cfg.timeout_s)
+    store = FactStore(cfg, load_prompts(cfg.prompts), judge, WINDOW * judge.cfg.timeout_s if judge else None)
     columns = (TextColumn("facts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console) as progress:

@@ -85,8 +85,6 @@ class Supervisor:
         """Whether templates are learned."""
         return self.cfg.refiner != "none" and self.pool.size > 0
 
-    # --- checker ------------------------------------------------------------------------------------
-
     def check(self, rows: Sequence[CheckRow], fate: Fate) -> PendingCheck:
         """Starts to score the thinking of rows of one group. If the group will memorize, its demonstration is started
         too, while other groups are still decoded."""
@@ -102,8 +100,6 @@ class Supervisor:
         self._counted.update(f"check/{each.source}" for rows in out for each in rows)
         self._counted["facts/degraded"] += sum(check.lacks_facts for check in checks)
         return out
-
-    # --- refiner ------------------------------------------------------------------------------------
 
     def refine(self, records: Sequence[Record]) -> list[Refined]:
         """The demonstrations of `records`, together within the judge's deadline."""
@@ -123,8 +119,6 @@ class Supervisor:
         if self.judge:
             self.facts.prefetch(records)
             self.refiner.prefetch(likely, self.pool)
-
-    # --- templates ----------------------------------------------------------------------------------
 
     def learn(self, traces: Iterable[tuple[str, Record, float]], step: int) -> None:
         """Collects templates from the best right traces of groups: (trace, record, thinking score)."""
@@ -191,8 +185,6 @@ class Supervisor:
             write_pool(self.folder, self.pool)
         self._found = [Candidate(**each) for each in state["found"]] if self.rank == 0 else []
         self._start_compare([Candidate(**each) for each in state["compared"]])
-
-    # --- figures ------------------------------------------------------------------------------------
 
     def metrics(self, reduce: Callable[[Sequence[float]], list[float]], ranks: int) -> dict[str, float]:
         """Collective. The counts since the last call, over all ranks, and the version of the pool; {} for the lexical

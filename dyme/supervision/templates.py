@@ -175,9 +175,6 @@ def _place(
     return changes
 
 
-# --- candidates -----------------------------------------------------------------------------------
-
-
 def derivation_of(record: Record, facts: Facts) -> Derivation | None:
     """How the record's answer follows from its facts, if rules can tell."""
     return derive(record.question, list_facts(facts.text), record.answer)
@@ -247,9 +244,6 @@ def read_verdicts(asked: Mapping[tuple[str, str], Future[Answer]]) -> dict[tuple
     """Whether the judge prefers each candidate, for the comparisons that have arrived: what `propose` takes."""
     answers = {key: wait_for(future, 0.0, Answer(None)).value or {} for key, future in asked.items()}
     return {key: value["better"] == "second" for key, value in answers.items() if value.get("better") in _BETTER}
-
-
-# --- on disk --------------------------------------------------------------------------------------
 
 
 def write_pool(folder: Path, pool: TemplatePool) -> None:

@@ -152,8 +152,6 @@ class Worker:
         message = f"a question that cannot be asked ({type(error).__name__}): bad_answer (said once)"
         self._endpoint.say(message, once="unexpected")
 
-    # ---- calls and requests
-
     async def _answer_call(self, call: Call) -> None:
         """Answers one call, at its deadline at the latest."""
         outcome: Outcome = (None, "bad_answer", False)
@@ -290,8 +288,6 @@ class Worker:
         if reply.wait_s is not None:
             self._breaker.busy_until = max(self._breaker.busy_until, now + reply.wait_s)
         return reply
-
-    # ---- the server
 
     def _count_failure(self, started: float, reply: Reply) -> None:
         cfg, now = self._cfg, time.monotonic()
