@@ -24,8 +24,7 @@ from dyme.metrics.profile import Profile
 from dyme.metrics.progress import ProgressLine
 from dyme.position import Position
 from dyme.prompts import PromptCache, prompt_text, reply_text
-from dyme.rewards.calls import UserRewards
-from dyme.rewards.failures import Failures
+from dyme.rewards.calls import Failures, UserRewards
 from dyme.rewards.user import load_rewards
 from dyme.rollout.registry import engine_class, open_engine
 from dyme.run import Run

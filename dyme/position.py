@@ -8,7 +8,7 @@ from dyme.checkpoint.store import TrainState
 from dyme.data import Record
 from dyme.engine.train_engine import TrainEngine
 from dyme.metrics.step_metrics import MemorizeLog
-from dyme.rewards.failures import Failures
+from dyme.rewards.calls import Failures
 from dyme.schedule import Schedule
 from dyme.selectors.base import ModeSelector
 from dyme.supervision.supervisor import Supervisor

@@ -18,10 +18,9 @@ from dyme.config import RunConfig
 from dyme.data import Record
 from dyme.families import Family
 from dyme.prompts import prompt_text
-from dyme.rewards.calls import Per, Started, UserRewards
-from dyme.rewards.columns import pictures, reward_columns
+from dyme.rewards.calls import Failures, Per, Started, UserRewards
 from dyme.rewards.compose import Checked, Scores, UserScores, check, compose
-from dyme.rewards.failures import Failures
+from dyme.rewards.user import pictures, reward_columns
 from dyme.rollout.types import Rollout
 from dyme.sampler import StepBatch
 from dyme.selectors import needs_of

@@ -15,9 +15,8 @@ import torch
 from dyme import stages
 from dyme.config import RunConfig, load_config
 from dyme.data import Record
-from dyme.rewards.calls import UserRewards
+from dyme.rewards.calls import Failures, UserRewards
 from dyme.rewards.compose import Checked, score
-from dyme.rewards.failures import Failures
 from dyme.rewards.user import load_rewards
 from dyme.rollout.types import Rollout
 from dyme.sampler import StepBatch

@@ -15,8 +15,8 @@ from dyme.config import RunConfig, load_config
 from dyme.data import Record
 from dyme.families import IMAGE, Prompt
 from dyme.metrics.columns import RolloutColumns
+from dyme.rewards.calls import Failures
 from dyme.rewards.compose import Scores, UserScores
-from dyme.rewards.failures import Failures
 from dyme.rollout.types import Rollout
 from dyme.sampler import StepBatch
 from dyme.selectors import make_selector

@@ -1,4 +1,4 @@
-"""Splitting a completion into its thinking and its answer."""
+"""Answers: that of a completion, split from its thinking, and the gold ones of a record."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import itertools
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+
+from dyme.data.record import Record
 
 _EMPHASIS = "*_`"
 _QUOTES = "\"'“”‘’«»"
@@ -26,8 +28,8 @@ class Completion:
     """A completion in its parts.
 
     `thinking` is the text before the first flag (the whole text without a flag). `answer` is taken from the first
-    non-empty line after the last flag: None where no answer was found, "" where nothing follows the flag. `flag_count`
-    counts the flags. `guessed` is True where the text does not state the answer plainly: a LaTeX box without a flag,
+    non-empty line after the last flag: None if no answer was found, "" if nothing follows the flag. `flag_count`
+    counts the flags. `guessed` is True if the text does not state the answer plainly: a LaTeX box without a flag,
     several boxes that differ, one that is never closed, or one beside an "or".
     """
 
@@ -70,14 +72,24 @@ def format_score(completion: Completion, min_thinking_chars: int = 0) -> float:
     return float(valid and len(completion.thinking) >= min_thinking_chars)
 
 
+def gold_answers(record: Record) -> tuple[str, ...]:
+    """The accepted answers, each once. Raises `ValueError` for a record that has none."""
+    return tuple(dict.fromkeys(gold_votes(record)))
+
+
+def gold_votes(record: Record) -> tuple[str, ...]:
+    """The accepted answers, repeated where people agree. Raises `ValueError` for a record that has none."""
+    if not record.answers:
+        raise ValueError(f"record {record.id!r} has no gold answer: give it one or drop it from the data")
+    return record.answers
+
+
 def clean_answer(text: str) -> str:
     """`text` without surrounding space, markdown emphasis and quotes, nor full stops at its end."""
     text = text.strip()
-    while True:
-        bare = text.strip(_EMPHASIS + _QUOTES).rstrip(".").strip()
-        if bare == text:
-            return text
+    while (bare := text.strip(_EMPHASIS + _QUOTES).rstrip(".").strip()) != text:
         text = bare
+    return text
 
 
 def first_sentence(text: str) -> str:

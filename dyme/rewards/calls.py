@@ -1,7 +1,7 @@
-"""UserRewards: calls the user's reward functions concurrently, each with a time limit, and reads what they return.
+"""UserRewards: concurrent calls of the user's reward functions, each with a time limit, and their results.
 
-Every call runs in a daemon thread. A function that hangs cannot be stopped, so its thread is abandoned; a daemon does
-not keep the process from ending.
+Every call runs in a daemon thread. A function that hangs cannot be stopped, so its thread is abandoned; a daemon thread
+does not keep the process alive.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -24,13 +25,14 @@ import torch
 from dyme.rewards.compose import UserScores
 from dyme.rewards.user import IMAGE, IMAGES, PICTURES, LoadedReward, told
 from dyme.settings.rewards import Per
+from dyme.supervision.futures import wait_for
 
 AT_ONCE = 4
-"""Calls of a function that run at the same time; the next one waits for one of them."""
+"""Calls of a function that run at the same time; the next one waits."""
 MAX_HANGING = 3
-"""A function with so many abandoned calls that still run is not called until one of them ends."""
+"""A function with this many abandoned calls still running is not called until one of them ends."""
 MAX_REWARD = 1e9
-"""Larger values are refused: their squares spoil the statistics of a group."""
+"""Larger values are refused, since their squares would spoil the statistics of a group."""
 
 Columns = Mapping[str, Any]
 Pictures = Callable[[], list[list[Any]]]
@@ -47,19 +49,36 @@ class UserOutcome:
 
 @dataclass(frozen=True)
 class _Values:
-    """One call: `values` float64 [R], NaN for None and failed rows; `kinds` [R], "" where the row did not fail."""
+    """One call: `values` float64 [R], NaN for None and failed rows; `kinds` [R], "" if the row did not fail."""
 
     values: np.ndarray
     kinds: list[str]
     example: Mapping[str, str]
 
 
-class _Failed(Exception):
-    """A call that failed for all its rows, with the kind of failure."""
+class Failures:
+    """`counts`: failed rows of all ranks by "name: kind"."""
 
-    def __init__(self, kind: str, example: str) -> None:
-        super().__init__(example)
-        self.kind = kind
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._noted: dict[str, tuple[int, str]] = {}
+
+    def note(self, errors: Mapping[str, int], examples: Mapping[str, str]) -> None:
+        """Keeps failures of this rank, with an example of each kind, for `share`."""
+        for kind, count in errors.items():
+            before, example = self._noted.get(kind, (0, examples.get(kind, "")))
+            self._noted[kind] = before + count, example
+
+    def share(self, gather: Callable[[Any], list[Any]], say: Callable[[str], None]) -> None:
+        """Collective, through `TrainEngine.gather_json`. Counts the noted failures of all ranks and reports the first
+        of each kind."""
+        for part in gather(self._noted):
+            for kind, (count, example) in part.items():
+                if kind not in self.counts:
+                    told = f" ({example})" if example else ""
+                    say(f"reward failed, {kind}{told}: its rows stay unscored (said once)")
+                self.counts[kind] += count
+        self._noted.clear()
 
 
 class UserRewards:
@@ -74,13 +93,9 @@ class UserRewards:
     def titles(self) -> tuple[str, ...]:
         return tuple(reward.title for reward in self.rewards)
 
-    def score(self, columns: Columns, pictures: Pictures, rows: int, weights: Sequence[float]) -> UserOutcome:
-        """Calls every function and waits for the results."""
-        return self.start(columns, pictures, rows).outcome(weights)
-
     def start(self, columns: Columns, pictures: Pictures, rows: int, per: Per | None = None) -> Started:
         """Calls every function, or those of one `per`, with what it takes of `columns` (lists of `rows` entries, or
-        single values). Waits only where a function has `AT_ONCE` calls under way.
+        single values). Waits only if a function has `AT_ONCE` calls under way.
 
         `pictures` gives the column of pictures to functions that name it. Errors of a function are in its outcome,
         never raised.
@@ -89,7 +104,7 @@ class UserRewards:
         return Started(self.titles, rows, {j: self._start(j, columns, pictures, rows) for j in asked})
 
     def _start(self, j: int, columns: Columns, pictures: Pictures, rows: int) -> _Call | None:
-        """The call under way, None where too many earlier ones hang."""
+        """The call under way, None if too many earlier ones hang."""
         workers = self._workers[j]
         with self._ended:
             while (worker := next((worker for worker in workers if worker.call is None), None)) is None:
@@ -122,9 +137,8 @@ class Started:
         errors: Counter[str] = Counter()
         examples: dict[str, str] = {}
         for j, call in self.calls.items():
-            outcome = call.outcome() if call else _Failed("busy", f"{MAX_HANGING} calls that timed out still run")
-            if isinstance(outcome, _Failed):
-                outcome = _Values(values[:, j], [outcome.kind] * self.rows, {outcome.kind: str(outcome)})
+            busy = f"{MAX_HANGING} calls that timed out still run"
+            outcome = call.outcome() if call else _failed(self.rows, "busy", busy)
             values[:, j] = outcome.values
             failed[:, j] = [bool(kind) for kind in outcome.kinds]
             for kind in filter(None, outcome.kinds):
@@ -135,35 +149,27 @@ class Started:
 
 
 class _Call:
-    """One call of one function."""
+    """One call of one function. `result` is set at its end, by the worker."""
 
     def __init__(self, reward: LoadedReward, columns: Columns, pictures: Pictures, rows: int) -> None:
         self.reward, self.rows = reward, rows
+        self.result: Future[_Values] = Future()
         self._columns, self._pictures = columns, pictures
         self._deadline = time.monotonic() + reward.timeout_s
-        self._done = threading.Event()
-        self._outcome: _Values | _Failed | None = None
 
-    def outcome(self) -> _Values | _Failed:
+    def outcome(self) -> _Values:
         """Waits until the call ends or its time is over."""
-        if self._done.wait(self.left()) and self._outcome is not None:
-            return self._outcome
-        return self._late()
+        return wait_for(self.result, self.left(), self._late())
 
     def left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
 
-    def make(self, loop: asyncio.AbstractEventLoop) -> None:
+    def make(self, loop: asyncio.AbstractEventLoop) -> _Values:
         """Runs in the worker's thread."""
         try:
-            self._outcome = self._made(loop)
-        except _Failed as failure:
-            self._outcome = failure
+            return self._made(loop)
         except BaseException as error:  # an edge: the user's code, which may even call sys.exit
-            self._outcome = _Failed(type(error).__name__, told(error, self.reward.path))
-
-    def finish(self) -> None:
-        self._done.set()
+            return _failed(self.rows, type(error).__name__, told(error, self.reward.path))
 
     def _made(self, loop: asyncio.AbstractEventLoop) -> _Values:
         given = {name: _copied(self._columns[name]) for name in self.reward.arguments if name not in PICTURES}
@@ -173,29 +179,26 @@ class _Call:
             given |= {name: column for name, column in columns.items() if name in self.reward.arguments}
         result = self.reward.function(**given)
         if inspect.isawaitable(result):
-            result = loop.run_until_complete(self._awaited(result))
+            try:
+                result = loop.run_until_complete(asyncio.wait_for(result, self.left()))
+            except (TimeoutError, asyncio.TimeoutError):
+                if self.left():  # a timeout raised by the user's code
+                    raise
+                return self._late()
         return _read(result, self.rows)
 
-    async def _awaited(self, result: Any) -> Any:
-        try:
-            return await asyncio.wait_for(result, self.left())
-        except (TimeoutError, asyncio.TimeoutError):
-            if self.left():  # a timeout raised by the user's code
-                raise
-            raise self._late() from None
-
-    def _late(self) -> _Failed:
-        return _Failed("time_out", f"took longer than {self.reward.timeout_s:g} s")
+    def _late(self) -> _Values:
+        return _failed(self.rows, "time_out", f"took longer than {self.reward.timeout_s:g} s")
 
 
 class _Worker:
-    """A daemon thread that makes one call after the other. It keeps its event loop and the clients bound to it."""
+    """A daemon thread that makes one call after another. Its event loop stays, with any clients bound to it."""
 
     def __init__(self, name: str, ended: threading.Condition) -> None:
         self.call: _Call | None = None
         self._ended = ended
         self._calls: SimpleQueue[_Call] = SimpleQueue()
-        # the current device is a property of the thread; a user's model belongs on the rank's device
+        # the current device belongs to the thread; a user's model goes on the rank's device
         self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
@@ -210,12 +213,12 @@ class _Worker:
         asyncio.set_event_loop(loop)
         while True:
             call = self._calls.get()
-            call.make(loop)
+            values = call.make(loop)
             with self._ended:
                 self.call = None  # before the next call can be queued
                 self._ended.notify_all()
-            call.finish()
-            del call
+            call.result.set_result(values)
+            del call, values
 
 
 def _copied(column: Any) -> Any:
@@ -223,26 +226,29 @@ def _copied(column: Any) -> Any:
     return [list(item) if isinstance(item, list) else item for item in column] if isinstance(column, list) else column
 
 
+def _failed(rows: int, kind: str, example: str) -> _Values:
+    """A call that failed for all its rows."""
+    return _Values(np.full(rows, math.nan), [kind] * rows, {kind: example})
+
+
 def _read(result: Any, rows: int) -> _Values:
-    """What a function returned, as numbers; raises `_Failed` where it is no list with an entry for each row."""
+    """The values that a function returned."""
     if isinstance(result, str | bytes | Mapping) or not isinstance(result, Iterable):
-        raise _Failed("not_a_list", f"returned a {type(result).__name__} in place of a list of numbers")
+        return _failed(rows, "not_a_list", f"returned a {type(result).__name__} in place of a list of numbers")
     given = list(itertools.islice(result, rows + 1))
     if len(given) != rows:
         told_length = f"{len(given)}" if len(given) < rows else f"more than {rows}"
-        raise _Failed("wrong_length", f"returned {told_length} values for {rows} completions")
+        return _failed(rows, "wrong_length", f"returned {told_length} values for {rows} completions")
     values, kinds, example = np.full(rows, math.nan), [""] * rows, dict[str, str]()
     for row, value in enumerate(given):
-        number, kinds[row] = _number(value)
+        values[row], kinds[row] = _number(value)
         if kinds[row]:
             example.setdefault(kinds[row], f"returned {value!r:.40} for a completion")
-        else:
-            values[row] = number
     return _Values(values, kinds, example)
 
 
 def _number(value: Any) -> tuple[float, str]:
-    """A value as a number and the kind of failure. None means that the function does not apply, and becomes NaN."""
+    """A value as a number, NaN for None and failures, and the kind of failure."""
     if value is None:
         return math.nan, ""
     if isinstance(value, str | bytes):
@@ -251,6 +257,6 @@ def _number(value: Any) -> tuple[float, str]:
         number = float(value)
     except Exception:  # an edge: objects of the user's code
         return math.nan, "not_a_number"
-    if math.isnan(number):
-        return number, "nan"
-    return number, "out_of_range" if abs(number) > MAX_REWARD else ""
+    if abs(number) > MAX_REWARD:
+        return math.nan, "out_of_range"
+    return number, "nan" if math.isnan(number) else ""

@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 class UserScores:
     """Values of U user rewards for R completions: `values` float64 [R, U], `failed` bool [R, U], `weights` U numbers.
 
-    A value is NaN where the function does not apply to the row (it returned None) or failed.
+    A value is NaN if the function does not apply to the row (it returned None) or failed.
     """
 
     values: Array
@@ -40,7 +40,7 @@ class Scores:
 
     `correct` is s = accuracy * format. A row whose verifier failed is unscored: accuracy, correct and reward are NaN,
     and `errors` counts why, by kind. A row for which a user reward with a weight other than 0 failed is unscored too,
-    with a NaN reward. `thinking` is 0 where nothing was checked.
+    with a NaN reward. `thinking` is 0 if nothing was checked.
     """
 
     format: Array

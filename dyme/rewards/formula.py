@@ -1,8 +1,8 @@
 """Mathematical answers: equal as text, as numbers, or as formulas by the math-verify package.
 
 math-verify (https://github.com/huggingface/Math-Verify) ends long computations by signals, which work in the main
-thread only and would disturb other users of SIGALRM. Its time limits are therefore off, and formulas that may take long
-are not given to it at all.
+thread only and would disturb other users of SIGALRM. So its time limits are off, and it never gets formulas that may
+take long.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import logging
 import math
 import re
 from functools import lru_cache
-from typing import Any
+from itertools import accumulate
+from typing import Any, cast
 
 from math_verify import parse, verify
 
 from dyme.data.record import Record
-from dyme.rewards.answer import clean_answer
-from dyme.rewards.golds import gold_answers
+from dyme.rewards.answer import clean_answer, gold_answers
 from dyme.text.normalise import normalise_text, plain
 from dyme.text.numbers import parse_number, same_quantity
 
@@ -43,16 +43,8 @@ mu phi omega left right quad
 """
 _FUNCTIONS = frozenset(_FUNCTION_TEXT.split())
 _COMMANDS = _FUNCTIONS | frozenset(_COMMAND_TEXT.split())
-_SYMBOLS = {
-    "π": r"\pi ",
-    "√": r"\sqrt ",
-    "×": r"\times ",
-    "·": r"\cdot ",
-    "÷": r"\div ",
-    "∞": r"\infty ",
-    "°": r"^\circ ",
-}
-_SYMBOLS |= {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap "}
+_SYMBOLS = {"π": r"\pi ", "√": r"\sqrt ", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "∞": r"\infty "}
+_SYMBOLS |= {"°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap "}
 _NAMED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\[,;!: ]|~")
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
@@ -62,9 +54,9 @@ _OPEN, _CLOSED = "({[", ")}]"
 
 
 def verify_math(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
-    """1.0 where the answer equals a gold answer as text, as a number, or as a formula ("1/2", "x = 0.5").
+    """1.0 if the answer equals a gold answer as text, as a number, or as a formula ("1/2", "x = 0.5").
 
-    A formula need not be worked out: "12 + 3" is right for 15. Text with words in it is never a formula.
+    A formula need not be simplified: "12 + 3" is right for 15. Text with words is never a formula.
     """
     given = _readable(answer)
     return float(any(_equal(given, _readable(gold), relative_tolerance) for gold in gold_answers(record)))
@@ -109,15 +101,15 @@ def _is_mathematical(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> list[Any]:
-    parsed: list[Any] = parse(f"${text}$", parsing_timeout=None)
-    return parsed
+    return cast(list[Any], parse(f"${text}$", parsing_timeout=None))
 
 
 def is_cheap_formula(text: str) -> bool:
     """Whether `text` is a formula, with no words in it, that is compared in well under a second."""
     if len(text) > MAX_CHARS or "$" in text or "\n" in text or not text.isascii():
         return False
-    if not set(_COMMAND.findall(text)) <= _COMMANDS or _depth(text) > MAX_DEPTH or text.count("|") > 2:
+    depth = max(accumulate((char in _OPEN) - (char in _CLOSED) for char in text), default=0)
+    if not set(_COMMAND.findall(text)) <= _COMMANDS or depth > MAX_DEPTH or text.count("|") > 2:
         return False
     words = [word for word in _WORD.findall(_COMMAND.sub(" ", text)) if word not in _FUNCTIONS]
     letters = set("".join(words))
@@ -125,14 +117,6 @@ def is_cheap_formula(text: str) -> bool:
     if len(letters) > MAX_LETTERS or any(len(word) > 1 and set(word) - set("abcxyz") for word in words):
         return False
     return "!" not in text and _power(text) <= (MAX_POWER if letters else MAX_NUMBER_POWER)
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for char in text:
-        depth += (char in _OPEN) - (char in _CLOSED)
-        deepest = max(deepest, depth)
-    return deepest
 
 
 def _power(text: str) -> float:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from dyme.data.record import Record
-from dyme.rewards.answer import clean_answer
-from dyme.rewards.golds import gold_answers
+from dyme.rewards.answer import clean_answer, gold_answers
 from dyme.text.normalise import normalise_text, plain
 from dyme.text.numbers import parse_number, same_quantity
 
@@ -16,7 +15,7 @@ _BETWEEN = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))|[;&\n]|\band\b", re.IGNORECASE
 
 
 def verify_multi(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
-    """1.0 where the answer holds the same set of parts as a gold answer: none missing, none too many.
+    """1.0 if the answer holds the same set of parts as a gold answer: none missing, none too many.
 
     Each gold answer is one whole list. Parts that are numbers compare by value, others as `exact` compares them.
     """

@@ -10,8 +10,7 @@ import math
 import re
 
 from dyme.data.record import Record
-from dyme.rewards.answer import clean_answer
-from dyme.rewards.golds import gold_answers
+from dyme.rewards.answer import clean_answer, gold_answers
 
 TOLERANCE = 0.05
 """Error allowed as a fraction of the gold value, never of the prediction."""
@@ -23,7 +22,7 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]{1,4})?", r
 
 
 def verify_relaxed(answer: str, record: Record) -> float:
-    """1.0 where the answer is within 5 % of a gold number, or equals a gold answer but for case."""
+    """1.0 if the answer is within 5 % of a gold number, or equals a gold answer but for case."""
     return float(any(_relaxed(clean_answer(answer), clean_answer(gold)) for gold in gold_answers(record)))
 
 

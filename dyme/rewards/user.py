@@ -1,4 +1,4 @@
-"""UserReward: a user's function that adds to the reward, as configured and as loaded from its file."""
+"""Reward functions of the user: loading them from their files, and their arguments under TRL's names and ours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,30 +16,26 @@ from typing import Any
 
 from dyme.data.errors import DataError
 from dyme.data.paths import expand
+from dyme.data.record import LazyImage, Record
+from dyme.rewards.answer import split_completion
 from dyme.settings.errors import ConfigError
 from dyme.settings.rewards import Per, UserReward
 
-LISTS = (
-    "prompts",
-    "completions",
-    "completion_ids",
-    "truncated",
-    "thinking",
-    "extracted_answer",
-    "id",
-    "question",
-    "answer",
-    "answers",
-    "choices",
-    "hint",
-    "facts",
-    "kind",
-)
+_OF_RECORD = ("id", "question", "answer", "answers", "choices", "hint", "facts", "kind")
+LISTS = ("prompts", "completions", "completion_ids", "truncated", "thinking", "extracted_answer", *_OF_RECORD)
 """Keyword arguments that are lists with one entry for each completion."""
 SCALARS = ("step", "trainer_state")
 """Keyword arguments that are one value for the call."""
 IMAGE, IMAGES = PICTURES = ("image", "images")
 """Also a list, but decoded only for functions that name it."""
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """The progress fields of TRL's `trainer_state`, both in optimizer steps."""
+
+    global_step: int
+    max_steps: int
 
 
 @dataclass(frozen=True)
@@ -127,3 +123,47 @@ def told(error: BaseException, path: Path) -> str:
             line = frame.lineno
     what = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())[:200]
     return f"{type(error).__name__}{f': {what}' if what else ''}{f' (line {line})' if line else ''}"
+
+
+def reward_columns(
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    records: Sequence[Record],
+    *,
+    completion_ids: Sequence[Sequence[int]],
+    truncated: Sequence[bool],
+    flag: str,
+    step: int,
+    max_steps: int,
+) -> dict[str, Any]:
+    """All arguments except the pictures, lists with one entry for each completion. Completion i answers prompt i, the
+    user turn of record i; `step` counts finished steps."""
+    parts = [split_completion(text, flag) for text in texts]
+    return {
+        "prompts": list(prompts),
+        "completions": list(texts),
+        "completion_ids": [list(ids) for ids in completion_ids],
+        "truncated": list(truncated),
+        "thinking": [part.thinking for part in parts],
+        "extracted_answer": [part.answer for part in parts],
+        **{name: [_listed(getattr(record, name)) for record in records] for name in _OF_RECORD},
+        "step": step,
+        "trainer_state": TrainerState(step, max_steps),
+    }
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def pictures(records: Sequence[Record]) -> list[list[Any]]:
+    """The pictures of each record in RGB; a picture that several rows share is decoded once.
+
+    Raises `ImageError` for one that cannot be decoded.
+    """
+    decoded: dict[LazyImage, Any] = {}
+    for record in records:
+        for image in record.images:
+            if image not in decoded:
+                decoded[image] = image.load()
+    return [[decoded[image] for image in record.images] for record in records]

@@ -1,6 +1,6 @@
 """Verifiers: is this answer right? A verifier maps (answer text, record) to an accuracy in [0, 1].
 
-Verifiers never raise on what a model wrote; they raise `ValueError` on a record they cannot be used with.
+Verifiers never raise on the text of a model. They raise `ValueError` on a record that they cannot judge.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from functools import partial
 from string import ascii_uppercase
 
 from dyme.data.record import Record
-from dyme.rewards.answer import clean_answer
+from dyme.rewards.answer import clean_answer, gold_answers
 from dyme.rewards.formula import verify_math
-from dyme.rewards.golds import gold_answers
 from dyme.rewards.multi import verify_multi
 from dyme.rewards.relaxed import verify_relaxed
 from dyme.rewards.vqa import verify_vqa
@@ -58,7 +57,7 @@ def get_verifier(name: str, *, relative_tolerance: float = 1e-6) -> Verifier:
 
 
 def verify_auto(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
-    """`choice` where the record has choices, `numeric` where every gold answer is a number, else `exact`."""
+    """`choice` if the record has choices, `numeric` if every gold answer is a number, else `exact`."""
     if record.choices:
         return verify_choice(answer, record)
     if all(parse_number(gold) for gold in gold_answers(record)):
@@ -67,30 +66,27 @@ def verify_auto(answer: str, record: Record, relative_tolerance: float = 1e-6) -
 
 
 def verify_exact(answer: str, record: Record) -> float:
-    """1.0 where the answer equals a gold answer up to case, white space, punctuation and articles."""
+    """1.0 if the answer equals a gold answer up to case, white space, punctuation and articles."""
     given = normalise_text(answer)
     return float(bool(given) and any(given == normalise_text(gold) for gold in gold_answers(record)))
 
 
 def verify_numeric(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
-    """1.0 where the answer holds one number, repeated or not, and that equals a gold number.
+    """1.0 if the answer holds one number, repeated or not, and that equals a gold number.
 
     A gold answer that is not a number is compared as text.
     """
     found = find_quantities(answer)
     usable = bool(found) and all(each.whole and math.isclose(each.value, found[0].value) for each in found)
-    for gold in gold_answers(record):
-        target = parse_number(gold)
-        if target is None:
-            if verify_exact(answer, record):
-                return 1.0
-        elif usable and all(same_quantity(each, target, relative_tolerance) for each in found):
-            return 1.0
-    return 0.0
+    targets = [parse_number(gold) for gold in gold_answers(record)]
+    numbers = [target for target in targets if target] if usable else []
+    if any(all(same_quantity(each, target, relative_tolerance) for each in found) for target in numbers):
+        return 1.0
+    return verify_exact(answer, record) if None in targets else 0.0
 
 
 def verify_choice(answer: str, record: Record) -> float:
-    """1.0 where the answer picks a gold option, by its label ("(B)", "b.", "option B"), its text, or both.
+    """1.0 if the answer picks a gold option, by its label ("(B)", "b.", "option B"), its text, or both.
 
     Without choices in the record the gold answers must be labels, as with options spelled out in the question.
     """
@@ -105,7 +101,7 @@ def verify_choice(answer: str, record: Record) -> float:
 
 
 def _pick(answer: str, choices: tuple[str, ...]) -> int | None:
-    """The index of the option that an answer picks; None where it picks none or several."""
+    """The index of the option that an answer picks; None if it picks none or several."""
     answer = clean_answer(plain(answer))
     lead = _LEAD_IN.match(answer)
     for text in (answer, clean_answer(answer[lead.end() :])) if lead else (answer,):

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 
 from dyme.data.record import Record
-from dyme.rewards.golds import gold_votes
+from dyme.rewards.answer import gold_votes
 
 AGREEING = 3
 """An answer that so many people gave scores 1."""
@@ -33,6 +33,8 @@ _ENDINGS = {
     "m": "i",
 }
 _NOT_SHORT = frozenset(("hed", "shed", "id"))
+_PAIRS = [(stem, end) for end, stems in _ENDINGS.items() for stem in stems.split()]
+_CONTRACTIONS = {stem + end: f"{stem}'{end}" for stem, end in _PAIRS if stem + end not in _NOT_SHORT}
 
 
 def verify_vqa(answer: str, record: Record) -> float:
@@ -64,11 +66,3 @@ def vqa_form(text: str) -> str:
         out = out.replace(mark, "" if gone else " ")
     words = [_DIGITS.get(word, word) for word in _LOOSE_STOP.sub("", out).lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
-
-
-def _contractions() -> dict[str, str]:
-    table = {stem + end: f"{stem}'{end}" for end, stems in _ENDINGS.items() for stem in stems.split()}
-    return {short: long for short, long in table.items() if short not in _NOT_SHORT}
-
-
-_CONTRACTIONS = _contractions()

@@ -6,7 +6,7 @@ import itertools
 import re
 
 from dyme.data.record import Record
-from dyme.rewards.golds import gold_answers
+from dyme.rewards.answer import gold_answers
 from dyme.text.normalise import normalise_text
 
 _YES_TEXT = "yes yeah yep yup yea aye true correct affirmative absolutely definitely certainly indeed"
@@ -27,7 +27,7 @@ _NOT = re.compile(r"(?:isnt|is not|not) ")
 
 
 def verify_yes_no(answer: str, record: Record) -> float:
-    """1.0 where the answer says yes or no as a gold answer does. Raises `ValueError` for a gold that says neither."""
+    """1.0 if the answer says yes or no as a gold answer does. Raises `ValueError` for a gold that says neither."""
     golds = {reads_yes(gold) for gold in gold_answers(record)}
     if None in golds:
         raise ValueError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +19,7 @@ from dyme.settings.judge import read_sections
 from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.extract import WINDOW, ExtractError, extract, wait_for_judge
 from dyme.supervision.facts import FactStore
+from dyme.supervision.judge.client import open_judge
 from dyme.supervision.judge_prompts import PromptFileError, load_prompts
 from dyme.supervision.templates import PoolError, TemplatePool, read_pool
 
@@ -51,16 +51,19 @@ def _extract(console: Console, spec: str, out: Path, judge_file: Path | None) ->
         console.print(f"of several sources the first, not {others}", soft_wrap=True, highlight=False)
     for row in records.bad:
         console.print(f"left out: {escape(str(row))}", soft_wrap=True, highlight=False)
-    cfg, judge = (SupervisionConfig(), None) if judge_file is None else _open_judge(judge_file, out)
-    prompts = load_prompts(cfg.prompts)
-    # a question may wait in line for all others of the window; only a call that is under way has judge.timeout_s
-    store = FactStore(cfg, prompts, judge, judge and WINDOW * judge.cfg.timeout_s)
+    cfg, judge = SupervisionConfig(), None
+    if judge_file:
+        found = read_sections(judge_file)
+        cfg = found.supervision.model_copy(update={"facts": "judge"})
+        judge = open_judge(found.judge, out.parent)
+    # a question may wait for all others of the window; judge.timeout_s is for a call under way
+    store = FactStore(cfg, load_prompts(cfg.prompts), judge, WINDOW * judge.cfg.timeout_s if judge else None)
     columns = (TextColumn("facts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("facts", total=len(records))
             ready = (lambda: wait_for_judge(judge)) if judge else (lambda: None)
-            done = extract(records, out, store, cfg, prompts, lambda n: progress.advance(bar, n), ready)
+            done = extract(records, out, store, lambda n: progress.advance(bar, n), ready)
     finally:
         store.close()
         if judge is not None:
@@ -75,14 +78,6 @@ def _extract(console: Console, spec: str, out: Path, judge_file: Path | None) ->
         highlight=False,
     )
     return int(bool(done.bad))
-
-
-def _open_judge(file: Path, out: Path) -> tuple[SupervisionConfig, Any]:
-    """The settings of a run YAML, with facts by the judge, and its judge. Raises `ConfigError`."""
-    from dyme.supervision.judge.client import open_judge  # only who has a judge needs its client
-
-    found = read_sections(file)
-    return found.supervision.model_copy(update={"facts": "judge"}), open_judge(found.judge, out.parent)
 
 
 def _print_pool(console: Console, run: Path, pool: TemplatePool) -> None:

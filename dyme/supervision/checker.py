@@ -1,8 +1,8 @@
 """Checker: thinking scores of the completions of one group, lexical, by the judge, or both.
 
-The judge sees only what can matter, every trace once and those of a group together. The rows of a group are compared
-with each other, so they are scored on one scale: where a verdict of the group is missing, the whole group is scored
-lexically and said to be degraded.
+The judge sees each different trace of a group once, many in one question, and only those whose score can matter. The
+rows of a group are compared with each other, so they need one scale: if a verdict is missing, the whole group is scored
+lexically and marked "degraded".
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dyme.data.record import Record
-from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.facts import Facts, FactStore, with_facts
-from dyme.supervision.futures import Deadline, JudgeClient, done, then, wait_for
+from dyme.supervision.futures import Deadline, done, then, wait_for
 from dyme.supervision.judge.types import Answer
-from dyme.supervision.judge_prompts import Prompts, addresses_judge, task_of
+from dyme.supervision.judge_prompts import addresses_judge
 from dyme.supervision.lexical import thinking_score
 
 Source = Literal["lexical", "judge", "both", "degraded", "skipped", "none"]
 TRACES_PER_QUESTION = 16
-"""Traces of a group that are rated by one answer."""
+"""Most traces in one question."""
 RATINGS: Mapping[str, float] = {"low": 0.0, "medium": 0.5, "high": 1.0}
 
 
@@ -37,30 +36,30 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class Thinking:
-    """t in [0, 1] and who gave it; None where nothing is known to compare with. `skipped`: the judge is used, but this
-    row cannot matter (its group trains no rollout) or is worth 0 to it (invalid format, no thinking)."""
+    """t in [0, 1] and its source; None if there is nothing to compare with. `skipped`: the judge is in use, but this
+    row cannot matter (its group trains no rollout) or gets 0 from it (invalid format, no thinking)."""
 
     score: float | None
     source: Source
 
 
 class PendingCheck:
-    """Scores that wait for verdicts; `asked` is the number of questions. The lexical scores are computed at once if
-    they will be wanted and the facts are known, so that `result` waits for the judge alone."""
+    """Scores of the rows of one group, which share their record. Starting asks the judge if the settings want it, and
+    does not wait. Without a judge its verdicts are missing.
 
-    def __init__(
-        self,
-        rows: Sequence[CheckRow],
-        cfg: SupervisionConfig,
-        verdicts: Mapping[tuple[str, ...], Future[Answer]],
-        facts: Future[Facts] | None,
-        decided: bool,
-    ) -> None:
-        self._rows, self._cfg, self._verdicts, self._facts = rows, cfg, verdicts, facts
-        self._decided = decided
-        wanted = cfg.checker in ("lexical", "both") or (decided and cfg.checker != "none")
-        known = facts is None or facts.done()
-        self._words = self._compare(Deadline(0.0)) if wanted and known else None
+    The judge rates the different traces of valid format, in `asked` questions. `decided`: none of these rows trains, so
+    their scores do not matter and the judge is not asked. Lexical scores are computed at once if they are needed and
+    the facts are known, so that `result` waits for the judge alone.
+    """
+
+    def __init__(self, rows: Sequence[CheckRow], store: FactStore, *, decided: bool = False) -> None:
+        self._rows, self._cfg, self._decided = rows, store.cfg, decided
+        self._facts = store.future(rows[0].record) if rows else done(Facts("", "none"))
+        by_judge = self._cfg.checker in ("judge", "both") and not decided
+        traces = [trace for row in rows if row.valid and (trace := _trace(row))] if by_judge else []
+        self._verdicts = {batch: self._ask(store, batch) for batch in _batches(traces)}
+        wanted = self._cfg.checker in ("lexical", "both") or (decided and self._cfg.checker != "none")
+        self._words = self._compare(Deadline(0.0)) if wanted and self._facts.done() else None
 
     @property
     def asked(self) -> int:
@@ -68,16 +67,15 @@ class PendingCheck:
 
     @property
     def lacks_facts(self) -> bool:
-        """Whether the judge has not given the facts that it was asked for."""
-        missing = Facts("", "none", degraded=True)
-        return self._facts is not None and wait_for(self._facts, 0.0, missing).degraded
+        """Whether the judge was asked for facts and has not given them."""
+        return wait_for(self._facts, 0.0, Facts("", "none", degraded=True)).degraded
 
     def result(self, deadline_s: float | None = None) -> list[Thinking]:
-        """The score of every row, in their order; waits at most `deadline_s` for all of them together."""
+        """The score of every row, in order; waits at most `deadline_s` in all."""
         if self._cfg.checker == "none":
             return [Thinking(None, "none")] * len(self._rows)
         limit = Deadline(deadline_s)
-        if self._cfg.checker == "lexical" or self._decided or not self._rows:
+        if self._cfg.checker == "lexical" or self._decided:
             source: Source = "lexical" if self._cfg.checker == "lexical" else "skipped"
             return [Thinking(t, source) for t in self._lexical(limit)]
         ratings: dict[str, float] = {}
@@ -89,6 +87,16 @@ class PendingCheck:
             return [Thinking(*_judged(row, ratings)) for row in self._rows]
         return [_both(t, *_judged(row, ratings)) for row, t in zip(self._rows, self._lexical(limit))]
 
+    def _ask(self, store: FactStore, traces: tuple[str, ...]) -> Future[Answer]:
+        """Verdicts on traces, asked for once the facts are known; without facts the judge sees the pictures."""
+        record = self._rows[0].record
+
+        def follow(facts: Facts) -> Future[Answer]:
+            texts = {"question": record.question, "facts": facts.text, "trace": traces}
+            return store.ask("check", record, texts, show=not facts.text)
+
+        return then(self._facts, follow)
+
     def _lexical(self, limit: Deadline) -> list[float | None]:
         if self._words is None:
             self._words = self._compare(limit)
@@ -97,70 +105,18 @@ class PendingCheck:
     def _compare(self, limit: Deadline) -> list[float | None]:
         if not self._rows:
             return []
-        record = self._rows[0].record
-        if self._facts:
-            record = with_facts(record, wait_for(self._facts, limit.left(), Facts("", "none")))
-        scores = {
-            trace: thinking_score(trace, record, self._cfg.contradiction_penalty)
-            for trace in dict.fromkeys(row.thinking for row in self._rows)
-        }
+        record = with_facts(self._rows[0].record, wait_for(self._facts, limit.left(), Facts("", "none")))
+        traces = {row.thinking for row in self._rows}
+        scores = {trace: thinking_score(trace, record, self._cfg.contradiction_penalty) for trace in traces}
         return [scores[row.thinking] for row in self._rows]
 
 
-def start_check(
-    rows: Sequence[CheckRow],
-    cfg: SupervisionConfig,
-    judge: JudgeClient | None,
-    prompts: Prompts | None,
-    facts: FactStore | None,
-    *,
-    decided: bool = False,
-) -> PendingCheck:
-    """Starts to score the rows of one group, which share their record: compares words if the facts are known, asks the
-    judge if the settings want one, and does not wait. Without `prompts`, `facts` or a judge the verdicts are missing.
-
-    The judge rates the different traces of valid format. `decided`: none of these rows trains, so their scores do not
-    matter and the judge is not asked.
-    """
-    future = facts.future(rows[0].record) if facts and rows else None
-    verdicts: dict[tuple[str, ...], Future[Answer]] = {}
-    if cfg.checker in ("judge", "both") and not decided:
-        for traces in _batches([trace for row in rows if row.valid and (trace := _trace(row))]):
-            if judge is None or prompts is None or facts is None or future is None:
-                verdicts[traces] = done(Answer(None, "no_judge"))
-            else:
-                verdicts[traces] = _ask(rows[0].record, traces, cfg, judge, prompts, facts, future)
-    return PendingCheck(rows, cfg, verdicts, future, decided)
-
-
 def _batches(traces: Sequence[str]) -> list[tuple[str, ...]]:
-    """Different traces, at most `TRACES_PER_QUESTION` together. One that speaks to the judge is asked about alone, so
-    that it cannot speak for the others. Sorted by text, so that the same traces are the same question."""
+    """Different traces, at most `TRACES_PER_QUESTION` together. A trace that addresses the judge is alone in its
+    question, so it cannot influence the others. Sorted by text, so the same traces give the same question."""
     plain = sorted({trace for trace in traces if not addresses_judge(trace)})
     parts = [tuple(plain[at : at + TRACES_PER_QUESTION]) for at in range(0, len(plain), TRACES_PER_QUESTION)]
     return [*parts, *((trace,) for trace in sorted(set(traces) - set(plain)))]
-
-
-def _ask(
-    record: Record,
-    traces: tuple[str, ...],
-    cfg: SupervisionConfig,
-    judge: JudgeClient,
-    prompts: Prompts,
-    facts: FactStore,
-    future: Future[Facts],
-) -> Future[Answer]:
-    """Verdicts on traces, asked for as soon as the facts are there; without facts the judge sees the pictures."""
-    task = task_of(record, cfg.task)
-
-    def follow(known: Facts) -> Future[Answer]:
-        texts = {"question": record.question, "facts": known.text, "trace": traces}
-        return then(
-            facts.to_show(record, known),
-            lambda images: judge.submit(prompts.question("check", task, texts, record.id, images)),
-        )
-
-    return then(future, follow)
 
 
 def _trace(row: CheckRow) -> str:
@@ -168,7 +124,7 @@ def _trace(row: CheckRow) -> str:
 
 
 def _ratings(answer: Answer, count: int) -> list[float]:
-    """One for each trace, or none at all."""
+    """One rating for each of `count` traces, or none at all."""
     value = answer.value or {}
     given = value.get("ratings") if count > 1 else [value.get("rating")]
     known = [RATINGS[each] for each in given if each in RATINGS] if isinstance(given, list) else []
@@ -182,7 +138,7 @@ def _judged(row: CheckRow, ratings: Mapping[str, float]) -> tuple[float, Source]
 
 
 def _both(lexical: float | None, judged: float, source: Source) -> Thinking:
-    """The mean; the judge's alone where the record gives the words nothing to be compared with."""
+    """The mean; the judge's alone if the lexical score is None."""
     if lexical is None:
         return Thinking(judged, source)
     return Thinking((lexical + judged) / 2, "both" if source == "judge" else source)

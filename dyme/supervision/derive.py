@@ -1,7 +1,6 @@
 """Derivation: how the answer of a question follows from facts that give each label one number.
 
-Seven kinds of step are known by the words of the question, and each is checked by doing it: where the result is not the
-gold answer there is no derivation.
+The words of the question tell which of seven kinds of step to try. A step counts only if its result is the gold answer.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ _BELOW = re.compile(r"\b(?:under|below|less than|fewer than|smaller than|lower t
 
 @dataclass(frozen=True)
 class Derivation:
-    """`kind` of step and what fills its slots, as it is written: a, b (labels), x, y (their numbers), t (a threshold),
-    answer. `facts` are all of them in order, `some` those that a count counts."""
+    """A step: its kind, and the text of its slots: a, b (labels), x, y (their numbers), t (a threshold), answer.
+    `facts` are all facts in order, `some` those that a count counts."""
 
     kind: str
     slots: Mapping[str, str]
@@ -40,7 +39,7 @@ class Derivation:
 
 
 def derive(question: str, facts: Sequence[Fact], answer: str) -> Derivation | None:
-    """The step from facts to the gold answer; None where no known step leads there."""
+    """The step from facts to the gold answer; None if no known step leads there."""
     by_label = {fact.label: fact for fact in facts}
     if not facts or len(by_label) < len(facts):
         return None  # a label with several numbers belongs to a table of several columns
@@ -49,23 +48,20 @@ def derive(question: str, facts: Sequence[Fact], answer: str) -> Derivation | No
     number = parse_number(answer)
     value = number.value if number else math.nan
     counted = _count(question, facts, answer, value)
-    if counted:
-        return counted
-    if len(named) == 2:
-        return _of_two(question, facts, named[0], named[1], answer, value)
-    return _of_one(question, facts, named, answer, value)
+    if counted or len(named) != 2:
+        return counted or _of_one(question, facts, named, answer, value)
+    return _of_two(question, facts, named[0], named[1], answer, value)
 
 
 def mentioned(text: str, facts: Sequence[Fact]) -> list[Fact]:
-    """The facts whose labels a text names, in its order, each once; of labels in one another the longest."""
-    pattern = name_pattern(facts)
+    """The facts whose labels a text names, each once, in the order of the text; of nested labels the longest."""
     by_name = {fact.name.casefold(): fact for fact in facts}
-    found = (by_name[hit[0].casefold()] for hit in pattern.finditer(text))
+    found = (by_name[hit[0].casefold()] for hit in name_pattern(facts).finditer(text))
     return list({fact.label: fact for fact in found}.values())
 
 
 def name_pattern(facts: Sequence[Fact]) -> re.Pattern[str]:
-    """Matches the label of any fact, whatever its case; one that is a stop word ("May") as it is written."""
+    """Matches the label of any fact in any case; a label that is a stop word ("May") in its own case only."""
     names = sorted((fact.name for fact in facts), key=lambda name: (-len(name), name))
     parts = [re.escape(n) if n.casefold() in STOP_WORDS else f"(?i:{re.escape(n)})" for n in names]
     return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)")

@@ -1,4 +1,4 @@
-"""Extraction of facts offline: a source in, a JSONL file out that the source `jsonl` reads, one line a record."""
+"""Extraction of facts offline: from a source to a JSONL file, one line a record, which the source `jsonl` reads."""
 
 from __future__ import annotations
 
@@ -11,30 +11,27 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 
 from dyme.data.errors import ImageError
 from dyme.data.record import Record
-from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.facts import RULES, Facts, FactStore, rule_facts
-from dyme.supervision.judge_prompts import Prompts, task_of
-
-if TYPE_CHECKING:
-    from dyme.supervision.judge.client import Judge
+from dyme.supervision.judge.client import Judge
+from dyme.supervision.judge_prompts import task_of
 
 WINDOW = 64
-"""Records that are asked about at the same time."""
+"""Records whose facts are asked for at the same time."""
 MAX_OUTAGE_S = 600.0
-"""How long a judge that went away is waited for."""
+"""Longest wait for a judge that went away."""
 
 
 class ExtractError(ValueError):
-    """A file that cannot be gone on with; the message names it and the mend."""
+    """A file or record that cannot be used; the message says why."""
 
 
 @dataclass
 class Extracted:
-    """What a call did: records by the source of their facts, and why others were skipped ("id: reason")."""
+    """The result of a call: records by the source of their facts, and why others were skipped ("id: reason")."""
 
     written: Counter[str] = field(default_factory=Counter)
     before: int = 0
@@ -45,20 +42,17 @@ def extract(
     records: Iterable[Record],
     out: Path,
     store: FactStore,
-    cfg: SupervisionConfig,
-    prompts: Prompts,
     advance: Callable[[int], None] = lambda n: None,
     ready: Callable[[], None] = lambda: None,
 ) -> Extracted:
-    """Appends the records that `out` does not hold yet, in their order, each with its facts. A record whose picture or
-    facts fail is written to the file beside it (`<out>.bad.jsonl`) and skipped; the next call tries it again.
+    """Appends the records that `out` lacks, in order, each with its facts. A record whose picture or facts fail is
+    skipped and listed in `<out>.bad.jsonl`; the next call tries it again.
 
-    `advance` is told how many records are done; `ready` is called before each question and returns when it may be
-    asked. Raises `ExtractError` where `out` holds facts of another version.
+    `advance` gets the number of records just done; `ready` is called before each question and returns when it may be
+    asked. Raises `ExtractError` if `out` holds facts of another version.
     """
-    report = Extracted()
     held = _held(out)
-    report.before = len(held)
+    report = Extracted(before=len(held))
     waiting: deque[tuple[Record, Future[Facts]]] = deque()
     out.parent.mkdir(parents=True, exist_ok=True)
     bad = out.with_name(out.name + ".bad.jsonl")
@@ -66,16 +60,25 @@ def extract(
 
         def write_next() -> None:
             record, future = waiting.popleft()
-            reason = _write(file, out, record, future.result(), report.written)
-            if reason:
-                report.bad.append(f"{record.id}: {reason}")
-                refused.write(json.dumps({"id": record.id, "error": reason}, ensure_ascii=False) + "\n")
-                refused.flush()
+            facts = future.result()
+            try:
+                _write_line(file, _row(out, record, facts))
+                report.written[facts.source] += 1
+            except (ExtractError, ImageError) as error:
+                report.bad.append(f"{record.id}: {error}")
+                _write_line(refused, {"id": record.id, "error": str(error)})
             advance(1)
 
         for record in records:
             if record.id in held:
-                _check_version(out, record, held[record.id], _version(record, cfg, prompts))
+                by_rules = store.cfg.facts == "rules" or rule_facts(record).source == "record"
+                task = task_of(record, store.cfg.task)
+                version = RULES if by_rules else store.prompts.version("facts", task)
+                if held[record.id] != version:
+                    raise ExtractError(
+                        f"{out}: record {record.id} has facts of version {held[record.id]}, these are {version}; "
+                        "give another --out, or the settings it was made with"
+                    )
                 advance(1)
                 continue
             ready()
@@ -90,8 +93,8 @@ def extract(
 
 
 def wait_for_judge(judge: Judge) -> None:
-    """Returns when the judge's server can be asked, so that an outage costs the records under way and not all that
-    follow. Raises `ExtractError` if it does not come back for `MAX_OUTAGE_S`."""
+    """Returns when the judge's server can be asked, so an outage costs only the records under way. Raises
+    `ExtractError` if it lasts `MAX_OUTAGE_S`."""
     end = time.monotonic() + MAX_OUTAGE_S
     while judge.counts().state not in ("closed", "busy"):
         if time.monotonic() > end:
@@ -103,14 +106,13 @@ def wait_for_judge(judge: Judge) -> None:
 
 
 def _held(out: Path) -> dict[str, str]:
-    """Version of the facts of each record in the file, by id. A last line that was cut by a kill is taken off."""
+    """Version of the facts of each record in the file, by id. Removes a last line that was cut by a kill."""
     if not out.exists():
         return {}
     data = out.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
-        with out.open("rb+") as file:
-            file.truncate(whole)
+        os.truncate(out, whole)
     held = {}
     for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
@@ -121,42 +123,25 @@ def _held(out: Path) -> dict[str, str]:
     return held
 
 
-def _version(record: Record, cfg: SupervisionConfig, prompts: Prompts) -> str:
-    """Version of the facts that this call would write of a record."""
-    by_rules = cfg.facts == "rules" or rule_facts(record).source == "record"
-    return RULES if by_rules else prompts.version("facts", task_of(record, cfg.task))
-
-
-def _check_version(out: Path, record: Record, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise ExtractError(
-            f"{out}: record {record.id} has facts of version {found}, these are {wanted}; "
-            "give another --out, or the settings it was made with"
-        )
-
-
-def _write(file: Any, out: Path, record: Record, facts: Facts, written: Counter[str]) -> str:
-    """Writes the line of a record. Returns why it could not be written, or ""."""
+def _row(out: Path, record: Record, facts: Facts) -> dict[str, Any]:
+    """The line of a record. Raises `ExtractError` without facts, and `ImageError`."""
     if facts.degraded:
-        return "the judge gave no facts"
-    try:
-        images = [_image(out, record, at) for at in range(len(record.images))]
-    except ImageError as error:
-        return str(error)
+        raise ExtractError("the judge gave no facts")
+    images = [_image(out, record, at) for at in range(len(record.images))]
     row: dict[str, Any] = {"id": record.id, "question": record.question}
     row |= {"answer": record.answer} if len(record.answers) == 1 else {"answers": list(record.answers)}
-    row |= {"choices": list(record.choices)} if record.choices else {}
-    row |= {key: value for key, value in (("hint", record.hint), ("facts", facts.text), ("kind", record.kind)) if value}
-    row |= {"images": images} if images else {}
-    row |= {"facts_source": facts.source, "facts_version": facts.version}
+    optional = {"choices": list(record.choices), "hint": record.hint, "facts": facts.text, "kind": record.kind}
+    row |= {key: value for key, value in (optional | {"images": images}).items() if value}
+    return row | {"facts_source": facts.source, "facts_version": facts.version}
+
+
+def _write_line(file: TextIO, row: dict[str, Any]) -> None:
     file.write(json.dumps(row, ensure_ascii=False) + "\n")
     file.flush()
-    written[facts.source] += 1
-    return ""
 
 
 def _image(out: Path, record: Record, at: int) -> str:
-    """The picture as the row names it: the record's file, or a drawn one saved beside `out`. Raises `ImageError`."""
+    """The path of a picture in its row: the record's file, or a drawn one saved beside `out`. Raises `ImageError`."""
     lazy = record.images[at]
     if lazy.path is not None:
         return os.path.relpath(lazy.path.resolve(), out.parent.resolve())

@@ -1,4 +1,4 @@
-"""Futures of the judge: the interface of its client, deadlines, and futures that follow one another."""
+"""Futures of the judge: the interface of its client, deadlines, and chained futures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class JudgeClient(Protocol):
 
 
 class Deadline:
-    """Seconds that are left of a wait, over several futures."""
+    """The seconds left to wait for several futures together."""
 
     def __init__(self, seconds: float | None) -> None:
         self._end = None if seconds is None else time.monotonic() + seconds
@@ -30,41 +30,38 @@ class Deadline:
 
 
 def done(value: A) -> Future[A]:
-    """A future that has its value already."""
+    """A future with its value set."""
     future: Future[A] = Future()
     future.set_result(value)
     return future
 
 
 def wait_for(future: Future[A], seconds: float | None, otherwise: A) -> A:
-    """The future's value, or `otherwise` where it is late or failed."""
+    """The value of the future, or `otherwise` if it is late or failed."""
     try:
         return future.result(seconds)
-    except Exception:  # an edge: whatever goes wrong behind a future costs its answer, not the run
+    except Exception:  # an edge: a failure behind a future costs its answer, not the run
         return otherwise
 
 
 def then(first: Future[A], follow: Callable[[A], Future[B]]) -> Future[B]:
-    """The future that `follow` makes of the first one's value. It is called at once where the value is there, else in
-    the thread that brings it. Whatever raises becomes the exception of the future."""
+    """The future that `follow` makes of the value of `first`. Whatever raises becomes the exception of the result.
+
+    `follow` runs at once if the value is known, else in the thread that sets it.
+    """
     out: Future[B] = Future()
 
-    def fail(error: BaseException) -> None:
-        if not out.done():
-            out.set_exception(error)
-
-    def pass_on(second: Future[B]) -> None:
-        error = None if second.cancelled() else second.exception()
-        if second.cancelled() or error:
-            fail(error or RuntimeError("the question was cancelled"))
-        else:
+    def finish(second: Future[B]) -> None:
+        try:
             out.set_result(second.result())
+        except Exception as error:
+            out.set_exception(error)
 
     def start(ready: Future[A]) -> None:
         try:
-            follow(ready.result()).add_done_callback(pass_on)
-        except BaseException as error:  # a cancelled future is no Exception
-            fail(error)
+            follow(ready.result()).add_done_callback(finish)
+        except Exception as error:
+            out.set_exception(error)
 
     first.add_done_callback(start)
     return out

@@ -1,13 +1,12 @@
-"""Lexical thinking checker: does a trace speak of the things and the numbers it should speak of?
+"""Lexical thinking checker: does a trace name the right things and numbers?
 
     t = (F1(content words) + F1(numbers)) / 2 * (1 - w c)
 
-The two F1 scores are over sets, of stemmed content words and of numbers, against the union of the record's hint and
-facts. Sets, because saying a right word twice is worth nothing; two scores, because a few wrong readings must not drown
-in many right words. c is the share of the trace's readings that the record's facts contradict (readings.py): the wrong
-number of one mark is often the right one of another, or stands in a careless hint, and so costs no F1. Different
-readings are counted once, so saying a right one again does not thin out a wrong one. w is the penalty's weight; a trace
-without contradicted readings keeps its t whatever w is.
+Both F1 scores are over sets, of stemmed content words and of numbers, against the union of the record's hint and facts.
+Sets, so that repeating a right word gains nothing; two scores, so that a few wrong readings do not drown in many right
+words. c is the share of the trace's different readings that the record's facts contradict (readings.py), and w the
+weight of this penalty: the wrong number of one mark is often the right one of another, or stands in a careless hint,
+and so costs no F1.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _SKIPPED = STOP_WORDS | NUMBER_WORDS
 
 
 Checker = Callable[[str, Record], float | None]
-"""t of a trace of a record, None where there is nothing to compare it with."""
+"""t of a trace of a record, None if there is nothing to compare it with."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +38,19 @@ class Vocabulary:
 
 
 def thinking_score(thinking: str, record: Record, penalty: float = 0.0) -> float | None:
-    """t in [0, 1], with `penalty` in [0, 1] as w; None (not scored) where hint and facts of the record hold neither
+    """t in [0, 1], with `penalty` in [0, 1] as w; None (not scored) if hint and facts of the record hold neither
     content word nor number."""
-    reference = _reference(record.hint or "", record.facts or "")
-    if not reference.words and not reference.numbers:
+    given, reference = vocabulary(thinking), _reference(record.hint or "", record.facts or "")
+    pairs = ((given.words, reference.words), (given.numbers, reference.numbers))
+    scores = [set_f1(ours, theirs) for ours, theirs in pairs if theirs]
+    if not scores:
         return None
-    given = vocabulary(thinking)
-    scores = []
-    if reference.words:
-        scores.append(set_f1(given.words, reference.words))
-    if reference.numbers:
-        scores.append(set_f1(given.numbers, reference.numbers))
     t = sum(scores) / len(scores)
     return t * (1.0 - penalty * contradicted_share(thinking, record.facts)) if penalty and t else t
 
 
 def lexical_checker(cfg: SupervisionConfig) -> Checker | None:
-    """The lexical checker with the penalty of the settings; None where thinking is not checked."""
+    """The lexical checker with the penalty of the settings; None if thinking is not checked."""
     return None if cfg.checker == "none" else partial(thinking_score, penalty=cfg.contradiction_penalty)
 
 

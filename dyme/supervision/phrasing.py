@@ -1,8 +1,8 @@
 """Phrasing: a trace as a template with slots, and a template filled for another record.
 
 A template is text with the slots of a derivation, `{a} {b} {x} {y} {t} {answer}`, and lists of readings,
-`[each|{name} {value}|, ]` for all facts in their order and `[some|...]` for those that are counted; what stands behind
-the last bar separates the items. Text of a template holds no digits, so it states no number of its own.
+`[each|{name} {value}|, ]` for all facts in order and `[some|...]` for the counted ones; the separator of the items
+follows the last bar. The text holds no digits, so a template states no number of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 from dyme.supervision.derive import Derivation, name_pattern
 from dyme.supervision.judge_prompts import addresses_judge
@@ -34,18 +33,9 @@ BUILT_IN = {
 }
 """A template for each kind of derivation, used until the pool has a better one."""
 
-_SLOTS = {
-    "value": "ax",
-    "maximum": "ax",
-    "minimum": "ax",
-    "count": "t",
-    "count_below": "t",
-    "sum": "abxy",
-    "difference": "abxy",
-    "comparison": "abxy",
-    "comparison_below": "abxy",
-}
-# what has to stand outside the list for a trace to lead to its answer
+_SLOTS = {"value": "ax", "maximum": "ax", "minimum": "ax", "count": "t", "count_below": "t"}
+_SLOTS |= dict.fromkeys(("sum", "difference", "comparison", "comparison_below"), "abxy")
+# the slot that a trace must use outside the list to lead to its answer
 _RESULT = {"value": "x", "maximum": "a", "minimum": "a", "comparison": "a", "comparison_below": "a"}
 _SLOT = re.compile(r"\[(each|some)\|([^|\]]*)\|([^|\]]*)\]|\{(a|b|x|y|t|answer)\}")
 _NUMBER = r"(?<![\w.,])-?\d+(?:,\d{3})*(?:\.\d+)?(?!\w|[.,]\d)"
@@ -54,9 +44,8 @@ _MAX_GAP, _MAX_SEPARATOR, _MAX_TEMPLATE = 12, 12, 300
 
 @dataclass(frozen=True)
 class _Mention:
-    """A label or a number of a trace; `slot` is set once it is known what it stands for."""
+    """A label (with its fact), a number or a list in a trace, and the slot it fills ("" while unknown)."""
 
-    kind: Literal["name", "number", "list"]
     start: int
     end: int
     fact: Fact | None = None
@@ -65,26 +54,24 @@ class _Mention:
 
 
 def fill_template(template: str, derivation: Derivation) -> str | None:
-    """The trace of a derivation in the words of a template; None where the template asks for what it has not."""
-    missing = False
+    """The trace of a derivation in the words of a template; None if the derivation lacks a slot of the template."""
 
     def part(slot: re.Match[str]) -> str:
-        nonlocal missing
         if slot[4]:
-            missing = missing or slot[4] not in derivation.slots
-            return derivation.slots.get(slot[4], "")
+            return derivation.slots[slot[4]]
         facts = derivation.facts if slot[1] == "each" else derivation.some
-        return slot[3].join(_item(slot[2], fact) for fact in facts) or "none"
+        items = (slot[2].replace("{name}", fact.name).replace("{value}", fact.text) for fact in facts)
+        return slot[3].join(items) or "none"
 
-    text = _SLOT.sub(part, template)
-    return None if missing else text
+    used = {slot[4] for slot in _SLOT.finditer(template) if slot[4]}
+    return _SLOT.sub(part, template) if used <= set(derivation.slots) else None
 
 
 def learn_template(trace: str, derivation: Derivation) -> str | None:
-    """The template that a trace follows; None where it is none to learn from.
+    """The template that a trace follows; None if it is not one to learn from.
 
-    It has to be faithful, to state nothing beyond the derivation, to lead to the answer and to repeat nothing. Records
-    in which two slots have the same value are passed over: which of them a number stands for could not be told.
+    The trace must be faithful, state nothing beyond the derivation, lead to the answer and repeat nothing. If two slots
+    have the same value there is no template, since a number could stand for either.
     """
     trace = plain(trace)
     if derivation.kind not in _SLOTS or not _distinct(derivation) or re.search(r"[{}\[\]|]", trace):
@@ -111,16 +98,12 @@ def facts_text(facts: Sequence[Fact]) -> str:
 
 
 def supported(trace: str, derivation: Derivation) -> bool:
-    """Whether every number of a trace is one of the facts, the threshold or the answer, and no reading contradicts."""
+    """Whether every number of a trace is in the facts, the threshold or the answer, and no reading contradicts them."""
     known = {fact.value for fact in derivation.facts}
     texts = [*derivation.slots.values(), *(fact.name for fact in derivation.facts)]
     known |= {_value(hit[0]) for text in texts for hit in re.finditer(_NUMBER, text)}
     given = {_value(hit[0]) for hit in re.finditer(_NUMBER, trace)}
     return given <= known and not contradicted_share(trace, facts_text(derivation.facts))
-
-
-def _item(item: str, fact: Fact) -> str:
-    return item.replace("{name}", fact.name).replace("{value}", fact.text)
 
 
 def _value(text: str) -> float:
@@ -143,20 +126,16 @@ def _distinct(derivation: Derivation) -> bool:
 
 def _mentions(trace: str, facts: Sequence[Fact]) -> list[_Mention]:
     by_name = {fact.name.casefold(): fact for fact in facts}
-    names = [
-        _Mention("name", m.start(), m.end(), by_name[m[0].casefold()]) for m in name_pattern(facts).finditer(trace)
-    ]
+    names = [_Mention(m.start(), m.end(), by_name[m[0].casefold()]) for m in name_pattern(facts).finditer(trace)]
     taken = {at for mention in names for at in range(mention.start, mention.end)}
     numbers = [
-        _Mention("number", m.start(), m.end(), value=_value(m[0]))
-        for m in re.finditer(_NUMBER, trace)
-        if m.start() not in taken
+        _Mention(m.start(), m.end(), value=_value(m[0])) for m in re.finditer(_NUMBER, trace) if m.start() not in taken
     ]
     return sorted([*names, *numbers], key=lambda mention: mention.start)
 
 
 def _lists(trace: str, mentions: list[_Mention], derivation: Derivation) -> list[_Mention] | None:
-    """The mentions with runs of readings ("red 4, blue 2") joined into lists; None where a list is given twice."""
+    """The mentions with runs of readings ("red 4, blue 2") joined into lists; None if a list is given twice."""
     out: list[_Mention] = []
     seen: Counter[str] = Counter()
     at = 0
@@ -165,7 +144,7 @@ def _lists(trace: str, mentions: list[_Mention], derivation: Derivation) -> list
         name = _list_name([pair[0].fact for pair in run if pair[0].fact], derivation, seen)
         if name:
             seen[name] += 1
-            out.append(_Mention("list", run[0][0].start, run[-1][1].end, slot=_list_slot(trace, name, run)))
+            out.append(_Mention(run[0][0].start, run[-1][1].end, slot=_list_slot(trace, name, run)))
             at += 2 * len(run)
         else:
             out.append(mentions[at])
@@ -174,13 +153,13 @@ def _lists(trace: str, mentions: list[_Mention], derivation: Derivation) -> list
 
 
 def _readings_run(trace: str, mentions: list[_Mention], at: int) -> list[tuple[_Mention, _Mention]]:
-    """The longest list of readings that begins with mention `at`: alike in form, no label twice."""
+    """The longest list of readings from mention `at` on, alike in form and without a label twice."""
     pairs: list[tuple[_Mention, _Mention]] = []
     gap = ""
     while at + 1 < len(mentions):
         name, number = mentions[at], mentions[at + 1]
         between = trace[name.end : number.start]
-        if name.kind != "name" or number.kind != "number" or not name.fact or len(between) > _MAX_GAP:
+        if not name.fact or number.fact or len(between) > _MAX_GAP:
             break
         if not math.isclose(number.value, name.fact.value, rel_tol=1e-6) or re.search(r"[.;]\s|\n", between):
             break
@@ -197,7 +176,7 @@ def _readings_run(trace: str, mentions: list[_Mention], at: int) -> list[tuple[_
 
 
 def _list_name(facts: list[Fact], derivation: Derivation, seen: Counter[str]) -> str:
-    """Which list these readings are: of all facts, of those that are counted, or ("") none."""
+    """The list that these readings form: "each" of all facts, "some" of the counted ones, or "" for none."""
     labels = {fact.label for fact in facts}
     if not labels:
         return ""
@@ -222,10 +201,10 @@ def _with_slot(mention: _Mention, derivation: Derivation) -> _Mention:
         if mention.fact and name in "ab" and slots.get(name) == mention.fact.name:
             return replace(mention, slot=f"{{{name}}}")
         numeric = name in "xyt" and re.fullmatch(_NUMBER, slots.get(name, ""))
-        if mention.kind == "number" and numeric and math.isclose(_value(slots[name]), mention.value, rel_tol=1e-6):
+        if not mention.fact and numeric and math.isclose(_value(slots[name]), mention.value, rel_tol=1e-6):
             return replace(mention, slot=f"{{{name}}}")
     answer = slots["answer"]
-    if mention.kind == "number" and re.fullmatch(_NUMBER, answer) and _value(answer) == mention.value:
+    if not mention.fact and re.fullmatch(_NUMBER, answer) and _value(answer) == mention.value:
         return replace(mention, slot="{answer}")
     return mention
 
@@ -234,7 +213,7 @@ def _is_template(template: str, mentions: list[_Mention], kind: str) -> bool:
     words = re.findall(r"\w+", _SLOT.sub(" ", template).casefold())
     if len(template) > _MAX_TEMPLATE or any(word in NUMBER_WORDS - {"one"} or not word.isalpha() for word in words):
         return False
-    used = Counter(mention.slot for mention in mentions if mention.kind != "list")
+    used = Counter(mention.slot for mention in mentions if not mention.slot.startswith("["))
     # a step may name what it calculates with and conclude with it; more is saying it again
     if any(times > 2 for times in used.values()):
         return False

@@ -1,7 +1,7 @@
 """Faithfulness of a trace: how many of the numbers it reads off the picture are the ones the facts state.
 
-The facts are read into a table (label -> numbers), and the trace into readings (label, number) of those labels. What is
-not plainly a reading is none: a sum, a difference, a hedge or a number that two labels share says nothing here.
+The facts are read into a table (label -> numbers), and the trace into readings (label, number) of those labels. Only
+plain readings count: not a sum, a difference, a hedge or a number that two labels share.
 docs/evaluation.md has the rules with examples.
 """
 
@@ -17,7 +17,7 @@ from dyme.text.normalise import STOP_WORDS, stem
 from dyme.text.numbers import Quantity, find_quantities, is_unit, prepare
 
 MAX_LABEL_WORDS = 4
-"""What is longer is a sentence about a number, not the name of a mark."""
+"""A longer label is a sentence about a number, not the name of a mark."""
 
 Label = tuple[str, ...]
 """The stemmed words of a label."""
@@ -221,7 +221,7 @@ def _readings(clause: _Clause) -> Iterator[tuple[Label, float]]:
 
 
 def _label_before(clause: _Clause, i: int) -> _Mark | None:
-    """The label that number i is said of, where it stands before it: "red 4", "the red bar shows 4"."""
+    """The label of number i, if it stands before it: "red 4", "the red bar shows 4"."""
     text, number = clause.text, clause.numbers[i]
     begin = clause.numbers[i - 1].end if i else 0
     k = max((k for k, m in enumerate(clause.marks) if begin <= m.start and m.end <= number.start), default=None)
@@ -244,7 +244,7 @@ def _label_before(clause: _Clause, i: int) -> _Mark | None:
 
 
 def _label_after(clause: _Clause, i: int) -> _Mark | None:
-    """The label that number i is said of, where it stands after it: "4 for red", "21, at Friday"."""
+    """The label of number i, if it stands after it: "4 for red", "21, at Friday"."""
     text, number = clause.text, clause.numbers[i]
     until = clause.numbers[i + 1].start if i + 1 < len(clause.numbers) else len(text)
     after = [m for m in clause.marks if number.end <= m.start and m.end <= until]

@@ -1,5 +1,4 @@
-"""Refiner: the reference trace of a record as it is memorized: its hint, a template filled from its facts, or what the
-judge makes of them."""
+"""Refiner: the demonstration of a record: its hint, a template filled from its facts, or a rewrite by the judge."""
 
 from __future__ import annotations
 
@@ -12,11 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dyme.data.record import Record
-from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.facts import Facts, FactStore
-from dyme.supervision.futures import JudgeClient, done, then, wait_for
+from dyme.supervision.futures import done, then, wait_for
 from dyme.supervision.judge.types import Answer
-from dyme.supervision.judge_prompts import Prompts, addresses_judge, clean_text, task_of
+from dyme.supervision.judge_prompts import addresses_judge, clean_text
 from dyme.supervision.phrasing import BUILT_IN, fill_template, supported
 from dyme.supervision.readings import contradicted_share
 from dyme.supervision.templates import TemplatePool, derivation_of, kind_of
@@ -28,8 +26,8 @@ _KEPT = 4096
 
 @dataclass(frozen=True)
 class Refined:
-    """The trace to memorize (None: the answer alone), where it comes from, and the template it follows ("" for a hint).
-    `degraded`: the judge was asked and gave no usable trace, so it is the hint; `why` says what was wrong."""
+    """A demonstration (None: the answer alone), its source, and the template it follows ("" for a hint). `degraded`:
+    the judge gave no usable trace, so it is the hint; `why` says what was wrong."""
 
     trace: str | None
     source: Literal["hint", "rules", "judge", "degraded"]
@@ -37,15 +35,16 @@ class Refined:
     why: str = ""
 
 
+@dataclass(frozen=True)
 class PendingTrace:
-    """A reference trace that may wait for the judge."""
+    """A demonstration that may wait for the judge; `otherwise` is the unrefined one."""
 
-    def __init__(self, future: Future[Refined], otherwise: Refined) -> None:
-        self._future, self._otherwise = future, otherwise
+    future: Future[Refined]
+    otherwise: Refined
 
     @property
     def ready(self) -> bool:
-        return self._future.done()
+        return self.future.done()
 
     @property
     def failed(self) -> bool:
@@ -53,13 +52,13 @@ class PendingTrace:
         return self.ready and self.result(0.0).source == "degraded"
 
     def result(self, deadline_s: float | None = None) -> Refined:
-        """The refined trace; the unrefined one where it is not there in time."""
-        return wait_for(self._future, deadline_s, self._otherwise)
+        """The refined trace; the unrefined one if it is late."""
+        return wait_for(self.future, deadline_s, self.otherwise)
 
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A trace that is being made, and the kind and best template of its record when it was begun."""
+    """A trace under way, with the kind of its record and the best template of that kind when it was started."""
 
     kind: str
     template: str
@@ -67,90 +66,56 @@ class _Ahead:
 
 
 class Refiner:
-    """Refines reference traces, ahead of time where it is told which will be needed. Safe for threads."""
+    """Refines demonstrations, also ahead of time. `flag` is the answer flag of the replies, which no trace may hold.
+    Safe for threads."""
 
-    def __init__(
-        self,
-        cfg: SupervisionConfig,
-        judge: JudgeClient | None,
-        prompts: Prompts,
-        facts: FactStore,
-        flag: str = "Answer:",
-    ) -> None:
-        self._cfg, self._judge, self._prompts, self._facts, self._flag = cfg, judge, prompts, facts, flag
+    def __init__(self, store: FactStore, flag: str = "Answer:") -> None:
+        self._cfg, self._facts, self._flag = store.cfg, store, flag
         self._ahead: OrderedDict[str, _Ahead] = OrderedDict()
         self._lock = threading.Lock()
 
     def start(self, record: Record, pool: TemplatePool) -> PendingTrace:
-        """The trace of a record; what runs for it already under the same best template is taken over. One that failed
-        is tried again."""
-        if self._cfg.refiner != "judge":
-            return self._make(record, pool)
-        known = wait_for(self._facts.future(record), 0.0, Facts("", "none"))
+        """Starts to refine the demonstration of a record, without waiting. A rewrite already under way with the same
+        best template is reused; a failed one is tried again."""
+        hint = Refined(record.hint, "hint")
+        if self._cfg.refiner == "none":
+            return PendingTrace(done(hint), hint)
+        facts = self._facts.future(record)
+        if self._cfg.refiner == "rules":
+            filled = then(facts, lambda known: done(rules_trace(record, known, pool, self._cfg.max_trace_chars)))
+            return PendingTrace(filled, hint)
         with self._lock:
             held = self._ahead.get(record.id)
             if held and held.template == pool.best(held.kind, filled=False) and not held.pending.failed:
                 return held.pending
-            kind = kind_of(record, known)
-            self._ahead[record.id] = _Ahead(kind, pool.best(kind, filled=False), self._make(record, pool))
-            while len(self._ahead) > _KEPT:
+            kind = kind_of(record, wait_for(facts, 0.0, Facts("", "none")))
+            late = Refined(record.hint, "degraded", why="late")
+            pending = PendingTrace(then(facts, lambda known: self._rewrite(record, known, pool)), late)
+            self._ahead[record.id] = _Ahead(kind, pool.best(kind, filled=False), pending)
+            if len(self._ahead) > _KEPT:
                 self._ahead.popitem(last=False)
-            return self._ahead[record.id].pending
+            return pending
 
     def prefetch(self, records: Sequence[Record], pool: TemplatePool) -> None:
-        """Starts what `start` will be asked for. Rules need no time, so there is nothing to start for them."""
+        """Starts the rewrites that `start` will be asked for. Rules need no time, so nothing is started for them."""
         if self._cfg.refiner == "judge":
             for record in records:
                 self.start(record, pool)
 
-    def _make(self, record: Record, pool: TemplatePool) -> PendingTrace:
-        return start_refine(record, self._cfg, self._judge, self._prompts, self._facts, pool, self._flag)
-
-
-def start_refine(
-    record: Record,
-    cfg: SupervisionConfig,
-    judge: JudgeClient | None,
-    prompts: Prompts,
-    facts: FactStore,
-    pool: TemplatePool,
-    flag: str = "Answer:",
-) -> PendingTrace:
-    """Starts to refine the reference trace of a record, and waits for nothing. `flag` is the answer flag of the
-    replies, which no trace may hold."""
-    hint = Refined(record.hint, "hint")
-    if cfg.refiner == "none":
-        return PendingTrace(done(hint), hint)
-    known = facts.future(record)
-    if cfg.refiner == "rules":
-        return PendingTrace(then(known, lambda f: done(rules_trace(record, f, pool, cfg.max_trace_chars))), hint)
-    late = Refined(record.hint, "degraded", why="late")
-    if judge is None:
-        return PendingTrace(done(Refined(record.hint, "degraded", why="no_judge")), late)
-    client = judge  # not None, which mypy does not know in a closure
-
-    def ask(given: Facts) -> Future[Refined]:
-        template = pool.best(kind_of(record, given), filled=False)
-        texts = {
-            "question": record.question,
-            "facts": given.text,
-            "answer": record.answer,
-            "hint": record.hint or "",
-            "template": template,
-        }
-
-        def send(images: tuple[bytes, ...]) -> Future[Answer]:
-            return client.submit(prompts.question("refine", task_of(record, cfg.task), texts, record.id, images))
-
-        answer = then(facts.to_show(record, given), send)
-        return then(answer, lambda a: done(_read(a, record, given, template, cfg.max_trace_chars, flag)))
-
-    return PendingTrace(then(known, ask), late)
+    def _rewrite(self, record: Record, facts: Facts, pool: TemplatePool) -> Future[Refined]:
+        """The judge's trace of a record."""
+        if self._facts.judge is None:
+            return done(Refined(record.hint, "degraded", why="no_judge"))
+        template = pool.best(kind_of(record, facts), filled=False)
+        texts = {"question": record.question, "facts": facts.text, "answer": record.answer}
+        texts |= {"hint": record.hint or "", "template": template}
+        answer = self._facts.ask("refine", record, texts, show=not facts.text)
+        return then(answer, lambda a: done(_read(a, record, facts, template, self._cfg.max_trace_chars, self._flag)))
 
 
 def rules_trace(record: Record, facts: Facts, pool: TemplatePool, max_chars: int = 1200) -> Refined:
-    """The best template filled from the facts, without any model: readings, the step that leads to the gold answer, and
-    the answer. The hint where the facts do not lead to the answer by a step that rules know (derive.py)."""
+    """The best template filled from the facts: readings, the step that leads to the gold answer, and the answer. The
+    hint if no step of derive.py leads from the facts to the answer."""
     derivation = derivation_of(record, facts)
     if derivation is None:
         return Refined(record.hint, "hint", why="no_derivation")
@@ -162,8 +127,8 @@ def rules_trace(record: Record, facts: Facts, pool: TemplatePool, max_chars: int
 
 
 def fault_of(trace: str, record: Record, facts: Facts, max_chars: int, flag: str = "Answer:") -> str:
-    """What keeps a rewritten trace from being memorized: empty, too_long, addresses_judge, flag, contradicts, or answer
-    (the gold answer is not in it); "" where nothing does."""
+    """Why a rewritten trace must not be memorized: empty, too_long, addresses_judge, flag, contradicts, or answer (it
+    lacks the gold answer); "" if it may."""
     if not trace.strip():
         return "empty"
     if len(trace) > max_chars:
@@ -181,7 +146,7 @@ def _read(answer: Answer, record: Record, facts: Facts, template: str, max_chars
     text = (answer.value or {}).get("trace")
     if not isinstance(text, str):
         return Refined(record.hint, "degraded", template, answer.reason or "bad_answer")
-    # judges like to end with the answer line, which the reply has anyway
+    # judges tend to end with the answer line, which the reply has anyway
     last = re.compile(rf"\n\s*\**{re.escape(flag.strip())}", re.IGNORECASE)
     trace = last.split(clean_text(text), maxsplit=1)[0].strip()
     fault = fault_of(trace, record, facts, max_chars, flag)
@@ -189,7 +154,7 @@ def _read(answer: Answer, record: Record, facts: Facts, template: str, max_chars
 
 
 def _says(trace: str, answer: str) -> bool:
-    """Whether a trace holds an answer, as a number or as words."""
+    """Whether a trace contains an answer, as a number or as words."""
     number = parse_number(answer)
     if number:
         return any(abs(each.value - number.value) <= 1e-6 * abs(number.value) for each in find_quantities(trace))

@@ -1,7 +1,7 @@
-"""Supervisor: everything a rank needs to supervise the thinking: judge, prompts, facts, refiner and template pool.
+"""Supervisor: judge, prompts, facts, refiner and template pool of a rank.
 
-Nothing here waits longer than the judge's deadline, and nothing a judge does ends a run: what does not come in time is
-the lexical score, or the demonstration as it is. Only `update`, `metrics` and `state_dict` are collective.
+Nothing here waits longer than the judge's deadline, and no failure of a judge ends a run: without an answer in time the
+score is lexical and the demonstration stays unrefined. Only `update`, `metrics` and `state_dict` are collective.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -16,39 +17,36 @@ from typing import Any, Literal
 from dyme.data.record import Record
 from dyme.settings.judge import JudgeConfig
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.checker import CheckRow, PendingCheck, Thinking, start_check
+from dyme.supervision.checker import CheckRow, PendingCheck, Thinking
 from dyme.supervision.facts import Facts, FactStore
 from dyme.supervision.futures import Deadline, wait_for
 from dyme.supervision.judge.client import open_judge
-from dyme.supervision.judge.types import JudgeCounts
+from dyme.supervision.judge.types import Answer, JudgeCounts
 from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.refiner import Refined, Refiner
 from dyme.supervision.templates import (
     Candidate,
-    PendingCandidates,
-    PendingVerdicts,
     TemplatePool,
     candidate,
+    read_verdicts,
     start_candidates,
     start_compare,
     write_pool,
 )
 
-CHECK_SOURCES = ("judge", "both", "degraded", "skipped")
-REFINE_SOURCES = ("hint", "rules", "judge", "degraded")
 JUDGE_COUNTS = ("asked", "sent", "cached", "deduplicated", "retries", "tokens_in", "tokens_out", "money")
 Fate = Literal["open", "right", "wrong"]
-"""Whether it is known that the rollouts of a group do not train, since all of them are right, or all wrong."""
+"""Whether the rollouts of a group are known not to train, because all are right or all are wrong."""
 COUNTS = (
     "facts/degraded",
-    *(f"check/{name}" for name in CHECK_SOURCES),
-    *(f"refine/{name}" for name in REFINE_SOURCES),
+    *(f"check/{name}" for name in ("judge", "both", "degraded", "skipped")),
+    *(f"refine/{name}" for name in ("hint", "rules", "judge", "degraded")),
     *(f"judge/{name}" for name in JUDGE_COUNTS),
     "judge/failed",
     "wait_s",
 )
-"""What is counted in every step: groups without the facts that the judge was to give, rows by what scored their
-thinking, memorized traces by what they came from, calls of the judge, and seconds that the step waited for it."""
+"""Counts of every step: groups that lack the judge's facts, rows by the source of their thinking score, demonstrations
+by their source, calls of the judge, and seconds that the step waited for it."""
 
 
 class Supervisor:
@@ -68,14 +66,15 @@ class Supervisor:
         self.cfg, self.rank, self.folder = cfg, rank, folder
         self._say, self._said = say, set[str]()
         self.deadline_s = judge.timeout_s
-        self.prompts = load_prompts(cfg.prompts)
+        prompts = load_prompts(cfg.prompts)
         self.judge = open_judge(judge, folder, say) if cfg.asks_judge else None
-        self.facts = FactStore(cfg, self.prompts, self.judge)
-        self.refiner = Refiner(cfg, self.judge, self.prompts, self.facts, flag)
+        self.facts = FactStore(cfg, prompts, self.judge)
+        self.refiner = Refiner(self.facts, flag)
         self.pool = TemplatePool(cfg.templates.size)
         self._found: list[Candidate] = []  # by this rank, since the last update of the pool
-        self._drafts: list[PendingCandidates] = []
-        self._pending: tuple[list[Candidate], PendingVerdicts | None] = ([], None)  # all ranks'; verdicts on rank 0
+        self._drafts: list[Future[Candidate | None]] = []
+        self._compared: list[Candidate] = []  # those of all ranks, for the next pool
+        self._verdicts: dict[tuple[str, str], Future[Answer]] = {}  # on them, on rank 0 only
         self._counted: Counter[str] = Counter()
         self.totals: Counter[str] = Counter()
         """Of the whole run and all ranks, by the names of `COUNTS`."""
@@ -86,17 +85,15 @@ class Supervisor:
         """Whether templates are learned."""
         return self.cfg.refiner != "none" and self.pool.size > 0
 
-    # --- checker ------------------------------------------------------------------------------------
-
     def check(self, rows: Sequence[CheckRow], fate: Fate) -> PendingCheck:
-        """Starts to score the thinking of rows of one group. Of a group that will memorize the demonstration is begun
-        too, while others are still decoded."""
+        """Starts to score the thinking of rows of one group. If the group will memorize, its demonstration is started
+        too, while other groups are still decoded."""
         if fate == "wrong":
             self.refiner.prefetch([rows[0].record], self.pool)
-        return start_check(rows, self.cfg, self.judge, self.prompts, self.facts, decided=fate != "open")
+        return PendingCheck(rows, self.facts, decided=fate != "open")
 
     def verdicts(self, checks: Sequence[PendingCheck]) -> list[list[Thinking]]:
-        """What came of checks, all together within the judge's deadline."""
+        """The scores of all `checks`, together within the judge's deadline."""
         limit, begin = Deadline(self.deadline_s), time.monotonic()
         out = [check.result(limit.left()) for check in checks]
         self._counted["wait_s"] += time.monotonic() - begin  # type: ignore[assignment]
@@ -104,10 +101,8 @@ class Supervisor:
         self._counted["facts/degraded"] += sum(check.lacks_facts for check in checks)
         return out
 
-    # --- refiner ------------------------------------------------------------------------------------
-
     def refine(self, records: Sequence[Record]) -> list[Refined]:
-        """The demonstrations of records that are memorized now, all together within the judge's deadline."""
+        """The demonstrations of `records`, together within the judge's deadline."""
         limit, begin = Deadline(self.deadline_s), time.monotonic()
         pending = [self.refiner.start(record, self.pool) for record in records]
         out = [each.result(limit.left()) for each in pending]
@@ -120,16 +115,13 @@ class Supervisor:
         return out
 
     def prefetch(self, records: Sequence[Record], likely: Sequence[Record]) -> None:
-        """Starts what the next step will need: facts of its records, and traces of those that it will likely
-        memorize."""
+        """Starts the work of the next step: facts of its `records`, and demonstrations of the `likely` ones."""
         if self.judge:
             self.facts.prefetch(records)
             self.refiner.prefetch(likely, self.pool)
 
-    # --- templates ----------------------------------------------------------------------------------
-
     def learn(self, traces: Iterable[tuple[str, Record, float]], step: int) -> None:
-        """Takes templates from the best right traces of groups (trace, record, thinking score) for the next update."""
+        """Collects templates from the best right traces of groups: (trace, record, thinking score)."""
         if not self.learns:
             return
         others = []
@@ -140,44 +132,39 @@ class Supervisor:
                 self._found.append(found)
             else:
                 others.append((trace, record, facts, score))
-        if self.cfg.refiner == "judge" and step % self.cfg.templates.every == 0:  # one round of questions an update
-            self._drafts.append(start_candidates(others, self.cfg, self.judge, self.prompts, step))
+        if self.cfg.refiner == "judge" and step % self.cfg.templates.every == 0:  # once an update
+            self._drafts += start_candidates(others, self.facts, step)
 
     def update(self, step: int, gather: Callable[[Any], list[Any]]) -> None:
         """Share templates; a collective through `TrainEngine.gather_json`.
 
-        Every `templates.every` steps rank 0 decides over the candidates of the last time, whose verdicts have arrived
-        by then. All ranks take its pool and share their new candidates."""
+        Every `templates.every` steps rank 0 decides on the candidates of the previous update, whose verdicts have
+        arrived by then. All ranks take its pool and share their new candidates."""
         if not self.learns or (step + 1) % self.cfg.templates.every:
             return
-        changed = self._next_pool() if self.rank == 0 else None
+        pool = self.pool.propose(self._compared, read_verdicts(self._verdicts)) if self.rank == 0 else self.pool
+        changed = pool is not self.pool
         mine = [asdict(each) for each in self._take()]
-        self._drafts = []  # what is not there by now has had all the time between two updates
-        parts = gather({"found": mine, "pool": changed.state_dict() if changed else {}})
+        self._drafts = []  # the others had all the time between two updates
+        parts = gather({"found": mine, "pool": pool.state_dict() if changed else {}})
         self.pool = self.pool.load_state_dict(parts[0]["pool"])
         self._start_compare([Candidate(**each) for part in parts for each in part["found"]])
         if changed:
             write_pool(self.folder, self.pool)
 
     def _take(self) -> list[Candidate]:
-        """What was found, and the drafts that are there by now."""
-        ready = [drafts for drafts in self._drafts if drafts.ready]
-        found = [*self._found, *(each for drafts in ready for each in drafts.result(0.0))]
-        self._found, self._drafts = [], [drafts for drafts in self._drafts if not drafts.ready]
+        """The candidates found, and the drafts that have arrived."""
+        arrived = [wait_for(draft, 0.0, None) for draft in self._drafts if draft.done()]
+        found = [*self._found, *(each for each in arrived if each)]
+        self._found, self._drafts = [], [draft for draft in self._drafts if not draft.done()]
         return found
 
     def _start_compare(self, candidates: list[Candidate]) -> None:
-        ask = self.rank == 0 and self.judge
-        verdicts = start_compare(self.pool, candidates, self.cfg, self.judge, self.prompts) if ask else None
-        self._pending = (candidates, verdicts)
-
-    def _next_pool(self) -> TemplatePool | None:
-        candidates, verdicts = self._pending
-        pool = self.pool.propose(candidates, verdicts.result(0.0) if verdicts else None)
-        return pool if pool is not self.pool else None
+        self._compared = candidates
+        self._verdicts = start_compare(self.pool, candidates, self.facts) if self.rank == 0 else {}
 
     def state_dict(self, gather: Callable[[Any], list[Any]]) -> dict[str, Any]:
-        """Collective. The totals, the pool and all candidates that wait for it, the same on all ranks."""
+        """Collective. The totals, the pool and all candidates not yet in it, the same on all ranks."""
         if not self.learns:
             return {"totals": dict(self.totals)}
         self._found = self._take()
@@ -186,7 +173,7 @@ class Supervisor:
             "totals": dict(self.totals),
             "pool": self.pool.state_dict(),
             "found": [each for part in parts for each in part],
-            "compared": [asdict(each) for each in self._pending[0]],
+            "compared": [asdict(each) for each in self._compared],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -199,11 +186,9 @@ class Supervisor:
         self._found = [Candidate(**each) for each in state["found"]] if self.rank == 0 else []
         self._start_compare([Candidate(**each) for each in state["compared"]])
 
-    # --- figures ------------------------------------------------------------------------------------
-
     def metrics(self, reduce: Callable[[Sequence[float]], list[float]], ranks: int) -> dict[str, float]:
-        """Collective where there is more than words to compare. What was counted since the last call, over all ranks,
-        and the version of the pool."""
+        """Collective. The counts since the last call, over all ranks, and the version of the pool; {} for the lexical
+        checker alone."""
         if not self.cfg.on:
             return {}
         if self.judge:

@@ -1,8 +1,8 @@
-"""TemplatePool: the best-known forms of a reference trace, for each kind of record.
+"""TemplatePool: the best-known forms of a demonstration, for each kind of record.
 
-Templates come from the model's own best traces, so that what is memorized is close to what it would write. A pool
-never changes: `propose` gives the next one, a pure function of pool, candidates and verdicts, so one rank decides and
-all hold the same version.
+Templates come from the model's own best traces, so demonstrations stay close to what it would write. A pool is
+immutable: `propose` returns the next one, a pure function of pool, candidates and verdicts, so one rank decides and all
+hold the same version.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dyme.data.record import Record
-from dyme.settings.supervision import SupervisionConfig
 from dyme.supervision.derive import Derivation, derive
-from dyme.supervision.facts import Facts
-from dyme.supervision.futures import Deadline, JudgeClient, wait_for
+from dyme.supervision.facts import Facts, FactStore
+from dyme.supervision.futures import done, then, wait_for
 from dyme.supervision.judge.types import Answer
-from dyme.supervision.judge_prompts import Prompts, addresses_judge, clean_text, task_of
+from dyme.supervision.judge_prompts import addresses_judge, clean_text
 from dyme.supervision.lexical import thinking_score
 from dyme.supervision.phrasing import BUILT_IN, fill_template, learn_template
 from dyme.supervision.readings import list_facts
@@ -29,19 +29,20 @@ from dyme.supervision.readings import list_facts
 FORMAT = 1
 POOL_FILE = "templates.json"
 OWN_BONUS = 0.1
-"""What a phrasing of the model's own may lack in score beside the built-in one and still be preferred."""
+"""How far the model's own phrasing may score below the built-in one and still be preferred."""
 
 _HISTORY = 500
+_BETTER = ("first", "second")
 
 
 class PoolError(ValueError):
-    """A saved pool that cannot be used; the message says what is wrong and the mend."""
+    """A saved pool that cannot be used; the message says what is wrong and how to fix it."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A template that a trace gave. `score` is t of the trace less t of the built-in form for the same record, both
-    against the facts alone; for a template without slots (`filled` False, only a judge can follow it) t less 1/2."""
+    """A template from a trace. `score`: t of the trace minus t of the built-in form for the same record, both against
+    the facts alone; t - 1/2 for a template without slots (`filled` False), which only a judge can follow."""
 
     kind: str
     text: str
@@ -53,23 +54,16 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A template of the pool: its first candidate's provenance, mean score over `seen` candidates, and whether the
-    judge preferred it to the best one of its time."""
+class Entry(Candidate):
+    """A template of the pool: its first candidate, with the mean score over `seen` candidates, and whether the judge
+    preferred it to the best one at the time."""
 
-    kind: str
-    text: str
-    score: float
-    seen: int
-    step: int
-    record: str
-    source: str
-    filled: bool = True
+    seen: int = 1
     preferred: bool = False
 
     @property
     def rank(self) -> float:
-        """What entries are compared by: the mean shrunk towards 0, so one lucky trace does not win."""
+        """Order of the entries: the mean shrunk towards 0, so one lucky trace does not win."""
         return (self.score + OWN_BONUS) * self.seen / (self.seen + 2)
 
     @property
@@ -80,7 +74,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class PoolChange:
-    """One change of the pool; `beaten` is the text that had to go or is no longer the best."""
+    """One change of the pool; `beaten` is the text that was removed or is no longer the best."""
 
     version: int
     step: int
@@ -103,20 +97,18 @@ class TemplatePool:
     history: tuple[PoolChange, ...] = ()
 
     def best(self, kind: str, *, filled: bool = True) -> str:
-        """The best template of a kind, "" where there is none. With `filled` one that can be filled without a judge:
-        the built-in one unless the pool has a better one."""
+        """The best template of a kind, "" if there is none: the built-in one unless the pool has a better one. With
+        `filled` only one that needs no judge."""
         held = next((e for e in self.entries.get(kind, ()) if e.filled or not filled), None)
-        if held and held.leads:
-            return held.text
-        return BUILT_IN.get(kind, "")
+        return held.text if held and held.leads else BUILT_IN.get(kind, "")
 
     def propose(
         self, candidates: Sequence[Candidate], verdicts: Mapping[tuple[str, str], bool] | None = None
     ) -> TemplatePool:
-        """The pool with these candidates compared and put in their place; itself where nothing changes.
+        """The pool with these candidates sorted in; itself if nothing changes.
 
         `verdicts` maps (kind, text) of a candidate to whether the judge prefers it to this pool's best of its kind;
-        they go before scores. The order of the candidates does not matter.
+        they take precedence over scores. The order of the candidates does not matter.
         """
         if not self.size or not candidates:
             return self
@@ -137,12 +129,8 @@ class TemplatePool:
     def state_dict(self) -> dict[str, Any]:
         """The pool as JSON values."""
         held = {kind: [asdict(entry) for entry in entries] for kind, entries in self.entries.items()}
-        return {
-            "format": FORMAT,
-            "version": self.version,
-            "entries": held,
-            "history": [asdict(change) for change in self.history],
-        }
+        history = [asdict(change) for change in self.history]
+        return {"format": FORMAT, "version": self.version, "entries": held, "history": history}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> TemplatePool:
         """The pool of a `state_dict`, with this one's size; entries beyond it go. An empty state gives this pool.
@@ -153,9 +141,8 @@ class TemplatePool:
             raise PoolError(f"template pool: format {state.get('format')!r} is not {FORMAT}; start the pool anew")
         held = {k: tuple(Entry(**e) for e in entries)[: self.size] for k, entries in state["entries"].items()}
         kept = {kind: entries for kind, entries in sorted(held.items()) if entries}
-        return TemplatePool(
-            self.size, state["version"], kept, tuple(PoolChange(**change) for change in state["history"])
-        )
+        history = tuple(PoolChange(**change) for change in state["history"])
+        return TemplatePool(self.size, state["version"], kept, history)
 
 
 def _place(
@@ -165,7 +152,7 @@ def _place(
     before = held[0].text if held else ""
     at = next((i for i, entry in enumerate(held) if entry.text == new.text), None)
     if at is None:
-        held.append(Entry(new.kind, new.text, new.score, 1, new.step, new.record, new.source, new.filled))
+        held.append(Entry(**vars(new)))
         at = len(held) - 1
     else:
         entry = held[at]
@@ -176,38 +163,31 @@ def _place(
         winner = new.text if verdict else compared_with
         held[:] = [replace(entry, preferred=entry.text == winner) for entry in held]
     held.sort(key=lambda e: (not e.preferred, -e.rank, -e.seen, len(e.text), e.text))
-    dropped = held.pop() if len(held) > size else None
-    changes = []
-    if added and (dropped is None or dropped.text != new.text):
-        gone = dropped.text if dropped else ""
-        action = "replace" if dropped else "add"
-        changes.append(
-            PoolChange(version, new.step, new.kind, action, new.text, new.score, new.record, new.source, gone)
-        )
-    top = held[0]
-    if before and top.text != before and top.leads:
-        changes.append(
-            PoolChange(version, new.step, top.kind, "best", top.text, top.score, top.record, top.source, before)
-        )
+    dropped = held.pop().text if len(held) > size else ""
+
+    def change(action: str, each: Candidate, beaten: str) -> PoolChange:
+        told = (each.kind, action, each.text, each.score, each.record, each.source, beaten)
+        return PoolChange(version, new.step, *told)
+
+    changes = [change("replace" if dropped else "add", new, dropped)] if added and dropped != new.text else []
+    if before and held[0].text != before and held[0].leads:
+        changes.append(change("best", held[0], before))
     return changes
 
 
-# --- candidates -----------------------------------------------------------------------------------
-
-
 def derivation_of(record: Record, facts: Facts) -> Derivation | None:
-    """How the record's answer follows from its facts, where rules can tell."""
+    """How the record's answer follows from its facts, if rules can tell."""
     return derive(record.question, list_facts(facts.text), record.answer)
 
 
 def kind_of(record: Record, facts: Facts) -> str:
-    """The kind of template a record takes: that of its derivation, else the record's own."""
+    """The kind of template for a record: that of its derivation, else the record's own."""
     derivation = derivation_of(record, facts)
     return derivation.kind if derivation else record.kind or "any"
 
 
 def candidate(trace: str, record: Record, facts: Facts, step: int, max_chars: int = 1200) -> Candidate | None:
-    """What rules can learn from one right trace of a record; None where there is nothing to learn."""
+    """The template that rules learn from one right trace of a record, if any."""
     derivation = derivation_of(record, facts)
     if derivation is None or len(trace) > max_chars:
         return None
@@ -220,84 +200,50 @@ def candidate(trace: str, record: Record, facts: Facts, step: int, max_chars: in
     return Candidate(derivation.kind, text, round(own - built_in, 6), step, record.id, "rules")
 
 
-class PendingCandidates:
-    """Templates that the judge is making of traces."""
-
-    def __init__(self, asked: Sequence[tuple[Candidate, Future[Answer]]], max_chars: int) -> None:
-        self._asked, self._max_chars = asked, max_chars
-
-    @property
-    def ready(self) -> bool:
-        return all(future.done() for _, future in self._asked)
-
-    def result(self, deadline_s: float | None) -> list[Candidate]:
-        """Those that came in time, without templates that speak to a judge, are empty or are too long."""
-        limit, out = Deadline(deadline_s), []
-        for draft, future in self._asked:
-            text = (wait_for(future, limit.left(), Answer(None)).value or {}).get("template")
-            cleaned = clean_text(text) if isinstance(text, str) else ""
-            if cleaned and len(cleaned) <= self._max_chars and not addresses_judge(cleaned):
-                out.append(replace(draft, text=cleaned))
-        return out
-
-
 def start_candidates(
-    traces: Sequence[tuple[str, Record, Facts, float]],
-    cfg: SupervisionConfig,
-    judge: JudgeClient | None,
-    prompts: Prompts,
-    step: int,
-) -> PendingCandidates:
-    """Asks the judge for templates of (trace, record, facts, thinking score); for kinds that rules cannot fill."""
+    traces: Sequence[tuple[str, Record, Facts, float]], store: FactStore, step: int
+) -> list[Future[Candidate | None]]:
+    """Asks the judge for templates of (trace, record, facts, thinking score), for kinds that rules cannot fill. The
+    result is None if the template addresses a judge, is empty or is too long."""
     asked = []
+    longest = store.cfg.max_trace_chars
     for trace, record, facts, score in traces:
-        if judge is None or derivation_of(record, facts) or len(trace) > cfg.max_trace_chars or addresses_judge(trace):
+        if store.judge is None or derivation_of(record, facts) or len(trace) > longest or addresses_judge(trace):
             continue
         draft = Candidate(kind_of(record, facts), "", round(score - 0.5, 6), step, record.id, "judge", filled=False)
-        texts = {"question": record.question, "trace": trace}
-        question = prompts.question("template", task_of(record, cfg.task), texts, record.id)
-        asked.append((draft, judge.submit(question)))
-    return PendingCandidates(asked, cfg.max_trace_chars)
+        answer = store.ask("template", record, {"question": record.question, "trace": trace})
+        asked.append(then(answer, partial(_with_text, draft, longest)))
+    return asked
 
 
-class PendingVerdicts:
-    """Comparisons of candidates with the best of their kind."""
-
-    def __init__(self, asked: Mapping[tuple[str, str], Future[Answer]]) -> None:
-        self._asked = asked
-
-    def result(self, deadline_s: float | None) -> dict[tuple[str, str], bool]:
-        """Whether the judge prefers a candidate, for those it compared in time: what `propose` takes."""
-        limit = Deadline(deadline_s)
-        answers = {key: wait_for(future, limit.left(), Answer(None)) for key, future in self._asked.items()}
-        return {
-            key: answer.value["better"] == "second"
-            for key, answer in answers.items()
-            if answer.value and answer.value.get("better") in ("first", "second")
-        }
+def _with_text(draft: Candidate, longest: int, answer: Answer) -> Future[Candidate | None]:
+    text = (answer.value or {}).get("template")
+    cleaned = clean_text(text) if isinstance(text, str) else ""
+    usable = cleaned and len(cleaned) <= longest and not addresses_judge(cleaned)
+    return done(replace(draft, text=cleaned) if usable else None)
 
 
 def start_compare(
-    pool: TemplatePool,
-    candidates: Sequence[Candidate],
-    cfg: SupervisionConfig,
-    judge: JudgeClient | None,
-    prompts: Prompts,
-) -> PendingVerdicts:
-    """Asks the judge about each new text, one of a kind at most (the one with the best score)."""
+    pool: TemplatePool, candidates: Sequence[Candidate], store: FactStore
+) -> dict[tuple[str, str], Future[Answer]]:
+    """Asks the judge to compare new texts with the best template of their kind: at most one of each kind, the one with
+    the best score. By (kind, text)."""
     asked: dict[tuple[str, str], Future[Answer]] = {}
     for each in sorted(candidates, key=lambda c: (c.kind, -c.score, c.text)):
         best = pool.best(each.kind, filled=each.filled)
         known = any(each.text == entry.text for entry in pool.entries.get(each.kind, ()))
-        if judge is None or not best or known or any(kind == each.kind for kind, _ in asked):
+        if store.judge is None or not best or known or any(kind == each.kind for kind, _ in asked):
             continue
         texts = {"kind": each.kind, "template": best, "other": each.text}
-        task = cfg.task if cfg.task != "auto" else "chart" if each.kind in BUILT_IN else "natural"
-        asked[each.kind, each.text] = judge.submit(prompts.question("compare", task, texts, each.record))
-    return PendingVerdicts(asked)
+        task = store.cfg.task if store.cfg.task != "auto" else "chart" if each.kind in BUILT_IN else "natural"
+        asked[each.kind, each.text] = store.judge.submit(store.prompts.question("compare", task, texts, each.record))
+    return asked
 
 
-# --- on disk --------------------------------------------------------------------------------------
+def read_verdicts(asked: Mapping[tuple[str, str], Future[Answer]]) -> dict[tuple[str, str], bool]:
+    """Whether the judge prefers each candidate, for the comparisons that have arrived: what `propose` takes."""
+    answers = {key: wait_for(future, 0.0, Answer(None)).value or {} for key, future in asked.items()}
+    return {key: value["better"] == "second" for key, value in answers.items() if value.get("better") in _BETTER}
 
 
 def write_pool(folder: Path, pool: TemplatePool) -> None:

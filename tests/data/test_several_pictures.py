@@ -13,7 +13,7 @@ from dyme.data.dataset import DatasetSource
 from dyme.data.images import side_by_side
 from dyme.data.sheet import contact_sheet
 from dyme.predict.questions import read_questions
-from dyme.rewards.columns import pictures
+from dyme.rewards.user import pictures
 
 
 @pytest.fixture

@@ -20,9 +20,8 @@ from dyme.config import dump_config, load_config
 from dyme.data.errors import ImageError
 from dyme.data.record import LazyImage, Record
 from dyme.rewards.calls import AT_ONCE, MAX_HANGING, UserRewards
-from dyme.rewards.columns import pictures, reward_columns
 from dyme.rewards.compose import UserScores, check, compose
-from dyme.rewards.user import load_rewards
+from dyme.rewards.user import load_rewards, pictures, reward_columns
 from dyme.settings.errors import ConfigError
 from dyme.settings.rewards import RewardConfig
 from dyme.settings.weight_schedule import WeightSchedule
@@ -62,7 +61,7 @@ def written(tmp_path):
 
 def call(rewards: UserRewards, weights: list[float] | None = None):
     weights = weights or [1.0] * len(rewards.titles)
-    return rewards.score(COLUMNS, lambda: pictures(RECORDS), len(RECORDS), weights)
+    return rewards.start(COLUMNS, lambda: pictures(RECORDS), len(RECORDS)).outcome(weights)
 
 
 # --- what functions get and give ------------------------------------------------------------------
@@ -147,23 +146,23 @@ def blind(completions, **columns): return [float("image" in columns)] * len(comp
 def sees(image): return [None if each is None else each.width for each in image]
 """
     given = COLUMNS | {"completions": ["x"] * 3}
-    got = written(code, "blind").score(given, lambda: pictures(records), 3, [1.0])
+    got = written(code, "blind").start(given, lambda: pictures(records), 3).outcome([1.0])
     assert got.scores.values.tolist() == [[0.0]] * 3
     assert decoded == []
-    got = written(code, "sees").score(given, lambda: pictures(records), 3, [1.0])
+    got = written(code, "sees").start(given, lambda: pictures(records), 3).outcome([1.0])
     np.testing.assert_equal(got.scores.values, [[4], [math.nan], [4]])
     assert decoded == ["reward sees"]  # once, and within the time of the call
 
     def broken() -> list:
         raise ImageError("3.png: truncated")
 
-    lost = written(code, "sees").score(given, broken, 3, [1.0])
+    lost = written(code, "sees").start(given, broken, 3).outcome([1.0])
     assert lost.errors == {"sees: ImageError": 3} and lost.scores.failed.all()
 
 
 def test_nobody_is_called_without_completions(written):
     rewards = written("def f(completions): raise ValueError", "f")
-    got = rewards.score({}, list, 0, [1.0])
+    got = rewards.start({}, list, 0).outcome([1.0])
     assert got.scores.values.shape == (0, 1) and got.errors == {}
 
 
@@ -327,7 +326,7 @@ from dyme.rewards.calls import UserRewards
 from dyme.settings.rewards import UserReward
 from dyme.rewards.user import load_rewards
 own = UserRewards(load_rewards((UserReward(function={str(tmp_path / "own.py:hangs")!r}, timeout_s=0.1),)))
-print(own.score({{"completions": ["x"]}}, list, 1, [1.0]).errors)
+print(own.start({{"completions": ["x"]}}, list, 1).outcome([1.0]).errors)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=50
@@ -478,7 +477,7 @@ def test_the_example_of_the_documentation_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
     rewards = UserRewards(load_rewards(config.user))
     columns = {"completions": ["word " * n for n in (60, 90, 200)], "thinking": ["a b c d", "red red red Red", ""]}
-    got = rewards.score(COLUMNS | columns, list, 3, [r.weight.at(200) for r in config.user])
+    got = rewards.start(COLUMNS | columns, list, 3).outcome([r.weight.at(200) for r in config.user])
     assert rewards.titles == ("repeats", "brevity") and got.scores.weights == pytest.approx((-0.5, 0.5))
     np.testing.assert_allclose(got.scores.values, [[0, 1], [0.75, 0.5], [math.nan, 0]])
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dyme.data.record import LazyImage, Record
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.checker import CheckRow, Thinking, start_check
+from dyme.supervision.checker import CheckRow, PendingCheck, Thinking
 from dyme.supervision.facts import FactStore
 from dyme.supervision.judge_prompts import fence_mark, load_prompts
 from dyme.supervision.lexical import thinking_score
@@ -36,7 +36,7 @@ def rows(*of):
 
 def check(group, checker, judge=None, deadline_s=5.0, **more):
     cfg = SupervisionConfig(checker=checker, **more)
-    pending = start_check(group, cfg, judge, PROMPTS, FactStore(cfg, PROMPTS, judge))
+    pending = PendingCheck(group, FactStore(cfg, PROMPTS, judge))
     return pending.result(deadline_s)
 
 
@@ -64,7 +64,7 @@ def test_words_are_compared_at_the_start_where_they_will_count(checker, decided,
     monkeypatch.setattr("dyme.supervision.checker.thinking_score", lambda trace, *rest: compared.append(trace) or 0.5)
     cfg = SupervisionConfig(checker=checker)
     judge = FakeJudge(rate)
-    pending = start_check(GROUP, cfg, judge, PROMPTS, FactStore(cfg, PROMPTS, judge), decided=decided)
+    pending = PendingCheck(GROUP, FactStore(cfg, PROMPTS, judge), decided=decided)
     assert len(compared) == at_once
     pending.result(5.0)
     assert len(compared) == at_once
@@ -109,7 +109,7 @@ def test_a_group_that_trains_no_rollout_asks_nothing(checker):
     judge = FakeJudge(rate)
     cfg = SupervisionConfig(checker=checker)
     for decided, asked in ((True, 0), (False, 1)):
-        pending = start_check(GROUP, cfg, judge, PROMPTS, FactStore(cfg, PROMPTS, judge), decided=decided)
+        pending = PendingCheck(GROUP, FactStore(cfg, PROMPTS, judge), decided=decided)
         assert pending.asked == len(judge.questions) == asked
         if decided:
             assert pending.result(0.0) == [Thinking(t(row.thinking), "skipped") for row in GROUP]
@@ -158,7 +158,7 @@ def test_without_all_verdicts_the_whole_group_is_lexical(checker, judge):
 def test_verdicts_that_come_before_the_deadline_count():
     judge = FakeJudge(rate, holds=True)
     cfg = SupervisionConfig(checker="judge")
-    pending = start_check(GROUP, cfg, judge, PROMPTS, FactStore(cfg, PROMPTS, judge))
+    pending = PendingCheck(GROUP, FactStore(cfg, PROMPTS, judge))
     assert pending.asked == 1
     judge.release()
     assert pending.result(0.0)[0] == Thinking(1.0, "judge")
@@ -169,7 +169,7 @@ def test_checks_follow_facts_that_the_judge_extracts():
     judge = FakeJudge(lambda q: {"facts": ["red 4"]} if q.purpose == "facts" else {"rating": "high"}, holds=True)
     cfg = SupervisionConfig(checker="both", facts="judge")
     store = FactStore(cfg, PROMPTS, judge)
-    pending = start_check([CheckRow(item, "red 4", True)], cfg, judge, PROMPTS, store)
+    pending = PendingCheck([CheckRow(item, "red 4", True)], store)
     store._worker.submit(int).result()
     assert [q.purpose for q in judge.questions] == ["facts"]
     judge.release()

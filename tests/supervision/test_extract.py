@@ -29,7 +29,7 @@ RULES, JUDGED = SupervisionConfig(), SupervisionConfig(facts="judge")
 def run(records, out, judge=None, cfg=RULES, advance=lambda n: None):
     store = FactStore(cfg, PROMPTS, judge)
     try:
-        return extract(records, out, store, cfg, PROMPTS, advance)
+        return extract(records, out, store, advance)
     finally:
         store.close()
 
@@ -180,7 +180,7 @@ def fake_client(monkeypatch):
         judge.cfg = cfg
         return judge
 
-    monkeypatch.setattr("dyme.supervision.judge.client.open_judge", open_judge)
+    monkeypatch.setattr("dyme.supervision.__main__.open_judge", open_judge)
     return opened
 
 

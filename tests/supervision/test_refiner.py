@@ -15,7 +15,7 @@ from dyme.supervision.facts import Facts, FactStore, picture_bytes, rule_facts
 from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.phrasing import BUILT_IN
 from dyme.supervision.readings import faithfulness
-from dyme.supervision.refiner import Refined, Refiner, fault_of, rules_trace, start_refine
+from dyme.supervision.refiner import Refined, Refiner, fault_of, rules_trace
 from dyme.supervision.templates import Candidate, TemplatePool
 from tests.helpers.fake_judge import FENCED, FakeJudge, texts_of
 
@@ -29,7 +29,7 @@ GOOD = "red is 4 and blue is 2, and 4 + 2 = 6"
 
 def refine(refiner, judge=None, item=RECORD, pool=POOL, deadline_s=1.0, **more):
     cfg = SupervisionConfig(refiner=refiner, **more)
-    return start_refine(item, cfg, judge, PROMPTS, FactStore(cfg, PROMPTS, judge), pool).result(deadline_s)
+    return Refiner(FactStore(cfg, PROMPTS, judge)).start(item, pool).result(deadline_s)
 
 
 def test_none_is_the_hint():
@@ -178,7 +178,7 @@ def test_answers_in_words_and_numbers():
 
 def refiner(judge, **more):
     cfg = SupervisionConfig(refiner="judge", **more)
-    return Refiner(cfg, judge, PROMPTS, FactStore(cfg, PROMPTS, judge))
+    return Refiner(FactStore(cfg, PROMPTS, judge))
 
 
 def test_what_ran_ahead_is_taken_over():
@@ -218,7 +218,7 @@ def test_what_failed_is_tried_again():
 
 def test_rules_have_nothing_to_prefetch():
     cfg = SupervisionConfig(refiner="rules")
-    held = Refiner(cfg, None, PROMPTS, FactStore(cfg, PROMPTS, None))
+    held = Refiner(FactStore(cfg, PROMPTS, None))
     held.prefetch([RECORD], POOL)
     assert held.start(RECORD, POOL).result(0).source == "rules"
 

@@ -9,7 +9,7 @@ import pytest
 
 from dyme.data.record import LazyImage, Record
 from dyme.settings.supervision import SupervisionConfig
-from dyme.supervision.facts import Facts, rule_facts
+from dyme.supervision.facts import Facts, FactStore, rule_facts
 from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.phrasing import BUILT_IN
 from dyme.supervision.templates import (
@@ -20,6 +20,7 @@ from dyme.supervision.templates import (
     candidate,
     kind_of,
     read_pool,
+    read_verdicts,
     start_candidates,
     start_compare,
     write_pool,
@@ -166,7 +167,8 @@ NO_FACTS = Facts("", "none")
 
 def made(reply, traces, cfg=CFG):
     judge = FakeJudge(reply)
-    return judge, start_candidates(traces, cfg, judge, PROMPTS, 5).result(1.0)
+    asked = start_candidates(traces, FactStore(cfg, PROMPTS, judge), 5)
+    return judge, [found for each in asked if (found := each.result(1.0))]
 
 
 def test_the_judge_makes_templates_where_rules_cannot():
@@ -196,10 +198,14 @@ def test_comparisons_are_one_a_kind_and_only_of_new_texts():
     pool = TemplatePool(size=4).propose([new("known", 0.1)])
     judge = FakeJudge(lambda q: {"better": "second"})
     some = [new("known", 0.9), new("b", 0.2), new("c", 0.3), new("v", 0.1, kind="value")]
-    verdicts = start_compare(pool, some, CFG, judge, PROMPTS).result(1.0)
+
+    def preferred(judge):
+        return read_verdicts(start_compare(pool, some, FactStore(CFG, PROMPTS, judge)))
+
+    verdicts = preferred(judge)
     assert verdicts == {("sum", "c"): True, ("value", "v"): True}
     asked = [texts_of(question) for question in judge.questions]
     assert asked[0] == {"kind": "sum", "template": "known", "other": "c"}
     assert asked[1] == {"kind": "value", "template": BUILT_IN["value"], "other": "v"}
-    assert start_compare(pool, some, CFG, FakeJudge(lambda q: None), PROMPTS).result(0.1) == {}
-    assert start_compare(pool, some, CFG, None, PROMPTS).result(0.1) == {}
+    assert preferred(FakeJudge(lambda q: None)) == {}
+    assert preferred(None) == {}

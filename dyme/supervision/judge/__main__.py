@@ -1,4 +1,4 @@
-"""`python -m dyme.supervision.judge ping --config FILE`: does the judge answer, how fast, and what to mend if not."""
+"""`python -m dyme.supervision.judge ping --config FILE`: whether the judge answers, how fast, and how to fix it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from dyme.supervision.judge.types import Counters
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 if the judge answers, 1 if it does not, 2 if the configuration is wrong."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m dyme.supervision.judge", description="Look at the judge of a run.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    asks = commands.add_parser("ping", help="ask the judge one question and print a line about it")
+    asks.add_argument("--config", type=Path, required=True, help="run YAML with a section judge")
+    options = parser.parse_args(arguments)
     try:
         cfg = read_sections(options.config).judge
         ok, line = asyncio.run(ping(cfg, read_key(cfg)))
@@ -44,16 +48,15 @@ async def ping(cfg: JudgeConfig, key: str) -> tuple[bool, str]:
     await endpoint.close()
     if not ok:
         return False, f"FAILED  {endpoint.name}: {_advice(cfg, reply)}"
-    form = (
-        "yes" if "response_format" not in endpoint.refused and not told_schema else "no (the schema goes into the text)"
-    )
+    structured = "response_format" not in endpoint.refused and not told_schema
+    form = "yes" if structured else "no (the schema goes into the text)"
     return True, f"ok      {endpoint.name}: {seconds * 1e3:.0f} ms, structured output: {form}"
 
 
 def _advice(cfg: JudgeConfig, reply: Reply) -> str:
     if reply.status in ADVICE:
         return f"{reply.detail}; {ADVICE[reply.status]} ({KEY})"
-    # a model's words on a terminal
+    # the words of a model, made safe for a terminal
     shown = repr(" ".join(reply.text.split())[:60]).encode("ascii", "backslashreplace").decode("ascii")
     advice = {
         "time_out": f"no answer within judge.timeout_s ({cfg.timeout_s:g} s); look at the server, or raise it",
@@ -64,14 +67,6 @@ def _advice(cfg: JudgeConfig, reply: Reply) -> str:
         "": f"its answer does not fit the schema, even when told in words ({shown}); use a larger model",
     }
     return advice.get(reply.reason, reply.reason)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dyme.supervision.judge", description="Look at the judge of a run.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    asks = commands.add_parser("ping", help="ask the judge one question and print a line about it")
-    asks.add_argument("--config", type=Path, required=True, help="run YAML with a section judge")
-    return parser
 
 
 if __name__ == "__main__":

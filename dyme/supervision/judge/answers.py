@@ -1,7 +1,6 @@
 """The value in a judge's reply: JSON that fits the schema, bare, fenced or amid chatter, or one plain verdict word.
 
-`parse_answer` never raises, whatever the text. A reply that can be read in two ways is no answer: a verdict that was
-not given is worth less than none.
+`parse_answer` never raises. An ambiguous reply is no answer, since a wrong verdict is worse than none.
 """
 
 from __future__ import annotations
@@ -36,10 +35,6 @@ _SAID = (
 )
 
 
-class _Misfit(ValueError):
-    """The value does not fit its schema."""
-
-
 def parse_answer(text: object, schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """The object in `text` that fits `schema`.
 
@@ -63,9 +58,9 @@ def parse_answer(text: object, schema: Mapping[str, Any]) -> dict[str, Any] | No
 def verdict(text: str, choices: Sequence[str], label: str = "") -> str | None:
     """The one choice that a reply in words gives: "High", "high.", "**Rating:** High", "I would rate it high".
 
-    Only a clause that says the choice and nothing else counts, in a sentence that names no other choice. So "highly
+    A clause counts only if it says the choice and nothing else, in a sentence that names no other choice. So "highly
     unlikely to be low", "not high", "low to medium" and "is it high?" are no verdicts, nor are two different ones.
-    `label`: another word for what is given (the property's name).
+    `label`: another word for the verdict (the property's name).
     """
     names = {choice.casefold(): choice for choice in choices}
     labels = "|".join(filter(None, (_LABEL, re.escape(label.casefold()))))
@@ -97,7 +92,7 @@ def _fit_object(value: Any, schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """`value`, or the one object that it wraps ({"answer": {...}}), as the schema wants it."""
     inner = list(value.values()) if isinstance(value, dict) and len(value) == 1 else []
     for each in (value, *inner):
-        with suppress(_Misfit):
+        with suppress(ValueError):
             made = _fit(each, schema) if isinstance(each, dict) else None
             if isinstance(made, dict):
                 return made
@@ -105,16 +100,16 @@ def _fit_object(value: Any, schema: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _fit(value: Any, schema: Mapping[str, Any]) -> Any:
-    """`value` as the schema wants it. Raises `_Misfit`.
+    """`value` as the schema wants it. Raises `ValueError` for a misfit.
 
-    Knows type (required), properties, required, additionalProperties, items, enum, minimum, maximum, minItems,
-    maxItems; other keywords are not checked. Forgiving: an enumerated string in other letters or with marks around it,
-    a number written as a string, properties that the schema does not know (dropped).
+    Checks type (required), properties, required, additionalProperties, items, enum, minimum, maximum, minItems and
+    maxItems. Accepts an enumerated string in another case or with marks around it, a number written as a string, and
+    properties that the schema does not know (dropped).
     """
     kind = schema.get("type")
     if isinstance(kind, list | tuple):
         for each in kind:
-            with suppress(_Misfit):
+            with suppress(ValueError):
                 return _fit(value, {**schema, "type": each})
     elif "enum" in schema:
         return _fit_enum(value, schema["enum"])
@@ -129,7 +124,7 @@ def _fit(value: Any, schema: Mapping[str, Any]) -> Any:
         return _fit_number(value, schema, whole=kind == "integer")
     elif (kind == "boolean" and isinstance(value, bool)) or (kind == "null" and value is None):
         return value
-    raise _Misfit
+    raise ValueError
 
 
 def writable(text: str) -> str:
@@ -144,7 +139,7 @@ def _fit_properties(value: dict[Any, Any], schema: Mapping[str, Any]) -> dict[st
         names = [name for name in value if isinstance(name, str) and name not in known]
         out |= {writable(name): _fit(value[name], other) for name in names}
     if not all(name in out for name in schema.get("required", ())) or (value and not out):
-        raise _Misfit
+        raise ValueError
     return out
 
 
@@ -155,18 +150,18 @@ def _fit_enum(value: Any, choices: Sequence[Any]) -> Any:
     for choice in choices:
         if isinstance(choice, str) and choice.casefold() == bare:
             return choice
-    raise _Misfit
+    raise ValueError
 
 
 def _fit_number(value: Any, schema: Mapping[str, Any], whole: bool) -> int | float:
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,15}(\.\d{1,15})?", value.strip(), re.ASCII):
         value = float(value) if "." in value else int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e300:  # nan, too
-        raise _Misfit
+        raise ValueError
     if whole and value != int(value):
-        raise _Misfit
+        raise ValueError
     if not schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf):
-        raise _Misfit
+        raise ValueError
     return int(value) if whole else value
 
 

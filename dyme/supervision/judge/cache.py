@@ -1,8 +1,8 @@
-"""Answers on disk: one SQLite file that ranks and runs may share. It holds hashes, parsed values, model and version of
-the prompt; neither questions nor pictures.
+"""Answers on disk: one SQLite file that ranks and runs may share, with hashes, parsed values, model and prompt version
+but neither questions nor pictures.
 
-Whatever happens to the file costs the cache, never the run. A thread of its own reads and writes, since a shared file
-system may take its time; SQLite's rollback journal is kept (the faster WAL does not work across machines).
+A fault of the file costs the cache, never the run. A separate thread reads and writes, since a shared file system may
+be slow. SQLite keeps its rollback journal, because the faster WAL does not work across machines.
 """
 
 from __future__ import annotations
@@ -33,18 +33,12 @@ _TABLE = (
 
 
 def question_key(question: Question, cfg: JudgeConfig) -> bytes:
-    """Hash of all that is sent, the model included: what makes two questions the same."""
-    parts = (
-        question.purpose,
-        question.version,
-        question.system,
-        question.user,
-        json.dumps(question.schema, sort_keys=True),
-        str(question.max_tokens or cfg.max_tokens),
-        repr(cfg.temperature),
-    )
+    """Hash of all that is sent, the model included; equal for equal questions."""
+    texts = [question.purpose, question.version, question.system, question.user]
+    texts += [json.dumps(question.schema, sort_keys=True), str(question.max_tokens or cfg.max_tokens)]
+    texts.append(repr(cfg.temperature))
     digest = hashlib.sha256()
-    for part in (*(text.encode("utf-8", "surrogatepass") for text in parts), *question.images):
+    for part in (*(text.encode("utf-8", "surrogatepass") for text in texts), *question.images):
         digest.update(len(part).to_bytes(8, "big") + part)
     return hashlib.sha256(digest.digest() + cfg.endpoints[0].model.encode("utf-8", "surrogatepass")).digest()
 
@@ -60,7 +54,7 @@ class AnswerCache:
         self._thread.start()
 
     def get(self, key: bytes) -> Future[str | None]:
-        """The JSON text under `key`, None without one. It is to be checked, since anybody may write the file."""
+        """The JSON text under `key`, None without one. Check it, since anybody may write the file."""
         future: Future[str | None] = Future()
         future.set_running_or_notify_cancel()
         self._jobs.put((key, future))
@@ -82,13 +76,13 @@ class AnswerCache:
             jobs = [self._jobs.get()]
             while len(jobs) < BATCH and not self._jobs.empty():
                 jobs.append(self._jobs.get())
-            reads = [job for job in jobs if job is not None and len(job) == 2]
-            rows = [job for job in jobs if job is not None and len(job) != 2]
+            reads = [job for job in jobs if job and len(job) == 2]
+            rows = [job for job in jobs if job and len(job) != 2]
             try:
                 if not self._off:
                     connection = connection or self._open()
                     self._read_and_write(connection, reads, rows)
-            except (sqlite3.Error, OSError) as error:  # an edge: other programs and disks have a hand in the file
+            except (sqlite3.Error, OSError) as error:  # an edge: disks, and other programs that use the file
                 self._report(error)
             for _, future in reads:
                 if not future.done():
@@ -106,10 +100,9 @@ class AnswerCache:
 
     def _read_and_write(self, connection: sqlite3.Connection, reads: list[Any], rows: list[Any]) -> None:
         fresh = {row[0]: row[1] for row in rows}
-        for key, future in reads:  # first: a question waits for them
-            row = connection.execute("SELECT value FROM answers WHERE key = ?", (key,)).fetchone()
-            stored = row[0] if row is not None and isinstance(row[0], str) else None
-            future.set_result(fresh.get(key) or stored)
+        for key, future in reads:  # first, since questions wait for them
+            [stored] = connection.execute("SELECT value FROM answers WHERE key = ?", (key,)).fetchone() or [None]
+            future.set_result(fresh.get(key) or (stored if isinstance(stored, str) else None))
         if rows:
             with connection:
                 connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)

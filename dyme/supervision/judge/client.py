@@ -1,12 +1,12 @@
-"""The judge as the rest of the run sees it: questions in, answers or reasons out, always in time.
+"""The client of the judge: each question gets an answer or a reason, always in time.
 
     judge = open_judge(cfg, folder)
     future = judge.submit(question)       # at once; future.result() is an Answer
     answers = judge.ask(questions, 5.0)   # waits 5 seconds at most
     judge.close()
 
-Nothing here raises after `open_judge` and nothing blocks beyond its deadline. The background thread starts with the
-first question, anew in a forked or spawned process.
+Nothing raises after `open_judge`, and nothing blocks beyond its deadline. The background thread starts with the first
+question, also in a forked or spawned process.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ FOLDER = "judge-cache"
 
 
 def open_judge(cfg: JudgeConfig, folder: Path | None, say: Callable[[str], None] | None = None) -> Judge:
-    """A judge; the server is not asked yet. `folder`: of the run, which holds the cache if `judge.cache` is empty
-    (None, too: no cache). `say` takes messages for people, from another thread; by default they go to stderr.
+    """A judge; the server is not asked yet. `folder`: the run's, which holds the cache if `judge.cache` is empty (with
+    None there is no cache). `say` gets messages for people, from another thread; default: stderr.
 
-    ConfigError if the environment lacks the variable of the key, DataError if it lacks one of `judge.cache`.
+    Raises `ConfigError` if the environment lacks the variable of the key, `DataError` if it lacks one of `judge.cache`.
     """
     return Judge(cfg, read_key(cfg), folder, say)
 
@@ -56,8 +56,8 @@ class Judge:
         return open_judge, (self.cfg, self._folder)
 
     def submit(self, question: Question, deadline_s: float | None = None) -> Future[Answer]:
-        """Asks. The answer is there `deadline_s` seconds from now at the latest (default: `judge.timeout_s`); a longer
-        deadline leaves time to wait in line, not for a longer request. The future cannot be cancelled."""
+        """Asks. The answer arrives within `deadline_s` seconds (default: `judge.timeout_s`); a longer deadline allows a
+        longer wait in line, not a longer request. The future cannot be cancelled."""
         return self._submit(question, self._seconds(deadline_s)).future
 
     def ask(self, questions: Sequence[Question], deadline_s: float | None = None) -> list[Answer]:
@@ -75,7 +75,7 @@ class Judge:
         return self._counters.counts(worker.state() if worker else "closed")
 
     def close(self) -> None:
-        """Ends within a second, whatever is under way; pending calls get `closed`, as do all later ones."""
+        """Ends within a second; pending and later calls get the reason `closed`."""
         with self._lock:
             self._closed = True
             worker, self._worker = self._worker, None
@@ -112,7 +112,7 @@ class Judge:
             return None
 
     def _forked(self) -> None:
-        """In a new child: thread, sockets and the cache's connection are the parent's and must not even be closed."""
+        """In a new child: thread, sockets and the cache's connection belong to the parent and must not be closed."""
         _ABANDONED.append((self._worker, self._counters))
         self._counters, self._lock, self._worker = Counters(), threading.Lock(), None
 

@@ -1,6 +1,4 @@
-"""The judge's server, an OpenAI-compatible endpoint: sends a question in the form that the server takes, reads the
-reply, tells answers from failures and counts the cost.
-"""
+"""The judge's server, an OpenAI-compatible endpoint: requests in the form it accepts, replies, failures, cost."""
 
 from __future__ import annotations
 
@@ -23,9 +21,9 @@ from dyme.supervision.judge.answers import writable
 from dyme.supervision.judge.types import Counters, Question, Reason
 
 MAX_BYTES = 4 << 20
-"""Longer replies are given up."""
+"""Most bytes of a reply."""
 MAX_WAIT_S = 3600.0
-"""A longer Retry-After is read as this."""
+"""Upper limit of a Retry-After."""
 ADVICE = {
     **dict.fromkeys((301, 302, 307, 308), "check url (http or https, path)"),
     401: "check the variable named by api_key_env",
@@ -34,7 +32,7 @@ ADVICE = {
     404: "check url and model",
     405: "check url (path)",
 }
-"""What to do about a status that points at the settings rather than at the question."""
+"""Advice on a status caused by the settings rather than the question."""
 _VERDICT = {"verdict": {"type": "string", "enum": ["ok"]}}
 PING = Question(
     purpose="ping",
@@ -44,15 +42,15 @@ PING = Question(
     schema={"type": "object", "properties": _VERDICT, "required": ["verdict"], "additionalProperties": False},
     max_tokens=64,
 )
-"""The question that finds out whether a server answers."""
+"""The question that tests whether a server answers."""
 _PICTURES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What one request brought. `text` of the answer if `reason` is ""; `wait_s` of a Retry-After; `status` 0 without
-    an HTTP reply; `detail` is for people: one printable line without the key. `cut`: the answer hit its token limit."""
+    """The result of one request. `text` of the answer if `reason` is ""; `wait_s` of a Retry-After; `status` 0 without
+    an HTTP reply; `detail` for people: one printable line without the key. `cut`: the answer hit its token limit."""
 
     text: str = ""
     reason: Reason = ""
@@ -94,14 +92,14 @@ def data_url(image: bytes) -> str:
 
 
 def refused_field(refused: Set[str], message: str) -> str | None:
-    """The field that a server complains about with `message` (400, 422) after a request without the `refused` ones. If
-    it names none, it may be `response_format`."""
+    """The field that a server rejects with `message` (400, 422) after a request without the `refused` ones. If it names
+    none, the field may be `response_format`."""
     hints = {"max_tokens": "max_completion_tokens", "temperature": "temperature", "response_format": ""}
     return next((field for field, hint in hints.items() if field not in refused and hint in message.casefold()), None)
 
 
 def open_client(url: str, key: str, connections: int) -> httpx2.AsyncClient:
-    """A client for the chat address `url`. Proxies of the environment hold for other networks only."""
+    """A client for the chat address `url`. Proxies of the environment apply to other networks only."""
     parts = urlsplit(url)
     local = is_local(parts.hostname or "")
     return httpx2.AsyncClient(
@@ -110,13 +108,13 @@ def open_client(url: str, key: str, connections: int) -> httpx2.AsyncClient:
         # the system's certificates, or those of SSL_CERT_FILE and SSL_CERT_DIR; local http has no TLS
         verify=httpx2.create_ssl_context() if parts.scheme == "https" or not local else False,
         limits=httpx2.Limits(max_connections=connections + 1, max_keepalive_connections=connections),
-        timeout=None,  # the deadline of the call holds, which no time-out between two bytes does
+        timeout=None,  # a call has a deadline; this would only limit the time between two bytes
         follow_redirects=False,
     )
 
 
 def is_local(host: str) -> bool:
-    """Whether no proxy can lead to `host`: this machine, private addresses, names without a dot (cluster nodes)."""
+    """Whether `host` needs no proxy: this machine, private addresses, names without a dot (cluster nodes)."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -155,11 +153,8 @@ def read_reply(status: int, content: bytes, retry_after: str | None, key: str) -
         text = _content_text(choice["message"]["content"])
     except (ValueError, LookupError, TypeError, RecursionError):  # an edge: bytes of a server
         return Reply(reason="server_error", status=status, detail="HTTP 200 whose body is no chat completion")
-    usage = tree.get("usage")
-    tokens_in, tokens_out = (
-        _token_count(usage.get(name)) if isinstance(usage, dict) else 0
-        for name in ("prompt_tokens", "completion_tokens")
-    )
+    usage = tree["usage"] if isinstance(tree.get("usage"), dict) else {}
+    tokens_in, tokens_out = (_token_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
     cut = choice.get("finish_reason") == "length"
     return Reply(text=text, status=status, tokens_in=tokens_in, tokens_out=tokens_out, cut=cut)
 
@@ -179,9 +174,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 def printable(text: str, key: str, length: int = 200) -> str:
     """One line of printable ASCII without the key."""
-    if key:
-        text = text.replace(key, "***")
-    return _UNPRINTABLE.sub(" ", text).strip()[:length]
+    return _UNPRINTABLE.sub(" ", text.replace(key, "***") if key else text).strip()[:length]
 
 
 def _error_message(content: bytes) -> str:
@@ -209,7 +202,7 @@ def _token_count(value: Any) -> int:
 
 
 class Endpoint:
-    """The server of the settings. The HTTP client opens with the first request. `say` takes messages for people."""
+    """The server of the settings. The HTTP client opens with the first request. `say` gets messages for people."""
 
     def __init__(self, cfg: JudgeConfig, key: str, counters: Counters, say: Callable[[str], None]) -> None:
         self._cfg, self._key, self._counters, self._say = cfg, key, counters, say

@@ -1,4 +1,4 @@
-"""Questions to the judge, answers, and counters of what they took."""
+"""Questions to the judge, answers, and counters."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ Reason = Literal[
 class Question:
     """One question; questions that differ only in `record` are the same one.
 
-    `version` is the version of the prompt: another version is not answered from the cache. `images`: encoded pictures
-    (PNG, JPEG, WebP, GIF), sent before the text. `schema`: JSON schema of the answer, an object. `record`: the id of
-    what is asked about, for messages; it is not sent.
+    `version`: of the prompt, part of the cache key. `images`: encoded pictures (PNG, JPEG, WebP, GIF), sent before the
+    text. `schema`: JSON schema of the answer, an object. `record`: the id of the record, for messages; it is not sent.
     """
 
     purpose: Purpose
@@ -65,12 +64,11 @@ class Answer:
 class JudgeCounts:
     """Totals of one process since its judge was opened.
 
-    asked = answered + failures + questions under way; `cached` and `deduplicated` (joined an identical question under
-    way) are among the answered or failed. `sent`: HTTP requests with a question of the run, `retries` among them;
-    `probes`: those that asked a broken server whether it is back. Tokens and money as the server counts them, 0 if it
-    does not. `seconds`: sum over questions. `cache_errors`: failed reads and writes of the cache. `by_purpose`: HTTP
-    requests, probes among them. `state` of the server: "closed" (it is asked), "busy" (it asked for a pause:
-    Retry-After), "open" (it is not asked) or "half_open" (a probe is under way).
+    asked = answered + failed + under way; `cached` and `deduplicated` (joined an identical question under way) are
+    among the answered or failed. `sent`: HTTP requests with a question of the run, `retries` among them. `probes`: test
+    requests to a broken server. Tokens and money as the server counts them, else 0. `seconds`: sum over questions.
+    `cache_errors`: failed reads and writes. `by_purpose`: HTTP requests, probes among them. `state` of the server:
+    "closed" (asked), "busy" (pause by Retry-After), "open" (not asked) or "half_open" (a probe is under way).
     """
 
     asked: int = 0

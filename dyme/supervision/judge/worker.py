@@ -1,4 +1,4 @@
-"""The background thread of a judge: an event loop that asks, retries, gives up and probes a server that failed."""
+"""The background thread of a judge: an event loop that asks, retries, gives up and probes a failed server."""
 
 from __future__ import annotations
 
@@ -11,38 +11,82 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dyme.settings.judge import JudgeConfig
 from dyme.supervision.judge.answers import parse_answer
-from dyme.supervision.judge.breaker import CircuitBreaker
 from dyme.supervision.judge.cache import AnswerCache, question_key
 from dyme.supervision.judge.endpoint import ADVICE, PING, Endpoint, Reply
 from dyme.supervision.judge.types import Call, Counters, Question, Reason
 
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
 CACHE_WAIT_S = 2.0
-"""How long a question waits for the cache before it is sent anyway."""
+"""Longest wait of a question for the cache."""
 CHECK_AGAIN_S = 0.05
-"""A question that waited longer than this for its turn is looked up in the cache again."""
+"""A question that waited longer for its turn is looked up in the cache again."""
+LONGEST = 16
+"""Pauses double up to this many times the first."""
 Value = dict[str, Any] | None
 Outcome = tuple[Value, Reason, bool]
 """Value, reason if there is none, and whether the cache had it."""
 
 
+@dataclass
+class CircuitBreaker:
+    """Whether the judge's server is asked. Pure bookkeeping; the clock is passed in, in seconds of a monotonic clock.
+
+    `limit` failures in a row open the circuit. After a pause, at first `pause_s`, the client sends a probe (half open).
+    An answer closes the circuit, a failure doubles the pause. So no question of a run is spent on a broken server.
+    """
+
+    limit: int
+    pause_s: float
+    state: Literal["closed", "open", "half_open"] = "closed"
+    failures: int = 0  # in a row
+    pauses: int = 0  # since the last answer to a question of the run
+    opened_at: float = 0.0
+    busy_until: float = 0.0  # end of a pause that the server asked for (Retry-After)
+    last_answer: float = -1.0
+    last_failure: float = -1.0
+
+    def answered(self, now: float) -> None:
+        self.failures, self.pauses, self.last_answer = 0, 0, now
+
+    def failed(self, started: float, now: float, weight: int = 1) -> bool:
+        """Counts a failed request that began at `started`. True if the circuit opens.
+
+        Overlapping requests show the same fault: only the first of their failures counts, and none if the server
+        answered another request since `started`.
+        """
+        if self.state != "closed" or self.last_answer >= started or self.last_failure >= started:
+            return False
+        self.failures += weight
+        self.last_failure = now
+        if self.failures < self.limit:
+            return False
+        self.state, self.opened_at = "open", now
+        return True
+
+    def next_pause(self) -> float:
+        """Seconds until the next probe."""
+        self.pauses += 1
+        return self.pause_s * min(2 ** (self.pauses - 1), LONGEST)
+
+    def close(self) -> None:
+        """After an answered probe. The pauses stay long until a question of the run is answered."""
+        self.state, self.failures, self.busy_until = "closed", 0, 0.0
+
+
 @dataclass(eq=False)
 class _PendingRequest:
-    """A question under way and all calls that wait for its answer. Times are seconds of time.monotonic()."""
+    """A question under way and the calls that wait for its answer. Times are seconds of time.monotonic()."""
 
     key: bytes
     question: Question
     calls: list[Call] = field(default_factory=list)
-    reason: Reason = "time_out"
-    """Of the failure so far."""
-    started: float | None = None
-    """When its turn came."""
-    sent: float | None = None
-    """When it was last sent."""
+    reason: Reason = "time_out"  # of the failure so far
+    started: float | None = None  # start of its turn
+    sent: float | None = None  # last sent
 
     def deadline(self, timeout_s: float) -> float:
         last = max((call.deadline for call in self.calls), default=0.0)
@@ -105,26 +149,23 @@ class Worker:
 
     def _unexpected_error(self, error: Exception) -> None:
         """Says only the kind, since the text may hold anything."""
-        kind = type(error).__name__
-        self._endpoint.say(f"a question that cannot be asked ({kind}): bad_answer (said once)", once="unexpected")
-
-    # ---- calls and requests
+        message = f"a question that cannot be asked ({type(error).__name__}): bad_answer (said once)"
+        self._endpoint.say(message, once="unexpected")
 
     async def _answer_call(self, call: Call) -> None:
         """Answers one call, at its deadline at the latest."""
         outcome: Outcome = (None, "bad_answer", False)
         try:
             outcome = await self._join_request(call)
-        except Exception as error:  # an edge: no caller may wait in vain, whatever went wrong here
+        except Exception as error:  # an edge: every caller gets an answer
             self._unexpected_error(error)
         self._counters.finish(call, *outcome)
 
     async def _join_request(self, call: Call) -> Outcome:
         """Joins the request with the same question, or begins it, and waits. The last call to give up cancels it."""
         key = question_key(call.question, self._cfg)
-        if key in self._requests:
-            self._counters.add(deduplicated=1)
-        else:
+        self._counters.add(deduplicated=int(key in self._requests))
+        if key not in self._requests:
             request = _PendingRequest(key, call.question)
             self._requests[key] = request, self._start_task(self._run_request(request))
         request, task = self._requests[key]
@@ -167,9 +208,8 @@ class Worker:
     async def _look_up(self, request: _PendingRequest) -> Value:
         if not self._cache:
             return None
-        if (
-            self._late_lookup and not self._late_lookup.done()
-        ):  # a file system that hangs must not cost every question its wait
+        # a file system that hangs must not delay every question
+        if self._late_lookup and not self._late_lookup.done():
             self._counters.add(cache_errors=1)
             return None
         found = self._cache.get(request.key)
@@ -249,8 +289,6 @@ class Worker:
             self._breaker.busy_until = max(self._breaker.busy_until, now + reply.wait_s)
         return reply
 
-    # ---- the server
-
     def _count_failure(self, started: float, reply: Reply) -> None:
         cfg, now = self._cfg, time.monotonic()
         silent = reply.reason == "time_out" and now - started >= 0.9 * cfg.timeout_s
@@ -281,8 +319,8 @@ class Worker:
 
 
 class _DaemonThreads(ThreadPoolExecutor):
-    """A daemon thread for each job (look-ups of host names): a resolver that hangs must not hold the process at its
-    end, as the threads of the standard pool do."""
+    """A daemon thread for each job (look-ups of host names). The threads of the standard pool would keep a process with
+    a hanging resolver from ending."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()

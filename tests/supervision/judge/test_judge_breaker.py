@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from dyme.supervision.judge.breaker import LONGEST, CircuitBreaker
 from dyme.supervision.judge.endpoint import parse_retry_after
+from dyme.supervision.judge.worker import LONGEST, CircuitBreaker
 
 
 def test_failures_in_a_row_open_the_circuit() -> None:
