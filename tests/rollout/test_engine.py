@@ -22,8 +22,9 @@ from tests.helpers.runs import lines, same, same_weights, write_config
 def test_names_of_the_settings_are_those_of_the_registry():
     for name in ("auto", *ENGINES):
         assert RolloutConfig(engine=name).engine == name
-    with pytest.raises(ValueError, match="'auto', 'shared_prefix' or 'hf'"):
-        RolloutConfig(engine="vllm")
+    *others, last = [repr(name) for name in ("auto", *ENGINES)]
+    with pytest.raises(ValueError, match=f"{', '.join(others)} or {last}"):
+        RolloutConfig(engine="unheard_of")
 
 
 @pytest.mark.parametrize(("trees", "found"), [(True, "SharedPrefixEngine"), (False, "HfEngine")])
