@@ -1,4 +1,4 @@
-"""ChartsSource: settings of the generated charts."""
+"""Settings of the generated charts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from dyme.data.charts.chart import ChartKind, Split
-from dyme.data.charts.records import chart_record
-from dyme.data.record import RecordSet
 from dyme.settings.schema import Schema
 
 QuestionKind = Literal["value", "maximum", "minimum", "count", "sum", "difference", "comparison"]
@@ -25,7 +23,7 @@ _SCALE_RANGES = {
 }
 
 
-class ChartsSource(Schema):
+class ChartSettings(Schema):
     """Generated charts with questions, answers and demonstrations; a pure function of these settings."""
 
     source: Literal["charts"] = "charts"
@@ -72,7 +70,7 @@ class ChartsSource(Schema):
         return {**_SCALE_DEFAULTS.get(values.get("scale", "tiny"), {}), **values}
 
     @model_validator(mode="after")
-    def _ranges(self) -> ChartsSource:
+    def _ranges(self) -> ChartSettings:
         for name, (low, high) in _SCALE_RANGES[self.scale].items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; scale {self.scale} takes {low} to {high}")
@@ -95,10 +93,6 @@ class ChartsSource(Schema):
         if high // step - -(-low // step) < 1:
             raise ValueError(f"values {low} to {high} hold less than two marks of the axis, which are {step} apart")
         return self
-
-    def read(self) -> RecordSet:
-        """All `count` records; pictures are drawn when they are loaded."""
-        return RecordSet(tuple(chart_record(self, i) for i in range(self.count)))
 
     @property
     def value_range(self) -> tuple[int, int]:

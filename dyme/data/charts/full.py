@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dyme.data.charts.chart import Chart, ChartKind, Reading
+from dyme.data.charts.config import ChartSettings
 from dyme.data.charts.tiny import parts_of
-
-if TYPE_CHECKING:
-    from dyme.data.charts.config import ChartsSource
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ THEMES = (
 PIE_TOTAL = 100
 
 
-def draw_content(config: ChartsSource, rng: random.Random) -> Chart:
+def draw_content(config: ChartSettings, rng: random.Random) -> Chart:
     """A random themed chart of 2 to `max_items` categories.
 
     Values without labels lie on a grid of max_value / 20, so that they can be read off the axis; with decimals they are

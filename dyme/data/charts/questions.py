@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from dyme.data.charts.chart import Chart, facts, say
-
-if TYPE_CHECKING:
-    from dyme.data.charts.config import QuestionKind
+from dyme.data.charts.config import QuestionKind
 
 Scale = Literal["tiny", "full"]
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import random
 from functools import partial
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from dyme.data.charts import full, tiny
 from dyme.data.charts.chart import Chart, facts, split_of
+from dyme.data.charts.config import ChartSettings
 from dyme.data.charts.questions import CAPTION, Question, ask
 from dyme.data.charts.traces import write_trace
 from dyme.data.record import LazyImage, Record
 
-if TYPE_CHECKING:
-    from dyme.data.charts.config import ChartsSource
 
-
-def chart_record(config: ChartsSource, index: int) -> Record:
+def chart_record(config: ChartSettings, index: int) -> Record:
     """Record `index`, the same for every `count`; traces of another quality come with the same chart and question."""
     stream = f"{config.scale}/{config.seed}/{config.split}/{index}"
     rng = random.Random(stream)
@@ -43,7 +40,7 @@ def chart_record(config: ChartsSource, index: int) -> Record:
     )
 
 
-def _draw(config: ChartsSource, caption: bool, rng: random.Random) -> tuple[Chart, Question]:
+def _draw(config: ChartSettings, caption: bool, rng: random.Random) -> tuple[Chart, Question]:
     """Draws until the content belongs to the split and the question has one answer; kinds stay even."""
     kind = rng.choice(config.kinds)
     content = tiny.draw_content if config.scale == "tiny" else full.draw_content

@@ -7,14 +7,11 @@ corners of the RGB cube.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
 from dyme.data.charts.chart import Chart, ChartKind, Reading
-
-if TYPE_CHECKING:
-    from dyme.data.charts.config import ChartsSource
+from dyme.data.charts.config import ChartSettings
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (255, 0, 0),
@@ -28,7 +25,7 @@ PIE_PARTS = 10
 _GREY = (150, 150, 150)
 
 
-def draw_content(config: ChartsSource, rng: random.Random) -> Chart:
+def draw_content(config: ChartSettings, rng: random.Random) -> Chart:
     """A random chart of 2 to `max_items` of the source's colours."""
     kind: ChartKind = rng.choice(config.charts)
     names = rng.sample(config.colours, rng.randint(2, min(config.max_items, len(config.colours))))

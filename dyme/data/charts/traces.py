@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
 
 from dyme.data.charts.chart import Chart, Reading, facts, say
+from dyme.data.charts.config import Trace
 from dyme.data.charts.questions import Question, Scale
-
-if TYPE_CHECKING:
-    from dyme.data.charts.config import Trace
 
 _OPENERS = ("well", "hmm", "ok")
 _LINKS = ("then", "maybe", "and also")
