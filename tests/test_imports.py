@@ -59,7 +59,7 @@ def test_trl_and_ours_live_side_by_side():
         ("dyme.data", ["torch", "transformers", "deepspeed", "triton"]),
         ("dyme.batching.plan", ["torch", "transformers", "deepspeed", "triton"]),
         ("dyme.predict.__main__", ["torch", "transformers", "deepspeed", "triton"]),
-        ("dyme.predict.batch", ["deepspeed", "dyme_kernels", "matplotlib"]),
+        ("dyme.predict.predictor", ["deepspeed", "dyme_kernels", "matplotlib"]),
         ("dyme.compare.__main__", ["torch", "transformers", "deepspeed", "triton", "matplotlib"]),
         ("dyme.trainer", ["matplotlib", "wandb", "trl"]),
     ],

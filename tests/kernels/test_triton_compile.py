@@ -50,7 +50,7 @@ def test_nothing_spills_at_any_vocabulary(tmp_path):
 def test_a_spill_and_an_unknown_case_are_errors(monkeypatch, capsys):
     from benchmarks import kernel_resources
 
-    spilling = kernel_resources.Usage("losses V=257 bf16", 90, 255, 16, 0, 1)
+    spilling = {"case": "losses V=257 bf16", "arch": 90, "registers": 255, "spilled": 16, "shared": 0, "warps": 1}
     monkeypatch.setattr(kernel_resources, "usage", lambda *_: spilling)
     monkeypatch.setattr(sys, "argv", ["kernel_resources", "--arch", "90", "--case", "losses V=257 bf16"])
     assert kernel_resources.main() == 1 and "| 16 |" in capsys.readouterr().out
