@@ -84,9 +84,9 @@ PANELS = (
     Panel("reward/accuracy_mean", "Accuracy reward of rollouts", "mean reward"),
     Panel("reward/thinking_mean", "Thinking reward of rollouts", "mean reward"),
     Panel("reward/format_mean", "Format reward of rollouts", "mean reward"),
-    Panel("collapse/all_wrong", "Collapse: nobody in the group right", "groups (%)", 100, 100),
-    Panel("collapse/shaped_only", "Signal from shaping rewards only", "groups (%)", 100, 100),
-    Panel("collapse/zero_std_reward", "No signal: all rewards equal", "groups (%)", 100, 100),
+    Panel("collapse/all_wrong", "Collapse: no right answer in the group", "groups (%)", 100, 100),
+    Panel("collapse/shaped_only", "Spread from shaping rewards only", "groups (%)", 100, 100),
+    Panel("collapse/zero_std_reward", "No spread: all rewards equal", "groups (%)", 100, 100),
     Panel("rollout/length_mean", "Length of completions", "tokens per completion", top=None),
     Panel("tokens_per_s", "Throughput", "tokens per second", top=None),
 )
