@@ -9,14 +9,13 @@ import shlex
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from dyme.settings.errors import ConfigError
-
 from tests.helpers.launching import ROOT
+
 SLURM = ROOT / "launchers" / "slurm"
 QUICKSTART = "configs/quickstart_base.yaml"
 
@@ -40,7 +39,17 @@ def dry_run(capsys, *arguments: str) -> list[str]:
 
 def test_the_line_of_a_run_on_gpus(capsys):
     line = dry_run(
-        capsys, "--nodes", "4", "--gpus-per-node", "8", "--time", "24:00:00", "--account", "me", "optim.lr=1e-4", "--qos=high"
+        capsys,
+        "--nodes",
+        "4",
+        "--gpus-per-node",
+        "8",
+        "--time",
+        "24:00:00",
+        "--account",
+        "me",
+        "optim.lr=1e-4",
+        "--qos=high",
     )
     assert line[:2] == ["sbatch", "--parsable"] and line[-1] == "optim.lr=1e-4"
     at = line.index("launchers/slurm/train.sbatch")
@@ -60,7 +69,9 @@ def test_the_line_of_a_run_on_gpus(capsys):
 def test_seeds_are_an_array_job_with_a_folder_each(capsys):
     line = dry_run(capsys, "--nodes", "1", "--array", "1-3", "run.dir=runs/x")
     assert "--array=1-3" in line and "--output=runs/slurm/x-%A_%a.out" in line
-    assert str(job.run_folder(["--config", QUICKSTART, "run.dir=runs/x"], {"SLURM_ARRAY_TASK_ID": "2"})) == "runs/x-seed2"
+    assert (
+        str(job.run_folder(["--config", QUICKSTART, "run.dir=runs/x"], {"SLURM_ARRAY_TASK_ID": "2"})) == "runs/x-seed2"
+    )
     assert str(job.run_folder(["--config", QUICKSTART, "run.dir=runs/x"], {})) == "runs/x"
 
 

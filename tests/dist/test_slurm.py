@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.helpers import slurm_bed
 import torch
 import yaml
 from safetensors.torch import load_file
+
+from tests.helpers import slurm_bed
+from tests.helpers.launching import ROOT
 from tests.helpers.slurm_bed import Bed
 from tests.helpers.tiny import TINY
 
-from tests.helpers.launching import ROOT
 PROBE = ROOT / "tests" / "programs" / "probe.py"
 
 pytestmark = [
@@ -158,7 +159,9 @@ def test_a_warned_job_leaves_with_a_checkpoint(bed, config, undisturbed, tmp_pat
     run = tmp_path / "run"
     options = (f"run.dir={run}", "run.save_every=0")
     job, log = submit(bed, "--nodes", 2, "--config", config, *options, FIRST_START_SLEEPS=2)
-    until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2, told=str(log))
+    until(
+        lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2, told=str(log)
+    )
     bed.run("scancel", "--batch", "--signal=USR1", job)
     until(lambda: (run / "PREEMPTED").exists() or (run / "DONE").exists(), told=log.read_text())
     left = json.loads((run / "PREEMPTED").read_text())
@@ -174,7 +177,9 @@ def test_a_rank_killed_in_the_first_start_comes_back(bed, config, undisturbed, t
     run = tmp_path / "run"
     options = (f"run.dir={run}", "run.save_every=0")
     job, log = submit(bed, "--nodes", 2, "--config", config, *options, FIRST_START_SLEEPS=2)
-    until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2, told=str(log))
+    until(
+        lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2, told=str(log)
+    )
     ranks = [pid for daemon in slurm_bed.step_daemons(bed.folder) for pid in slurm_bed.descendants(daemon)]
     slurm_bed.kill(next(pid for pid in ranks if "RANK=1" in slurm_bed.environment_of(pid)))
     assert finish(bed, job, log)["Restarts"] == "1"
@@ -209,7 +214,17 @@ def test_an_evaluation_on_two_nodes(bed, config, undisturbed, tmp_path):
     run, out = undisturbed[0], tmp_path / "evaluation"
     data = "data.eval={source: charts, count: 4, split: test}"
     job, log = submit(
-        bed, "--nodes", 2, "--evaluate", "--out", out, "--config", config, f"run.dir={run}", "evaluate.direct=false", data
+        bed,
+        "--nodes",
+        2,
+        "--evaluate",
+        "--out",
+        out,
+        "--config",
+        config,
+        f"run.dir={run}",
+        "evaluate.direct=false",
+        data,
     )
     finish(bed, job, log)
     assert (out / "summary.json").is_file() and len((out / "items.jsonl").read_text().splitlines()) == 4
@@ -217,7 +232,10 @@ def test_an_evaluation_on_two_nodes(bed, config, undisturbed, tmp_path):
 
 
 def test_a_job_that_cannot_start_fails_once_with_what_to_mend(bed, config, tmp_path):
-    options = ("data.train={source: jsonl, path: " + str(tmp_path / "missing.jsonl") + "}", f"run.dir={tmp_path / 'run'}")
+    options = (
+        "data.train={source: jsonl, path: " + str(tmp_path / "missing.jsonl") + "}",
+        f"run.dir={tmp_path / 'run'}",
+    )
     job, log = submit(bed, "--nodes", 2, "--config", config, *options)
     assert finish(bed, job, log, "FAILED")["Restarts"] == "0"
     told = log.read_text()
@@ -227,7 +245,15 @@ def test_a_job_that_cannot_start_fails_once_with_what_to_mend(bed, config, tmp_p
 
 def test_a_mistake_in_the_configuration_is_said_before_it_is_queued(bed, config):
     done = bed.run(
-        sys.executable, "launchers/slurm/submit.py", "--nodes", 1, "--config", config, "optim.lrr=1", cwd=ROOT, check=False
+        sys.executable,
+        "launchers/slurm/submit.py",
+        "--nodes",
+        1,
+        "--config",
+        config,
+        "optim.lrr=1",
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode == 2 and "lrr" in done.stderr
     assert bed.run("squeue", "--noheader").stdout == ""
@@ -248,11 +274,19 @@ def test_a_node_that_goes_down_costs_no_more_than_the_last_steps(config, undistu
 
 
 def probe(bed: Bed, folder: Path, *options: str, after: str = "") -> str:
-    """A job that starts tests/programs/probe.py the way the batch scripts start a launcher; `after` is what it does then."""
+    """A job that starts tests/programs/probe.py as the batch scripts start a launcher, and then runs `after`."""
     script = folder / "probe.sbatch"
     body = f"source launchers/slurm/common.sh\nRANK_LOGS='' on_all_nodes {PROBE} {folder}\nsay code $?\n{after}\n"
     script.write_text(f"#!/usr/bin/env bash\n{body}")
-    command = ("sbatch", "--parsable", "--ntasks-per-node=1", "--open-mode=append", f"--output={folder}/log", *options, script)
+    command = (
+        "sbatch",
+        "--parsable",
+        "--ntasks-per-node=1",
+        "--open-mode=append",
+        f"--output={folder}/log",
+        *options,
+        script,
+    )
     return bed.run(*command, cwd=ROOT, PATH=f"{Path(sys.executable).parent}:{bed.env['PATH']}").stdout.strip()
 
 
