@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 from pydantic import Field
 
+from dyme.data.embedded import picture_or_path
 from dyme.data.errors import DataError, ImageError
-from dyme.data.images import decode, decode_bytes
+from dyme.data.images import decode
 from dyme.data.paths import existing_folder
 from dyme.data.record import LazyImage, RecordSet
 from dyme.data.rows import FieldName, Item, Limit, Row, to_records
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 SPLITS_FILE = "dataset_dict.json"
 STATE_FILE = "state.json"
+_BATCH = 1000  # rows
 
 
 class DatasetSource(Schema):
@@ -71,7 +74,8 @@ class StoredPicture:
             cell = cell if self.at is None else cell[self.at]
         except Exception as error:  # a folder that vanished or broke during a run costs its records, as a file does
             raise ImageError(f"{name}: cannot be read ({error}); write the data set again") from error
-        return decode_bytes(cell["bytes"], name) if cell["bytes"] else decode(self.folder / cell["path"])
+        found = picture_or_path(cell, self.folder, name)
+        return found.load() if isinstance(found, LazyImage) else decode(found)
 
 
 def splits_on_disk(root: Path) -> list[str] | None:
@@ -94,30 +98,84 @@ def _folder_of_split(root: Path, split: str | None) -> Path:
 
 def _items(folder: Path, split: str) -> Iterator[Item]:
     """Rows with a lazy picture in each picture column; class labels by name, as a model is to write them."""
-    from datasets import ClassLabel, Image, List
-    from pyarrow.compute import list_value_length
-
     dataset = _opened(folder)
     features = dataset.features
-    columns = [name for name in features if isinstance(features[name], Image)]
-    pictures = {name: dataset.data.column(name).is_null().to_pylist() for name in columns}
-    lists = {
-        name: list_value_length(dataset.data.column(name)).to_pylist()
-        for name, feature in features.items()
-        if isinstance(feature, List) and isinstance(feature.feature, Image)
-    }
-    labels = {name: feature for name, feature in features.items() if isinstance(feature, ClassLabel)}
-    words = dataset.select_columns([name for name in features if name not in pictures and name not in lists])
-    # datasets counts no rows where it has no columns
-    rows: Iterable[Row] = words if words.column_names else ({} for _ in range(len(dataset)))
-    for index, row in enumerate(rows):
-        for name, label in labels.items():
-            row[name] = None if row[name] is None or row[name] < 0 else label.int2str(row[name])
-        for name, empty in pictures.items():
-            row[name] = None if empty[index] else LazyImage(draw=StoredPicture(folder, name, index))
-        for name, lengths in lists.items():
-            row[name] = [LazyImage(draw=StoredPicture(folder, name, index, at)) for at in range(lengths[index] or 0)]
-        yield Item(folder, index + 1, row, f"{split}-{index + 1}")
+    pictures = {name: _present(dataset, name) for name in features if _is_picture(_element(features[name]))}
+    # sounds, films and pages need decoders that may be missing, and are no field of ours
+    opaque = [name for name in features if name not in pictures and hasattr(features[name], "decode_example")]
+    words = dataset.select_columns([name for name in features if name not in pictures and name not in opaque])
+    for first in range(0, len(dataset), _BATCH):
+        cells = _batch(words, range(first, min(first + _BATCH, len(dataset))))
+        for index in range(first, min(first + _BATCH, len(dataset))):
+
+            def row(index: int = index, at: int = index - first, cells: Row | None = cells) -> Row:
+                held = words[index] if cells is None else {name: column[at] for name, column in cells.items()}
+                named = {name: _named(features[name], cell) for name, cell in held.items()}
+                shown = {name: _lazy(folder, name, index, given[index]) for name, given in pictures.items()}
+                return {name: (named | shown).get(name) for name in features}
+
+            yield Item(folder, index + 1, row, f"{split}-{index + 1}")
+
+
+def _batch(words: Dataset, rows: range) -> Row | None:
+    """The columns of some rows; None where a cell among them cannot be read, so that they are to be read one by one."""
+    try:
+        return words[rows.start : rows.stop] if words.column_names else {}
+    except Exception:
+        return None
+
+
+def _element(feature: object) -> object:
+    """What a column holds, one or a list of it."""
+    from datasets import LargeList, List
+
+    return feature.feature if isinstance(feature, (List, LargeList)) else feature
+
+
+def _is_picture(feature: object) -> bool:
+    """Whether a column holds pictures: an `Image`, bytes, or bytes and path as `Image` stores them."""
+    from datasets import Image, Value
+
+    if isinstance(feature, dict):
+        return "bytes" in feature and set(feature) <= {"bytes", "path"}
+    return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
+
+
+def _present(dataset: Dataset, column: str) -> list[Any]:
+    """Of each row whether it has a picture, or that of each picture in its list. Reads no picture."""
+    from pyarrow.compute import list_flatten, list_value_length
+
+    cells = dataset.data.column(column)
+    if not hasattr(cells.type, "value_field"):
+        return _there(cells)
+    there = iter(_there(list_flatten(cells)))
+    return [list(islice(there, length or 0)) for length in list_value_length(cells).to_pylist()]
+
+
+def _there(cells: Any) -> list[bool]:
+    """Whether each cell holds anything: bytes, or a structure with any of its parts."""
+    from pyarrow.compute import is_valid, or_, struct_field
+
+    parts = [field.name for field in cells.type] if hasattr(cells.type, "fields") else []
+    held = [is_valid(struct_field(cells, name)) for name in parts] or [is_valid(cells)]
+    return reduce(or_, held).to_pylist()
+
+
+def _named(feature: object, cell: object) -> object:
+    """A cell with class labels by name, also in lists."""
+    from datasets import ClassLabel
+
+    if isinstance(feature, ClassLabel):
+        return None if cell is None or cell < 0 else feature.int2str(cell)
+    inner = _element(feature)
+    return [_named(inner, each) for each in cell] if inner is not feature and isinstance(cell, list) else cell
+
+
+def _lazy(folder: Path, column: str, row: int, present: bool | list[bool]) -> object:
+    def picture(there: bool, at: int | None = None) -> LazyImage | None:
+        return LazyImage(draw=StoredPicture(folder, column, row, at)) if there else None
+
+    return picture(present) if isinstance(present, bool) else [picture(there, at) for at, there in enumerate(present)]
 
 
 @lru_cache(maxsize=8)
@@ -133,8 +191,10 @@ def _opened(folder: Path) -> Dataset:
 @lru_cache(maxsize=8)
 def _pictures(folder: Path, column: str) -> Dataset:
     """The picture column alone and undecoded: our own decoding rules hold for every source."""
-    from datasets import Image, List
+    from datasets import Image, LargeList, List
 
     held = _opened(folder).select_columns([column])
-    raw = Image(decode=False)
-    return held.cast_column(column, List(raw) if isinstance(held.features[column], List) else raw)
+    feature, raw = held.features[column], Image(decode=False)
+    if not isinstance(_element(feature), Image):
+        return held
+    return held.cast_column(column, type(feature)(raw) if isinstance(feature, (List, LargeList)) else raw)

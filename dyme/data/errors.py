@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dyme.text.printable import printable
+
 
 class DataError(ValueError):
     """A source that cannot be used; the message names the file, the rows where there are any, and the mend."""
+
+
+class RowError(Exception):
+    """Why one row cannot become a record."""
 
 
 class ImageError(Exception):
@@ -25,4 +31,4 @@ class BadRow:
 
     def __str__(self) -> str:
         name = f" ({self.record_id})" if self.record_id else ""
-        return f"{self.file}:{self.line}{name}: {self.reason}"
+        return printable(f"{self.file}:{self.line}{name}: {self.reason}".replace("\n", " "))

@@ -37,7 +37,7 @@ class Geometry3KSource(Schema):
         if not problems:
             found = ", ".join(geometry3k_splits(folder.parent)) or "none"
             raise DataError(f"{folder}: no */{PROBLEM}; correct path or split (splits in the folder: {found})")
-        items = (Item(file, 1, file.read_bytes(), f"{self.split}-{file.parent.name}") for file in problems)
+        items = (Item(file, 1, file.read_bytes, f"{self.split}-{file.parent.name}") for file in problems)
         return to_records(folder, items, _convert, limit=self.limit)
 
 

@@ -12,23 +12,32 @@ from typing import overload
 
 from PIL import Image
 
-from dyme.data.errors import BadRow
+from dyme.data.errors import BadRow, ImageError
 from dyme.data.images import decode, side_by_side
 
 
 @dataclass(frozen=True)
 class LazyImage:
-    """A picture by file (`path`) or by recipe (`draw`, for generated data); exactly one of the two is set."""
+    """A picture by file (`path`) or by recipe (`draw`, for generated data and pictures in data files); exactly one of
+    the two is set. Holds no pixels and pickles."""
 
     path: Path | None = None
     draw: Callable[[], Image.Image] | None = None
 
     def load(self) -> Image.Image:
-        """The picture in RGB. Raises `ImageError` when it is missing, truncated or a decompression bomb."""
-        if self.draw is not None:
+        """The picture in RGB. Raises `ImageError` when it is missing, truncated or a decompression bomb, or cannot be
+        drawn."""
+        if self.draw is None:
+            assert self.path is not None, "LazyImage needs a path or a draw function"
+            return decode(self.path)
+        try:
             return self.draw()
-        assert self.path is not None, "LazyImage needs a path or a draw function"
-        return decode(self.path)
+        except ImageError:
+            raise
+        except Exception as error:  # an edge: whatever a data set raises on one picture costs the rows that show it
+            raise ImageError(
+                f"{self.draw}: cannot be drawn ({type(error).__name__}: {error}); mend its data"
+            ) from error
 
 
 @dataclass(frozen=True)

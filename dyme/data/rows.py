@@ -10,25 +10,27 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dyme.data.errors import BadRow, DataError, ImageError
+from dyme.data.cells import cell_text, plain_cell
+from dyme.data.embedded import HeldPicture, is_embedded, left_in_file, picture_or_path
+from dyme.data.errors import BadRow, DataError, ImageError, RowError
 from dyme.data.images import check_header
+from dyme.data.json_text import check_depth, entries_of, parse
 from dyme.data.record import LazyImage, Record, RecordSet
+from dyme.text.printable import shortened
 
 FieldName = Literal["id", "question", "answer", "answers", "choices", "hint", "facts", "image", "kind"]
 Limit = Annotated[int | None, Field(ge=1)]
 Row = dict[str, Any]
 Convert = Callable[[Row], Row | None]
-
-
-class RowError(Exception):
-    """Why one row cannot become a record."""
+MAX_REASON = 500  # characters
 
 
 @dataclass(frozen=True)
 class Item:
-    """One row as it lies in a file: JSON text, or a value that is parsed already.
+    """One row as it lies in a file: JSON text, a value that is parsed already, or a function that gives either and may
+    raise anything.
 
-    `name` and `kind` are the id and kind of a row that has none.
+    `name` and `kind` are the id and kind of a row that has none. `start` is the byte of the file at which `raw` begins.
     """
 
     file: Path
@@ -36,6 +38,17 @@ class Item:
     raw: object
     name: str
     kind: str = ""
+    start: int | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a row lies: its pictures are relative to `folder`. Each header is read once into `headers`, because in many
+    data sets several questions share a picture."""
+
+    item: Item
+    folder: Path
+    headers: dict[Path, str]
 
 
 def read_rows(path: Path, limit: int | None, fields: Mapping[FieldName, str], convert: Convert) -> RecordSet:
@@ -50,18 +63,35 @@ def read_rows(path: Path, limit: int | None, fields: Mapping[FieldName, str], co
 
 def line_items(path: Path, stem: str) -> Iterator[Item]:
     """The lines of a file that are not blank, named `stem` and number."""
-    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    return (Item(path, n, raw, f"{stem}-{n}") for n, raw in enumerate(text.split(b"\n"), 1) if raw.strip())
+    text = path.read_bytes()
+    start = 3 if text.startswith(b"\xef\xbb\xbf") else 0
+    for number, raw in enumerate(text[start:].split(b"\n"), 1):
+        if raw.strip():
+            yield Item(path, number, raw, f"{stem}-{number}", start=start)
+        start += len(raw) + 1
 
 
 def list_items(path: Path) -> list[Item]:
     """The entries of a JSON list, counted from 1. Raises `DataError` when the file holds anything else."""
+    data = path.read_bytes()
+    # bytes that are not UTF-8 become lone surrogates, for which their rows are bad
+    text = data.decode("utf-8-sig", "surrogateescape")
     try:
-        entries = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=lambda _: None)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+        entries = json.loads(text, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
+        wrong = next((n for n, letter in enumerate(text) if "\udc80" <= letter <= "\udcff"), None)
+        if wrong is not None:
+            at = len(text[:wrong].encode()) + len(data) - len(text.encode("utf-8", "surrogateescape"))
+            raise DataError(f"{path}: not UTF-8 at byte {at}; save it as UTF-8") from error
         raise DataError(f"{path}:{error.lineno}: broken JSON ({error.msg}); write the file again") from error
+    except (
+        RecursionError,
+        ValueError,
+    ) as error:  # too deep, or a number too long: of one entry, which only it is to pay
+        entries = entries_of(text)
+        if entries is None:
+            raise DataError(f"{path}: broken JSON ({error}); write the file again") from error
+        entries = [entry.encode("utf-8", "surrogateescape") for entry in entries]
     if not isinstance(entries, list):
         raise DataError(f"{path}: holds a JSON {type(entries).__name__}, not a list of objects; name another file")
     return [Item(path, number, entry, f"{path.stem}-{number}") for number, entry in enumerate(entries, 1)]
@@ -103,9 +133,11 @@ def to_records(
             name = _scalar(converted, "id") or item.name
             if name in seen:
                 raise RowError(f"id was used before, in line {seen[name].line}")
-            record = _record(converted, name, pictures or item.file.parent, headers, row)
-        except RowError as error:
-            bad.append(BadRow(item.file, item.line, name, str(error)))
+            record = _record(converted, name, _Place(item, pictures or item.file.parent, headers), row)
+        except Exception as error:  # an edge: whatever a row makes us trip over, it costs this row only
+            known = isinstance(error, RowError | ImageError)
+            reason = str(error) if known else f"cannot be read ({type(error).__name__}: {error})"
+            bad.append(BadRow(item.file, item.line, name, shortened(reason, MAX_REASON)))
             continue
         seen[name] = item
         records.append(record if record.kind else replace(record, kind=item.kind))
@@ -114,7 +146,7 @@ def to_records(
         if keys and theirs not in keys:
             raise DataError(
                 f"{path}: {setting.format(ours)} names the key {theirs!r}, which occurs in no row; "
-                f"the file has {', '.join(sorted(keys))}"
+                f"the file has {shortened(', '.join(sorted(keys)), MAX_REASON)}"
             )
     lines, files = tuple(item.line for item in origins), tuple(item.file for item in origins)
     return RecordSet(tuple(records), tuple(bad), path, lines, () if set(files) <= {path} else files)
@@ -128,20 +160,16 @@ def needed(row: Row, key: str) -> Any:
 
 
 def _parse(raw: object) -> Row:
-    if isinstance(raw, bytes):
-        try:
-            # pandas writes missing values as NaN, which must not become the answer "nan"
-            raw = json.loads(raw.decode("utf-8"), parse_constant=lambda _: None)
-        except UnicodeDecodeError as error:
-            raise RowError(f"not UTF-8 at byte {error.start}") from error
-        except json.JSONDecodeError as error:
-            raise RowError(f"broken JSON at column {error.colno}: {error.msg}") from error
+    raw = raw() if callable(raw) else raw
+    raw = parse(raw) if isinstance(raw, bytes) else raw
     if not isinstance(raw, dict):
         raise RowError(f"a JSON {type(raw).__name__} where an object is needed")
-    return raw
+    row = {str(key): plain_cell(value) for key, value in raw.items()}
+    check_depth(row)
+    return row
 
 
-def _record(row: Row, name: str, folder: Path, headers: dict[Path, str], raw: Row) -> Record:
+def _record(row: Row, name: str, place: _Place, raw: Row) -> Record:
     """`raw` is the row as it is in the file; messages name its keys, because the user knows these."""
     question = _scalar(row, "question")
     if not question:
@@ -157,7 +185,7 @@ def _record(row: Row, name: str, folder: Path, headers: dict[Path, str], raw: Ro
         choices=choices,
         hint=_scalar(row, "hint") or None,
         facts=_scalar(row, "facts") or None,
-        images=_images(row, folder, headers),
+        images=_images(row, place),
         kind=_scalar(row, "kind"),
     )
 
@@ -180,44 +208,49 @@ def _answers(row: Row, raw: Row) -> tuple[str, ...]:
     return answers
 
 
-def _images(row: Row, folder: Path, headers: dict[Path, str]) -> tuple[LazyImage, ...]:
+def _images(row: Row, place: _Place) -> tuple[LazyImage, ...]:
     """Pictures of a row, one or a list: the first of `image`, `images` and `file_name` that has one."""
     key = next((key for key in ("image", "images", "file_name") if row.get(key) not in (None, "", [])), "")
     value = row.get(key)
     if not isinstance(value, list):
-        return () if value is None else (_image(value, key, folder, headers),)
-    return tuple(_image(entry, f"{key}[{at}]", folder, headers) for at, entry in enumerate(value))
+        return () if value is None else (_image(value, key, place),)
+    return tuple(_image(entry, f"{key}[{at}]", place) for at, entry in enumerate(value))
 
 
-def _image(value: object, key: str, folder: Path, headers: dict[Path, str]) -> LazyImage:
-    """Each header is read once, because in many data sets several questions share a picture."""
+def _image(value: object, key: str, place: _Place) -> LazyImage:
     if isinstance(value, LazyImage):
         return value
-    name = _scalar({key: value}, key)
-    if not name:
-        raise RowError(f"{key} names no picture")
-    path = folder / name
-    if path not in headers:
+    if value is None or (isinstance(value, (str, int, float)) and not is_embedded(str(value))):
+        value = _scalar({key: value}, key)
+        if not value:
+            raise RowError(f"{key} names no picture")
+    found = picture_or_path(value, place.folder, key)
+    if isinstance(found, LazyImage):
+        return _embedded(found, value, key, place.item)
+    headers = place.headers
+    if found not in headers:
         try:
-            check_header(path)
-            headers[path] = ""
+            check_header(found)
+            headers[found] = ""
         except ImageError as error:
-            headers[path] = str(error)
-    if headers[path]:
-        raise RowError(headers[path])
-    return LazyImage(path=path)
+            headers[found] = str(error)
+    if headers[found]:
+        raise RowError(headers[found])
+    return LazyImage(path=found)
+
+
+def _embedded(image: LazyImage, value: object, key: str, item: Item) -> LazyImage:
+    """A picture that lies in its row: named by its place, and left there where it can be read again."""
+    assert isinstance(image.draw, HeldPicture)
+    image = replace(image, draw=replace(image.draw, name=f"{item.file.name}:{item.line} {key}"))
+    if isinstance(value, str) and isinstance(item.raw, bytes) and item.start is not None:
+        return left_in_file(image, value, item.file, item.start, item.raw)
+    return image
 
 
 def _scalar(row: Row, key: str) -> str:
-    """A text or number as stripped text; "" where the key is missing or null."""
-    value = row.get(key)
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    raise RowError(f"{key} is a {type(value).__name__} ({value!r:.40}); text or a number is needed")
+    """A text, number or date as stripped text; "" where the key is missing or null."""
+    return cell_text(row.get(key), key)
 
 
 def _strings(row: Row, key: str) -> tuple[str, ...]:

@@ -1,0 +1,51 @@
+"""Depth: pixels of more than 8 bits, signed ones and floats, as 8-bit levels. docs/data.md states the rule."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIM = 32
+"""A picture whose brightest pixel would come out below this level of 255 is stretched to white."""
+
+
+def levels(
+    values: NDArray[np.generic], *, white: float | None = None, missing: NDArray[np.bool_] | None = None
+) -> NDArray[np.uint8]:
+    """`values` of any shape and type as 0 to 255. Missing pixels, NaN and infinities are black.
+
+    `white` is the value that the file itself calls white, if it does. It holds where no pixel is above it.
+    """
+    known = np.isfinite(values)
+    if missing is not None:
+        known &= ~missing
+    if not known.any():
+        return np.zeros(values.shape, np.uint8)
+    seen = values[known]
+    low, high = float(seen.min()), float(seen.max())
+    black, top = bounds(low, high, floats=values.dtype.kind == "f")
+    if white is not None and low >= 0 and high <= white:
+        black, top = 0.0, white
+    if (high - black) * 255 < DIM * (top - black) and high > black:
+        top = high
+    if top <= black:  # all pixels are the same
+        black = min(black, 0.0)
+    if top <= black:
+        return np.zeros(values.shape, np.uint8)
+    # 24 bits are enough for 16-bit values and half the memory
+    scaled = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    scaled[~known] = black
+    scaled -= black
+    scaled *= 255.0 / (top - black)
+    return np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled).astype(np.uint8)
+
+
+def bounds(low: float, high: float, *, floats: bool) -> tuple[float, float]:
+    """The values that become black and white, from the lowest and highest of a picture.
+
+    Floats within 0 to 1: 0 and 1. Whole numbers without a negative one: 0, and the largest number of as many bits as
+    the highest has, 8 at least. Anything else: the lowest and the highest.
+    """
+    if floats:
+        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    return (0.0, float(2 ** max(8, int(high).bit_length()) - 1)) if low >= 0 else (low, high)
