@@ -238,8 +238,10 @@ def exchange(
     rollouts: Mapping[int, Rollout],
     demonstrations: Mapping[int, str | None],
     sequences: TrainSequences,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[TrainSequence, list[int]]:
-    """Token ids of the sequences that train, from the ranks that hold them to all ranks."""
+    """Token ids of the sequences that train, from the ranks that hold them to all ranks. A demonstration that cannot be
+    encoded is said on its rank and missing in the result on all."""
 
     def holder(each: TrainSequence) -> int:
         if each.memorize:
@@ -250,11 +252,16 @@ def exchange(
         if not each.memorize:
             return rollouts[each.completion].tokens
         record = records[batch.records[each.group]]
-        return engine.family.encode_reply(reply_text(record, prompt, demonstrations[each.group]))
+        try:
+            return engine.family.encode_reply(reply_text(record, prompt, demonstrations[each.group]))
+        except Exception as error:  # an edge: whatever a tokenizer trips over, it costs this demonstration only
+            say(f"demonstration of record {record.id} left out: {type(error).__name__}: {error}")
+            return []
 
     mine = [list(tokens(each)) for each in sequences.trained if holder(each) == engine.rank]
     gathered = [iter(part) for part in engine.gather_tokens(mine)]
-    return {each: next(gathered[holder(each)]) for each in sequences.trained}
+    tokens_of = {each: next(gathered[holder(each)]) for each in sequences.trained}
+    return {each: ids for each, ids in tokens_of.items() if ids or not each.memorize}
 
 
 def plan(

@@ -72,7 +72,8 @@ def train_step(run: Run, step: int) -> dict[str, float]:
         sequences = stages.sequences(cfg, batch, columns, decision, stats)
         demonstrations = stages.refine(run.supervisor, records, batch, engine.rank, sequences)
     with clock.phase("plan"):
-        tokens = stages.exchange(cfg.prompt, engine, records, batch, rollouts, demonstrations, sequences)
+        tokens = stages.exchange(cfg.prompt, engine, records, batch, rollouts, demonstrations, sequences, say)
+        sequences = sequences.without(set(sequences.trained) - set(tokens))
         train_batch = stages.plan(cfg, engine, cache, records, batch, columns, decision, sequences, tokens, prompts)
     ids = [records[i].id for i in batch.records]
     factor = lr_factor(step, cfg.train.max_steps, cfg.optim)

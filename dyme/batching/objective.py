@@ -6,7 +6,7 @@ micro-batches computed it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -43,6 +43,13 @@ class TrainSequences:
 
     trained: tuple[TrainSequence, ...]
     counted: tuple[TrainSequence, ...]
+
+    def without(self, lost: Collection[TrainSequence]) -> TrainSequences:
+        """The sequences but those `lost`."""
+        if not lost:
+            return self
+        left = (tuple(each for each in of if each not in lost) for of in (self.trained, self.counted))
+        return TrainSequences(*left)
 
 
 def resolve(cfg: RunConfig) -> tuple[LossSpec, str]:

@@ -14,10 +14,12 @@ from dyme.data.errors import DataError
 from dyme.data.sheet import contact_sheet
 from dyme.data.sources import read_records
 from dyme.data.spec import FORMS, parse_spec, snippet
+from dyme.text.printable import print_anything, printable
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0; 1 when more than 1 % of a source's rows are bad; 2 when there is nothing to read."""
+    print_anything()
     options = _parser().parse_args(arguments)
     console = Console()
     try:
@@ -25,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _check(console, options.spec, options.all)
         return _show(console, options.spec, options.n, options.out)
     except DataError as error:
-        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
+        console.print(f"[red]{escape(printable(str(error)))}[/red]", soft_wrap=True, highlight=False)
         return 2
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dyme.data import Record
+from dyme.data.embedded import is_embedded
 from dyme.data.rows import Item, Row, line_items, to_records
 from dyme.predict.settings import PredictError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PICTURE_KEYS = ("image", "images", "file_name")
 READ = ("id", "question", *PICTURE_KEYS)
+SHOWN = 40  # characters of a picture in a row
 NO_ANSWER = "-"  # a record needs a gold answer; nothing here uses it
 
 
@@ -21,8 +23,8 @@ NO_ANSWER = "-"  # a record needs a gold answer; nothing here uses it
 class Question:
     """One question. `record` is None for a bad row, and `error` says why.
 
-    `image` is the picture's name in the input, or a list of several. `carried` are the other keys of the row, copied to
-    the output.
+    `image` is the picture's name in the input, or a list of several; of a picture that lies in the row, the start of its
+    text. `carried` are the other keys of the row, copied to the output.
     """
 
     id: str
@@ -80,12 +82,20 @@ def _question(item: Item, pictures: Path | None = None) -> Question:
     rows = to_records(item.file, [item], convert, pictures=pictures)
     carried = {key: value for key, value in seen.items() if key not in READ}
     image = next((seen[key] for key in PICTURE_KEYS if seen.get(key)), None)
-    image = image if isinstance(image, (str, list)) else None
+    image = [_name(each) for each in image] if isinstance(image, list) else _name(image)
     if len(rows):
         return Question(rows[0].id, rows[0].question, image, rows[0], carried=carried)
     bad, text = rows.bad[0], seen.get("question")
     text = text if isinstance(text, str) else ""
     return Question(bad.record_id or item.name, text, image, None, bad.reason, carried)
+
+
+def _name(picture: object) -> Any:
+    if isinstance(picture, dict):
+        return _name(picture.get("path") or picture.get("url"))
+    if not isinstance(picture, str):
+        return None
+    return f"{picture[:SHOWN]}... ({len(picture)} characters)" if is_embedded(picture) else picture
 
 
 def _some_choice(choices: Any) -> str:

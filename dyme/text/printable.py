@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from io import TextIOWrapper
 
 _UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\u2028\u2029\ud800-\udfff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -20,6 +22,12 @@ def shortened(text: str, limit: int) -> str:
     """`printable` text on one line, of at most `limit` characters and what says that more was there."""
     line = " ".join(printable(text[: 4 * limit]).split())
     return line if len(line) <= limit and len(text) <= 4 * limit else f"{line[:limit]}..."
+
+
+def print_anything() -> None:
+    """Lets standard output take any text: a character that its encoding lacks is printed as an escape."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def fault(text: str) -> str:
