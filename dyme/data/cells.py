@@ -20,6 +20,8 @@ MAX_ID = 1_000
 
 def plain_cell(value: Any) -> Any:
     """`value` as JSON would hold it: no numpy, None where a value is missing (NaN, NaT)."""
+    if value is None or type(value) is str:
+        return value
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, (np.ndarray, tuple, list)):

@@ -11,13 +11,14 @@ from dyme.data.errors import RowError
 MAX_DEPTH = 100
 """Lists and objects within each other in a row."""
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
+# pandas writes missing values as NaN, which must not become the answer "nan"
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
-def parse(raw: bytes | str) -> Any:
+def parse(raw: bytes) -> Any:
     """The value of a row's JSON, with null for NaN and infinities. Raises `RowError`."""
     try:
-        # pandas writes missing values as NaN, which must not become the answer "nan"
-        value = json.loads(raw.decode("utf-8") if isinstance(raw, bytes) else raw, parse_constant=lambda _: None)
+        return _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise RowError(f"not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
@@ -26,7 +27,6 @@ def parse(raw: bytes | str) -> Any:
         raise RowError(_DEEP) from error
     except ValueError as error:  # Python converts no longer numbers
         raise RowError("a number of more than 4300 digits; write it as text") from error
-    return value
 
 
 def check_depth(value: Any) -> None:

@@ -23,6 +23,7 @@ Limit = Annotated[int | None, Field(ge=1)]
 Row = dict[str, Any]
 Convert = Callable[[Row], Row | None]
 MAX_REASON = 500  # characters
+_LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,16 @@ class Item:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a row lies: its pictures are relative to `folder`. Each header is read once into `headers`, because in many
-    data sets several questions share a picture."""
+    """Where a row lies; its pictures are relative to `folder`. `seen` holds the pictures of earlier rows by file and
+    name, or why they are bad: each header is read once, because in many data sets several questions share a picture."""
 
     item: Item
-    folder: Path
-    headers: dict[Path, str]
+    pictures: Path | None
+    seen: dict[tuple[Path, str], LazyImage | str]
+
+    @property
+    def folder(self) -> Path:
+        return self.pictures or self.item.file.parent
 
 
 def read_rows(path: Path, limit: int | None, fields: Mapping[FieldName, str], convert: Convert) -> RecordSet:
@@ -118,7 +123,7 @@ def to_records(
     bad: list[BadRow] = []
     seen: dict[str, Item] = {}
     keys: set[str] = set()
-    headers: dict[Path, str] = {}
+    pictures_seen: dict[tuple[Path, str], LazyImage | str] = {}
     for item in items:
         if len(records) + len(bad) == limit:
             break
@@ -133,7 +138,7 @@ def to_records(
             name = _scalar(converted, "id") or item.name
             if name in seen:
                 raise RowError(f"id was used before, in line {seen[name].line}")
-            record = _record(converted, name, _Place(item, pictures or item.file.parent, headers), row)
+            record = _record(converted, name, _Place(item, pictures, pictures_seen), row)
         except Exception as error:  # an edge: whatever a row makes us trip over, it costs this row only
             known = isinstance(error, RowError | ImageError)
             reason = str(error) if known else f"cannot be read ({type(error).__name__}: {error})"
@@ -161,10 +166,11 @@ def needed(row: Row, key: str) -> Any:
 
 def _parse(raw: object) -> Row:
     raw = raw() if callable(raw) else raw
-    raw = parse(raw) if isinstance(raw, bytes) else raw
-    if not isinstance(raw, dict):
-        raise RowError(f"a JSON {type(raw).__name__} where an object is needed")
-    row = {str(key): plain_cell(value) for key, value in raw.items()}
+    row = parse(raw) if isinstance(raw, bytes) else raw
+    if not isinstance(row, dict):
+        raise RowError(f"a JSON {type(row).__name__} where an object is needed")
+    if row is raw:
+        row = {str(key): plain_cell(value) for key, value in row.items()}
     check_depth(row)
     return row
 
@@ -220,6 +226,21 @@ def _images(row: Row, place: _Place) -> tuple[LazyImage, ...]:
 def _image(value: object, key: str, place: _Place) -> LazyImage:
     if isinstance(value, LazyImage):
         return value
+    if not isinstance(value, str) or len(value) > _LONGEST_PATH:
+        return _opened(value, key, place)
+    name = (place.item.file, value)
+    if name not in place.seen:
+        try:
+            place.seen[name] = _opened(value, key, place)
+        except ImageError as error:
+            place.seen[name] = str(error)
+    found = place.seen[name]
+    if isinstance(found, str):
+        raise ImageError(found)
+    return found
+
+
+def _opened(value: object, key: str, place: _Place) -> LazyImage:
     if value is None or (isinstance(value, (str, int, float)) and not is_embedded(str(value))):
         value = _scalar({key: value}, key)
         if not value:
@@ -227,15 +248,7 @@ def _image(value: object, key: str, place: _Place) -> LazyImage:
     found = picture_or_path(value, place.folder, key)
     if isinstance(found, LazyImage):
         return _embedded(found, value, key, place.item)
-    headers = place.headers
-    if found not in headers:
-        try:
-            check_header(found)
-            headers[found] = ""
-        except ImageError as error:
-            headers[found] = str(error)
-    if headers[found]:
-        raise RowError(headers[found])
+    check_header(found)
     return LazyImage(path=found)
 
 

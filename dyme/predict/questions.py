@@ -23,7 +23,7 @@ NO_ANSWER = "-"  # a record needs a gold answer; nothing here uses it
 class Question:
     """One question. `record` is None for a bad row, and `error` says why.
 
-    `image` is the picture's name in the input, or a list of several; of a picture that lies in the row, the start of its
+    `image` is the picture's name in the input, or a list of several; of a picture in the row itself, the start of its
     text. `carried` are the other keys of the row, copied to the output.
     """
 
