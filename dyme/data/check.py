@@ -15,6 +15,7 @@ from dyme.data.record import LazyImage, Record
 from dyme.data.sheet import spread
 from dyme.data.sources import SourceConfig, read_records
 from dyme.data.spec import NamedSource
+from dyme.text.printable import printable
 
 SAMPLE = 200
 MAX_BAD_FRACTION = 0.01
@@ -97,7 +98,7 @@ def answer_type(record: Record) -> str:
 
 def print_report(console: Console, named: NamedSource, report: Report) -> None:
     """The report as tables; every bad row on a line of its own."""
-    console.print(f"[bold]{escape(named.label)}[/bold]", soft_wrap=True, highlight=False)
+    console.print(f"[bold]{escape(printable(named.label))}[/bold]", soft_wrap=True, highlight=False)
     table = Table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()

@@ -20,6 +20,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,20}):(//)?")
 _DATA_URI = re.compile(r"\s*data:([^,]{0,200}),", re.IGNORECASE)
 # how base64 of PNG, JPEG, GIF, WebP, BMP, TIFF and JPEG 2000 starts
 _BARE_BASE64 = re.compile(r"\s*(iVBORw0KGg|/9j/|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK|AAAADGpQ)[A-Za-z0-9+/=\s_-]{50}")
+_LONGEST_PATH = 4096
 _BLANKS = re.compile(rb"\s+")
 
 
@@ -99,6 +100,8 @@ def left_in_file(image: LazyImage, text: str, file: Path, start: int, line: byte
 
 
 def _path(text: str, folder: Path, name: str) -> Path:
+    if len(text) > _LONGEST_PATH:
+        raise ImageError(f"{name}: {text:.60}... is no name of a file and no data URI; write one of them")
     scheme = _SCHEME.match(text)
     if scheme and scheme[1].lower() == "file":
         return folder / url2pathname(urlsplit(text).path)

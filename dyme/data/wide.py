@@ -94,7 +94,10 @@ def use_low_bytes(image: Image.Image, told: Header) -> None:
         little = found[2] == "L" or (found[2] == "N" and sys.byteorder == "little")
         raw = f"{found[1]};16{'B' if little else 'L'}"
     tiles: Any = image.tile
-    image.tile = [(*t[:3], raw if isinstance(t[3], str) else (raw, *t[3][1:])) for t in tiles]  # type: ignore[misc]
+    changed = [(*t[:3], raw if isinstance(t[3], str) else (raw, *t[3][1:])) for t in tiles]
+    image.tile = [
+        type(before)(*after) if hasattr(before, "_fields") else after for before, after in zip(tiles, changed)
+    ]
 
 
 def colours(high: Image.Image, low: Image.Image, told: Header) -> Image.Image:
