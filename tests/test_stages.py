@@ -253,6 +253,29 @@ def test_tokens_reach_all_ranks_from_those_that_hold_them(tmp_path):
     ]
 
 
+def test_a_demonstration_that_cannot_be_encoded_is_left_out_on_all_ranks(tmp_path):
+    cfg = config(tmp_path)
+    rollouts = [{1: Rollout((11, 12), False), 3: Rollout((31,), False)}, {5: Rollout((51, 52, 53), False)}]
+    traces = [{1: "\ud83d"}, {2: "Look."}]
+
+    def encode(text: str) -> list[int]:
+        text.encode()
+        return FAMILY.encode_reply(text)
+
+    def stage(engine: FakeEngine) -> tuple[list[TrainSequence], list[str]]:
+        said: list[str] = []
+        own = rollouts[engine.rank], traces[engine.rank]
+        tokens = stages.exchange(cfg.prompt, engine, RECORDS, BATCH, *own, TRAINED, said.append)
+        return list(tokens), said
+
+    (first, said), (second, _) = on_ranks(2, stage, family=SimpleNamespace(encode_reply=encode))
+    left = (*SEQUENCES[:3], SEQUENCES[4])
+    assert first == second == list(left)
+    assert said[0].startswith("demonstration of record ") and "UnicodeEncodeError" in said[0]
+    assert TRAINED.without({SEQUENCES[3]}) == TrainSequences(left, left)
+    assert TRAINED.without(set()) is TRAINED
+
+
 def test_the_plan_is_the_same_on_both_ranks(tmp_path):
     """Weights are over all rows of the step, 9, but one of the four that count has no gradient and is not planned."""
     cfg = config(tmp_path, objective={"normalization": "row"})

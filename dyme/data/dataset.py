@@ -161,7 +161,7 @@ def _there(cells: Any) -> list[bool]:
     return reduce(or_, held).to_pylist()
 
 
-def _named(feature: object, cell: object) -> object:
+def _named(feature: object, cell: Any) -> object:
     """A cell with class labels by name, also in lists."""
     from datasets import ClassLabel
 

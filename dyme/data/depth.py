@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,7 +35,7 @@ def levels(
     if top <= black:
         return np.zeros(values.shape, np.uint8)
     # 24 bits are enough for 16-bit values and half the memory
-    scaled = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    scaled: NDArray[Any] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
     scaled[~known] = black
     scaled -= black
     scaled *= 255.0 / (top - black)

@@ -43,7 +43,8 @@ class Header:
 
 def header(image: Image.Image) -> Header:
     """The header of a picture that was opened and not loaded."""
-    args = image.tile[0][3] if getattr(image, "tile", None) else ""
+    tiles = getattr(image, "tile", None)
+    args = tiles[0][3] if tiles else ""
     raw = args if isinstance(args, str) else str(args[0]) if isinstance(args, tuple) and args else ""
     tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     bits = tags.get(_BITS, (0,))
@@ -85,7 +86,7 @@ def grey(image: Image.Image, told: Header) -> Image.Image:
     return Image.fromarray(255 - out if told.inverted else out)
 
 
-def use_low_bytes(image: Image.Image, told: Header) -> None:
+def use_low_bytes(image: Any, told: Header) -> None:
     """Makes a picture that is not loaded yet decode the bytes of `told.colours` that PIL otherwise drops."""
     found = _COLOURS.fullmatch(told.raw)
     if found is None:
@@ -93,10 +94,9 @@ def use_low_bytes(image: Image.Image, told: Header) -> None:
     else:
         little = found[2] == "L" or (found[2] == "N" and sys.byteorder == "little")
         raw = f"{found[1]};16{'B' if little else 'L'}"
-    tiles: Any = image.tile
-    changed = [(*t[:3], raw if isinstance(t[3], str) else (raw, *t[3][1:])) for t in tiles]
+    changed = [(*t[:3], raw if isinstance(t[3], str) else (raw, *t[3][1:])) for t in image.tile]
     image.tile = [
-        type(before)(*after) if hasattr(before, "_fields") else after for before, after in zip(tiles, changed)
+        type(before)(*after) if hasattr(before, "_fields") else after for before, after in zip(image.tile, changed)
     ]
 
 

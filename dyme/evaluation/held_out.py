@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dyme.config import RunConfig
-from dyme.data import Record
+from dyme.data import ImageError, Record
 from dyme.engine.train_engine import TrainEngine
 from dyme.metrics.columns import gather_columns
 from dyme.metrics.logger import MetricsLogger, Sample, SilentLogger
@@ -158,7 +158,15 @@ def _write_samples(
                 correct=verdict[index][0],
                 format=verdict[index][1],
                 guessed=parts.guessed,
-                image=metrics.save_image(record.id, record.shown) if record.images else None,
+                image=_saved(metrics, record),
             )
         )
     metrics.log_samples(samples)
+
+
+def _saved(metrics: MetricsLogger | SilentLogger, record: Record) -> str | None:
+    """The file of the record's pictures; None without them, or where they have gone since they were encoded."""
+    try:
+        return metrics.save_image(record.id, record.shown) if record.images else None
+    except ImageError:
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -148,6 +149,8 @@ def _image(out: Path, record: Record, at: int) -> str:
     folder = out.parent / f"{out.stem}-images"
     folder.mkdir(exist_ok=True)
     name = re.sub(r"[^\w.-]", "_", record.id)
+    if len(name.encode()) > 200:  # file systems take 255 bytes
+        name = f"{name[:40]}-{hashlib.sha256(record.id.encode()).hexdigest()[:16]}"
     file = folder / f"{name}-{at}.png"
     if not file.exists():
         temporary = file.with_suffix(".tmp")

@@ -131,7 +131,7 @@ def test_an_entry_of_a_list_costs_itself(tmp_path, entry):
     records = to_records(path, list_items(path), lambda row: row)
     assert len(records) == 2 and [bad.line for bad in records.bad] == [2]
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match="broken JSON|not UTF-8 at byte 41"):
+    with pytest.raises(DataError, match=r"broken JSON|not UTF-8 at byte 41"):
         list_items(path)
 
 
