@@ -32,13 +32,18 @@ def plain_cell(value: Any) -> Any:
 
 
 def cell_text(value: Any, key: str) -> str:
-    """A text, number, date or time as stripped text; "" where it is missing.
+    """A text, number, date or time as stripped text; "" where it is missing. Bytes are text in UTF-8.
 
     Raises `RowError`, which calls it `key`, for any other type, and for text that cannot be encoded or is too long.
     """
     value = plain_cell(value)
     if value is None:
         return ""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RowError(f"{key} is {len(value)} bytes that are not UTF-8 text ({value[:8]!r}...)") from error
     if isinstance(value, str):
         text = value.strip()
     elif isinstance(value, float) and math.isinf(value):

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from dyme.data.embedded import picture_or_path
 from dyme.data.errors import DataError, ImageError
-from dyme.data.images import decode
+from dyme.data.images import check_header_bytes, decode
 from dyme.data.paths import existing_folder
 from dyme.data.record import LazyImage, RecordSet
 from dyme.data.rows import FieldName, Item, Limit, Row, to_records
@@ -100,7 +100,7 @@ def _items(folder: Path, split: str) -> Iterator[Item]:
     """Rows with a lazy picture in each picture column; class labels by name, as a model is to write them."""
     dataset = _opened(folder)
     features = dataset.features
-    pictures = {name: _present(dataset, name) for name in features if _is_picture(_element(features[name]))}
+    pictures = {name: _present(dataset, name) for name in features if _is_picture(dataset, name)}
     # sounds, films and pages need decoders that may be missing, and are no field of ours
     opaque = [name for name in features if name not in pictures and hasattr(features[name], "decode_example")]
     words = dataset.select_columns([name for name in features if name not in pictures and name not in opaque])
@@ -132,13 +132,26 @@ def _element(feature: object) -> object:
     return feature.feature if isinstance(feature, (List, LargeList)) else feature
 
 
-def _is_picture(feature: object) -> bool:
-    """Whether a column holds pictures: an `Image`, bytes, or bytes and path as `Image` stores them."""
+def _is_picture(dataset: Dataset, column: str) -> bool:
+    """Whether a column holds pictures, one or a list a row: an `Image`, bytes and path as `Image` stores them, or bytes
+    of which the first are a picture."""
     from datasets import Image, Value
+    from pyarrow.compute import list_flatten
 
+    feature = _element(dataset.features[column])
     if isinstance(feature, dict):
         return "bytes" in feature and set(feature) <= {"bytes", "path"}
-    return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
+    if not isinstance(feature, Value) or "binary" not in feature.dtype:
+        return isinstance(feature, Image)
+    cells = dataset.data.column(column)
+    flat = list_flatten(cells) if hasattr(cells.type, "value_field") else cells
+    there = _there(flat)
+    if True not in there:
+        return False
+    try:
+        return bool(check_header_bytes(flat[there.index(True)].as_py(), column))
+    except ImageError:
+        return False
 
 
 def _present(dataset: Dataset, column: str) -> list[Any]:

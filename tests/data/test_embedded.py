@@ -114,6 +114,7 @@ def test_columns_of_a_data_set(tmp_path):
             "answers": List(ClassLabel(names=["cat", "dog"])),
             "image": Value("binary"),
             "images": List(Picture()),
+            "kind": Value("binary"),
             "stored": {"bytes": Value("binary"), "path": text},
         }
     )
@@ -123,12 +124,14 @@ def test_columns_of_a_data_set(tmp_path):
         "answers": [[0, 1], None, None, None],
         "image": [PNG, None, PNG[:50], PNG],
         "images": [None, [{"bytes": PNG}, None], [], []],
+        "kind": [b"easy", None, None, None],
         "stored": [{"bytes": PNG, "path": None}, None, {"bytes": None, "path": None}, {"bytes": PNG, "path": "x"}],
     }
     Dataset.from_dict(held, features=features).save_to_disk(str(tmp_path / "set"))
     source = DatasetSource(path=str(tmp_path / "set"))
     records = read_records(source)
-    assert [record.answers for record in records] == [("cat", "dog")] and records[0].images[0].load().size == (40, 30)
+    assert [record.answers for record in records] == [("cat", "dog")] and records[0].kind == "easy"
+    assert records[0].images[0].load().size == (40, 30)
     assert [bad.line for bad in records.bad] == [2, 3, 4]
     assert [bad.reason.split(";")[0] for bad in records.bad] == [
         "images[1] names no picture",
