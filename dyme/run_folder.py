@@ -144,6 +144,7 @@ class RunFolder:
             max_new_tokens=self.cfg.rollout.max_new_tokens,
             family=self.engine.family.name,
             max_pixels=self.cfg.model.max_pixels,
+            image_backend=self.engine.family.image_backend,
         )
 
     def _close(self) -> None:

@@ -33,6 +33,9 @@ class Recipe(Schema):
     """Model family in training."""
     max_pixels: PositiveInt | None = None
     """Larger pictures were resized to this many pixels."""
+    image_backend: Literal["torchvision", "pil"] | None = None
+    """What resized pictures in training, for image processors that can do it either way: their pixels differ slightly.
+    Null for text-only models and where it is not known."""
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:

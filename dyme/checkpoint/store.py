@@ -23,9 +23,14 @@ import torch
 from dyme.checkpoint.manifest import damage, files_in, listed, measure, share_of, write_manifest
 from dyme.checkpoint.recipe import Recipe, write_recipe
 from dyme.checkpoint.universal import ConversionError, group_settings, load_universal
+from dyme.engine.lora import Adapter, adapter_of
 from dyme.engine.train_engine import TrainEngine
+from dyme.families.base import Family
+from dyme.rollout.generation import greedy_generation
 
 STATE, BEST, PARTIAL, DAMAGED = "state.json", "best.json", ".partial-", "damaged-"
+ADAPTER = "adapter"
+"""Folder of the adapters in an export."""
 TRAINED, STAGE, GROUPS = "trained", "zero_stage", "parameter_groups"  # in state.json beside TrainState
 _NAME = re.compile(r"step-(\d{8})$")
 
@@ -203,18 +208,29 @@ def _load_other_world(
 
 
 def export(engine: TrainEngine, folder: Path, recipe: Recipe) -> None:
-    """Writes the current weights as a Hugging Face folder with processor, tokenizer, chat template and dyme.json. The
-    weights are taken from the rollout copy, into which adapters are merged."""
+    """Writes the current weights as a Hugging Face folder (see `write_export`); all ranks together. They are taken from
+    the rollout copy, into which adapters are merged."""
     model = engine.rollout_copy.refresh()
+    adapter = adapter_of(engine.module.model, engine.family.source, partitioned=engine.stage == 3)
     if engine.rank == 0:
         partial = folder.with_name(f"{PARTIAL}{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)  # type: ignore[operator]
-        engine.family.export(partial)
-        write_recipe(recipe, partial)
+        write_export(partial, engine.family, model, recipe, adapter)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     engine.barrier()
+
+
+def write_export(folder: Path, family: Family, model: Any, recipe: Recipe, adapter: Adapter | None = None) -> None:
+    """Weights, processor, tokenizer, chat template, dyme.json, and a generation_config.json of our own; in a folder
+    below it the adapter that `model` was merged with. `model`, plain and whole, keeps that way to decode."""
+    # the base's own may hold penalties that the policy never knew, or values that transformers refuses to save
+    model.generation_config = greedy_generation(family, recipe.max_new_tokens)
+    model.save_pretrained(folder)
+    family.export(folder)
+    write_recipe(recipe, folder)
+    if adapter is not None:
+        adapter.write(folder / ADAPTER)
 
 
 def versions() -> dict[str, str]:

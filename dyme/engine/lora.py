@@ -1,4 +1,5 @@
-"""LoRA (2106.09685) through peft: adapters in a model, a plain model with them merged, and the model without them.
+"""LoRA (2106.09685) through peft: adapters in a model, a plain model with them merged, the model without them, and the
+adapters as a folder of peft.
 
 peft wraps the chosen Linears in place, so the model keeps its class and its family's parts.
 """
@@ -13,14 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dyme.families.base import Family
 from dyme.settings.errors import ConfigError
 from dyme.settings.lora import LoraConfig
+
+PARTS = ("lora_A", "lora_B")
 
 
 def add_lora(family: Family, model: nn.Module, config: LoraConfig, seed: int) -> list[str]:
@@ -169,3 +175,37 @@ def merged(model: nn.Module) -> nn.Module:
             if source.adapters:
                 source.write(target)
     return plain
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapters of a model apart from it. config: peft's. tensors: A [r, in] and B [out, r] on the host, by the
+    names of peft's files."""
+
+    config: Any
+    tensors: dict[str, Tensor]
+
+    def write(self, folder: Path) -> None:
+        """adapter_config.json and adapter_model.safetensors, for `PeftModel.from_pretrained`."""
+        from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+        self.config.save_pretrained(folder)
+        save_file(self.tensors, folder / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
+
+
+def adapter_of(model: nn.Module, base: Path | None, *, partitioned: bool = False) -> Adapter | None:
+    """The adapters of `model`, None where it has none. base: the folder of the model without them. All ranks call it
+    together where the weights are `partitioned` (ZeRO-3)."""
+    layers = lora_layers(model)
+    if not layers:
+        return None
+    tensors = {}
+    for name, layer in layers.items():
+        held = {f"base_model.model.{name}.{part}.weight": getattr(layer, part).default.weight for part in PARTS}
+        with deepspeed.zero.GatheredParameters(list(held.values()), enabled=partitioned):
+            tensors |= {key: weight.detach().to("cpu", copy=True).contiguous() for key, weight in held.items()}
+    config = copy.deepcopy(model.peft_config["default"])  # type: ignore[index]
+    config.base_model_name_or_path = None if base is None else str(base)
+    config.target_modules = sorted(layers)  # whole names, and not the pattern that finds them: other readers want a list
+    config.task_type, config.inference_mode = "CAUSAL_LM", True
+    return Adapter(config, tensors)

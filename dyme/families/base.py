@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import transformers
@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dyme.families.attention import Layout
-from dyme.families.processors import copy_processor, load_processor
+from dyme.families.processors import copy_processor, load_processor, pil_class
 
 IMAGE = "image"
 MARKER = "<image>"
@@ -95,6 +95,21 @@ class Family(ABC):
         family.processor = copy.deepcopy(self.processor)
         family.tokenizer = getattr(family.processor, "tokenizer", family.processor)
         return family
+
+    @property
+    def image_backend(self) -> Literal["torchvision", "pil"] | None:
+        """What resizes pictures here (docs/families.md); None for text-only models."""
+        if IMAGE not in self.modalities:
+            return None
+        return "pil" if type(self.processor.image_processor).__name__.endswith("Pil") else "torchvision"
+
+    def resize_by(self, backend: Literal["torchvision", "pil"] | None) -> bool:
+        """Resizes pictures by `backend` from now on, for a model trained with it. False where that cannot be had here:
+        torchvision is missing, or too old for this family."""
+        if backend == "pil" != self.image_backend:
+            assert self.image_processor_class is not None and self.source is not None
+            self.processor.image_processor = pil_class(self.image_processor_class).from_pretrained(self.source)
+        return backend in (None, self.image_backend)
 
     # --- weights ----------
 

@@ -120,9 +120,12 @@ def _open(options: argparse.Namespace, settings: Settings) -> Predictor:
     from dyme.predict.predictor import open_predictor
 
     try:
-        return open_predictor(options.model, settings, options.device, _dtype(options))
+        predictor = open_predictor(options.model, settings, options.device, _dtype(options))
     except ModelError as error:
         raise PredictError(str(error).replace("model.path", "--model")) from None
+    for note in predictor.notes:
+        _say(f"note: {note}")
+    return predictor
 
 
 def _dtype(options: argparse.Namespace) -> str:

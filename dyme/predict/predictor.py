@@ -37,6 +37,8 @@ class Predictor:
     family: Family
     engine: RolloutEngine
     settings: Settings
+    notes: tuple[str, ...] = ()
+    """For the user."""
 
     @property
     def sees(self) -> bool:
@@ -73,10 +75,16 @@ def open_predictor(folder: Path, settings: Settings, device: str, dtype: str) ->
     logging.disable_progress_bar()
     where = _device(device)
     family, model = load_family(folder, settings.family, dtype)
+    notes = ()
+    if not family.resize_by(settings.image_backend):
+        notes = (
+            f"{folder} was trained on pictures resized by {settings.image_backend}, here {family.image_backend} does it, "
+            "with slightly other pixels: install the torchvision of the training",
+        )
     whole, _ = resolve_attention("auto", "auto", dtype, cuda=where.type == "cuda")
     set_attention(model, whole, whole)
     engine = open_engine("auto", family, FixedWeights(model.to(where).eval()))
-    return Predictor(family, engine, settings)
+    return Predictor(family, engine, settings, notes)
 
 
 def answer_all(

@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -30,6 +30,7 @@ class Settings:
     seed: int
     family: str
     max_pixels: int | None = None
+    image_backend: Literal["torchvision", "pil"] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "prompt": self.prompt.model_dump()}
@@ -59,6 +60,7 @@ def resolve_settings(options: argparse.Namespace) -> tuple[Settings, list[str]]:
             max_new_tokens=cfg.rollout.max_new_tokens,
             family=cfg.model.family if recipe is None else recipe.family,
             max_pixels=cfg.model.max_pixels,
+            image_backend=None if recipe is None else recipe.image_backend,
         )
     elif recipe is None:
         recipe = Recipe()
@@ -76,7 +78,8 @@ def resolve_settings(options: argparse.Namespace) -> tuple[Settings, list[str]]:
     except ValidationError as error:
         raise PredictError(f"--template or --flag: {explain(error, PromptConfig)}") from None
     tokens = options.max_new_tokens or recipe.max_new_tokens
-    return Settings(prompt, tokens, options.temperature, options.seed, recipe.family, recipe.max_pixels), notes
+    sampling = (tokens, options.temperature, options.seed)
+    return Settings(prompt, *sampling, recipe.family, recipe.max_pixels, recipe.image_backend), notes
 
 
 def own_dtype(folder: Path) -> str:

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from dyme.families.base import Family
 from dyme.rollout.engine import LocalEngine
+from dyme.rollout.generation import greedy_generation
 from dyme.rollout.noise import gumbel
 from dyme.rollout.sampling import restrict, seen_tokens
 from dyme.rollout.types import Finished, Rollout, RolloutRequest, Sampling, ignore
@@ -80,18 +81,11 @@ def _generate_batch(
     keys = torch.tensor([request.key for request in requests], dtype=torch.int64, device=device)
     banned = torch.tensor(family.forbidden_ids, dtype=torch.int64, device=device)
     inputs = {k: v.to(device) for k, v in family.generate_inputs(prompts, ids).items()}
-    config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=False,
-        eos_token_id=list(family.stop_ids),
-        pad_token_id=family.pad_id,
-        use_cache=True,
-    )
     with _without_own_settings(model):
         tokens = model.generate(  # type: ignore[operator]
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            generation_config=config,
+            generation_config=greedy_generation(family, sampling.max_new_tokens),
             logits_processor=LogitsProcessorList([KeyedSampler(keys, length, banned, sampling, where)]),
             **inputs,
         )

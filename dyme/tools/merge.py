@@ -2,7 +2,8 @@
 
 Merging the ends of an SFT and of a GRPO run is one of the strategies of "The Synergy Dilemma"; both must come from the
 same base. Averages are taken in float32 (float64 weights: float64) and rounded once to the dtype of the files.
-Tokenizer, processor, chat template, dyme.json and the division into files are those of A.
+Tokenizer, processor, chat template, dyme.json and the division into files are those of A; generation_config.json is
+written anew, as an export of A's dyme.json has it. Adapters of A and B are left out: they are no part of the average.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dyme.checkpoint.recipe import FILE, RecipeError, read_recipe
+from dyme.families import open_family
 from dyme.families.base import ModelError
 from dyme.families.files import INDEX, read_json, read_weights
+from dyme.rollout.generation import greedy_generation
 
 UNIMPORTANT = ("_name_or_path", "transformers_version")
 """Keys of config.json about the origin of a model, which may differ."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
+GENERATION, PARTIAL = "generation_config.json", ".partial-"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -51,8 +56,10 @@ def merge(a: Path, b: Path, weight: float, out: Path) -> list[str]:
         raise ModelError(f"--out {out} is there already: choose a new folder")
     places = [_Places(folder) for folder in (a, b)]
     _check(places[0], places[1])
-    notes = [f"{name} differs, that of {a} is kept" for name in _others(a) if _differs(a / name, b / name)]
-    partial = out.with_name(f".partial-{out.name}")
+    rewritten = (GENERATION,) if (a / FILE).exists() else ()
+    kept = [name for name in _others(a) if name not in rewritten and _differs(a / name, b / name)]
+    notes = [f"{name} differs, that of {a} is kept" for name in kept]
+    partial = out.with_name(f"{PARTIAL}{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -60,12 +67,25 @@ def merge(a: Path, b: Path, weight: float, out: Path) -> list[str]:
             shutil.copyfile(a / name, partial / name)
         for name in places[0].files:
             save_file(dict(_merged(places[0], places[1], name, weight)), partial / name, {"format": "pt"})
+        notes += _write_generation(partial)
         if out.exists():
             out.rmdir()
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return notes
+
+
+def _write_generation(folder: Path) -> list[str]:
+    """Our way to decode, into a folder that has a dyme.json. Returns notes for the user."""
+    try:
+        recipe = read_recipe(folder)
+        if recipe is not None:
+            family = open_family(folder, recipe.family)
+            greedy_generation(family, recipe.max_new_tokens).save_pretrained(folder)
+    except (ModelError, RecipeError) as error:
+        return [f"{GENERATION} is that of A, if it has one: {str(error).replace(PARTIAL, '')}"]
+    return []
 
 
 class _Places:

@@ -127,7 +127,7 @@ def test_settings_of_the_checkpoint_do_not_change_the_samples(llama, engine):
     )  # fmt: skip
     try:
         assert generate(family, model, rows, Sampling(10), engine=engine) == before
-        assert model.generation_config.repetition_penalty == 5.0  # it is exported with the weights
+        assert model.generation_config.repetition_penalty == 5.0  # left as it was
     finally:
         model.generation_config = own
 
