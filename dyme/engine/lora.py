@@ -206,6 +206,8 @@ def adapter_of(model: nn.Module, base: Path | None, *, partitioned: bool = False
             tensors |= {key: weight.detach().to("cpu", copy=True).contiguous() for key, weight in held.items()}
     config = copy.deepcopy(model.peft_config["default"])  # type: ignore[index]
     config.base_model_name_or_path = None if base is None else str(base)
-    config.target_modules = sorted(layers)  # whole names, and not the pattern that finds them: other readers want a list
+    config.target_modules = sorted(
+        layers
+    )  # whole names, and not the pattern that finds them: other readers want a list
     config.task_type, config.inference_mode = "CAUSAL_LM", True
     return Adapter(config, tensors)

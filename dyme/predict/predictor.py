@@ -75,11 +75,12 @@ def open_predictor(folder: Path, settings: Settings, device: str, dtype: str) ->
     logging.disable_progress_bar()
     where = _device(device)
     family, model = load_family(folder, settings.family, dtype)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if not family.resize_by(settings.image_backend):
+        trained, here = settings.image_backend, family.image_backend
+        mend = "install the torchvision of the training"
         notes = (
-            f"{folder} was trained on pictures resized by {settings.image_backend}, here {family.image_backend} does it, "
-            "with slightly other pixels: install the torchvision of the training",
+            f"{folder} was trained on pictures resized by {trained}, {here} here gives slightly other pixels: {mend}",
         )
     whole, _ = resolve_attention("auto", "auto", dtype, cuda=where.type == "cuda")
     set_attention(model, whole, whole)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from dyme.batching.packing import pack
@@ -234,3 +235,6 @@ def check_export(folder: Path) -> None:
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert json.loads((folder / "dyme.json").read_text())["family"] == "idefics3"
     assert "lora" not in (folder / "config.json").read_text()
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert {name.rpartition(".lora_")[2] for name in adapter} == {"A.weight", "B.weight"}
+    assert all(4 in value.shape and value.ndim == 2 and value.any() for value in adapter.values())
