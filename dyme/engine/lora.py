@@ -199,15 +199,13 @@ def adapter_of(model: nn.Module, base: Path | None, *, partitioned: bool = False
     layers = lora_layers(model)
     if not layers:
         return None
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         held = {f"base_model.model.{name}.{part}.weight": getattr(layer, part).default.weight for part in PARTS}
         with deepspeed.zero.GatheredParameters(list(held.values()), enabled=partitioned):
             tensors |= {key: weight.detach().to("cpu", copy=True).contiguous() for key, weight in held.items()}
-    config = copy.deepcopy(model.peft_config["default"])  # type: ignore[index]
+    config: Any = copy.deepcopy(model.peft_config["default"])  # type: ignore[index]
     config.base_model_name_or_path = None if base is None else str(base)
-    config.target_modules = sorted(
-        layers
-    )  # whole names, and not the pattern that finds them: other readers want a list
+    config.target_modules = sorted(layers)  # whole names as a list: not every reader takes the pattern
     config.task_type, config.inference_mode = "CAUSAL_LM", True
     return Adapter(config, tensors)
