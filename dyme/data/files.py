@@ -1,0 +1,123 @@
+"""FilesSource: rows of parquet, csv, tsv, JSON and JSONL files, whatever layout from docs/data.md they have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dyme.data.errors import DataError
+from dyme.data.layouts import with_our_keys
+from dyme.data.parquet import parquet_items
+from dyme.data.paths import existing_folder, expand
+from dyme.data.record import RecordSet
+from dyme.data.rows import FieldName, Item, Limit, line_items, to_records
+from dyme.data.snapshot import splits_of_snapshot
+from dyme.data.sniff import Format, format_of, read_json, rows_under_a_name
+from dyme.data.tables import table_items
+from dyme.settings.schema import Schema
+
+
+class FilesSource(Schema):
+    """One file of rows, or a folder of such files, as in a snapshot of a hub. The format is told by the content."""
+
+    source: Literal["files"] = "files"
+    path: str
+    """The file or folder. `~` and environment variables are filled in."""
+    split: str | None = None
+    """Which split of a folder that holds several."""
+    config: str | None = None
+    """Which configuration of a snapshot whose README.md has several."""
+    images: str | None = None
+    """Folder that image names are relative to (default: the folder of the file)."""
+    format: Format | None = None
+    """The format, where the content does not tell it: parquet, csv (also tsv), json or jsonl."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """The delimiter of a csv file (default: the one of , ; | and tab that splits the header into most columns)."""
+    first_index: Literal[0, 1] = 0
+    """The number of the first choice, where answers are given by number."""
+    limit: Limit = None
+    """Use only the first rows."""
+    fields: dict[FieldName, str] = Field(default_factory=dict)
+    """Our field names mapped to the keys of the file, where these differ: {answer: label}."""
+
+    def read(self) -> RecordSet:
+        """Records of the file or folder. Pictures in parquet files are read when they are loaded.
+
+        Raises `DataError` when a file is missing or of another kind, when the split is unclear, and when `fields` names
+        a key that no row has.
+        """
+        path = expand(self.path)
+        if path.is_dir():
+            files = self._of_folder(path)
+        elif not path.is_file():
+            raise DataError(f"{path}: no such file or folder (working folder {Path.cwd()}); correct data path")
+        elif self.split or self.config:
+            raise DataError(f"{path}: is one file; leave out split and config, or name the folder")
+        else:
+            files = [path]
+        items = chain.from_iterable(file_items(f, self.format, self.delimiter) for f in files)
+        pictures = existing_folder(self.images, "images") if self.images else None
+        return to_records(
+            path,
+            items,
+            with_our_keys,
+            limit=self.limit,
+            fields=self.fields,
+            pictures=pictures,
+            first_index=self.first_index,
+        )
+
+    def _of_folder(self, path: Path) -> list[Path]:
+        splits = splits_of_snapshot(path, self.config)
+        if self.split is None and len(splits) == 1:
+            return next(iter(splits.values()))
+        if self.split not in splits:
+            raise DataError(f"{path}: no split {self.split or ''!r}; set split to one of: {', '.join(splits)}")
+        return splits[self.split]
+
+
+def file_items(path: Path, kind: Format | None = None, delimiter: str | None = None) -> Iterator[Item]:
+    """The rows of a file of any of the four formats. Raises `DataError` when it is none of them, or damaged."""
+    kind = kind or ("csv" if delimiter else format_of(path))
+    if kind == "parquet":
+        return parquet_items(path)
+    if kind == "csv":
+        return table_items(path, delimiter)
+    return document_items(path) if kind == "json" else line_items(path, path.stem)
+
+
+def document_items(path: Path) -> Iterator[Item]:
+    """The rows of a JSON document: a list; objects by id, whose key is the id; columns; or the one list of objects in
+    it. Raises `DataError` for any other."""
+    value = read_json(path)
+    rows = rows_under_a_name(value) if isinstance(value, dict) else value
+    if isinstance(rows, list):
+        return (Item(path, number, entry, f"{path.stem}-{number}") for number, entry in enumerate(rows, 1))
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds a JSON {type(value).__name__}, not rows; name another file")
+    columns = _columns(value)
+    if columns is not None:
+        return (Item(path, number, row, f"{path.stem}-{number}") for number, row in enumerate(columns, 1))
+    if not all(isinstance(entry, dict) for entry in value.values()):
+        shown = ", ".join(list(value)[:8])
+        raise DataError(f"{path}: a JSON object that holds no rows (its keys: {shown}); write a list of objects")
+    named = (Item(path, number, entry, key) for number, (key, entry) in enumerate(value.items(), 1))
+    return (replace(item, raw={**entry, "id": item.name}) for item, entry in zip(named, value.values()))
+
+
+def _columns(value: dict[str, object]) -> list[dict[str, object]] | None:
+    """Rows of {"question": [..], "answer": [..]} or {"question": {"0": ..}, "answer": {"0": ..}} as pandas writes."""
+    held = list(value.values())
+    if held and all(isinstance(column, list) for column in held) and len({len(c) for c in held}) == 1:  # type: ignore[arg-type]
+        return [dict(zip(value, cells)) for cells in zip(*held)]  # type: ignore[call-overload]
+    keys = [list(column) for column in held if isinstance(column, dict)]
+    if len(keys) < len(held) or len(held) < 2 or any(k != keys[0] for k in keys) or not keys[0]:
+        return None
+    if any(isinstance(cell, (dict, list)) for cell in held[0].values()) or not all(k.isdecimal() for k in keys[0]):  # type: ignore[attr-defined]
+        return None
+    return [{name: column[key] for name, column in value.items()} for key in keys[0]]  # type: ignore[index]

@@ -1,0 +1,74 @@
+"""Rows of csv and tsv files. A broken row costs itself only, so a quote that is never closed ends with its line."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from dyme.data.errors import DataError, RowError
+from dyme.data.rows import Item, Row
+from dyme.data.sniff import delimiter_of
+
+_END = "\ue000end of the file\ue000"  # a last line that comes back as a row, unless a quote before it is open
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+def table_items(path: Path, delimiter: str | None) -> Iterator[Item]:
+    """The rows below the header, each with the line of the file that it starts in; empty cells are None.
+
+    UTF-8 with or without a byte order mark, or UTF-16 with one. Raises `DataError` for a header that cannot be used.
+    """
+    lines = _lines(path)
+    delimiter = delimiter or delimiter_of("".join(lines[:40])) or ","
+    header, start = next(_records(lines, 0, delimiter), ([], 0))
+    names = [name.strip() for name in header]
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: the header has {twice!r} twice; give every column a name of its own")
+    if any(_NOT_UTF8.search(name) for name in names):
+        raise DataError(f"{path}: not UTF-8; save it as UTF-8")
+    while start < len(lines):
+        for cells, end in _records(lines, start, delimiter):
+            row = _row(names, cells, whole=end <= len(lines), several=end > start + 1)
+            if row:
+                yield Item(path, start + 1, row, f"{path.stem}-{start + 1}")
+            if isinstance(row, RowError):
+                start += 1  # reading goes on at the next line, whatever the open quote has swallowed
+                break
+            start = end
+
+
+def _row(names: list[str], cells: list[str], whole: bool, several: bool) -> Row | RowError:
+    """The row, or why it is none. `whole`: its quotes are closed; `several`: it goes over several lines."""
+    while len(cells) > len(names) and not cells[-1]:
+        cells.pop()
+    if not whole or (several and len(cells) != len(names)):
+        return RowError("a quote that is not closed; close it, and double the quotes inside a cell")
+    if len(cells) > len(names):
+        return RowError(f"{len(cells)} cells where the header has {len(names)}; quote cells that hold the delimiter")
+    if any(_NOT_UTF8.search(cell) for cell in cells):
+        return RowError("not UTF-8; save the file as UTF-8")
+    return {name: cell or None for name, cell in zip(names, cells) if name} if any(cells) else {}
+
+
+def _records(lines: list[str], start: int, delimiter: str) -> Iterator[tuple[list[str], int]]:
+    """Rows from the line `start`, each with the line after it: one past the file's end where a quote is still open."""
+    reader = csv.reader([*lines[start:], _END], delimiter=delimiter)
+    csv.field_size_limit(sys.maxsize)  # pictures in base64 are longer than its default
+    for cells in reader:
+        if cells != [_END]:
+            yield cells, start + reader.line_num
+
+
+def _lines(path: Path) -> list[str]:
+    """Split at line ends alone: str.splitlines also splits at U+2028 and form feeds, which stand in texts."""
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = data.decode("utf-16", errors="replace")
+    else:
+        text = data.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd").split("\n")
+    return [f"{line}\n" for line in (lines if lines[-1] else lines[:-1])]
