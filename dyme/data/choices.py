@@ -14,6 +14,7 @@ from dyme.data.record import Record
 
 _COLUMN = re.compile(r"(?:option|choice|opt|op)[ _]?([A-Ha-h1-8])|([A-H])")  # A, option_a, optionA, choice 1, opa
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
+_PREFIX = re.compile(r"\(?([A-J])[).:]\s*(.+)", re.DOTALL)
 _INDEX = re.compile(r"(\d{1,3})(?:\.0)?")
 _TEXT_KEYS = ("text", "value", "content", "answer", "option", "choice")
 _LABEL_KEYS = ("label", "key", "id", "letter")
@@ -48,7 +49,9 @@ class Readings:
         labelled = _by_label(written, options, self.first_index)
         if isinstance(answer, bool):
             words = YES if answer else NO
-            text, labelled = next((t for t in options.texts if t.lower() in words), None), None
+            text = labelled = next((t for t in options.texts if t.lower() in words), None)
+        if text is None and labelled is None:
+            text = labelled = _after_its_letter(written, options)
         if text is None and labelled is None:
             raise RowError(_no_option(answer, options, self.first_index))
         if text is None or labelled is None:
@@ -140,6 +143,14 @@ def _by_label(written: str, options: Options, first_index: int) -> str | None:
         at = int(index[1]) - first_index
         return texts[at] if 0 <= at < len(texts) else None
     return None
+
+
+def _after_its_letter(written: str, options: Options) -> str | None:
+    """The option "B. cat" for the answer "cat", where all options begin with their letters."""
+    found = [_PREFIX.fullmatch(text) for text in options.texts]
+    if not all(match and match[1] == "ABCDEFGHIJ"[at : at + 1] for at, match in enumerate(found)):
+        return None
+    return next((match[0] for match in found if match and match[2] == written), None)
 
 
 def _no_option(answer: object, options: Options, first_index: int) -> str:

@@ -17,7 +17,7 @@ from dyme.data.paths import existing_folder, expand
 from dyme.data.record import RecordSet
 from dyme.data.rows import FieldName, Item, Limit, line_items, to_records
 from dyme.data.snapshot import splits_of_snapshot
-from dyme.data.sniff import Format, format_of, read_json, rows_under_a_name
+from dyme.data.sniff import Format, columns_as_rows, format_of, read_json, rows_under_a_name
 from dyme.data.tables import table_items
 from dyme.settings.schema import Schema
 
@@ -100,7 +100,7 @@ def document_items(path: Path) -> Iterator[Item]:
         return (Item(path, number, entry, f"{path.stem}-{number}") for number, entry in enumerate(rows, 1))
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds a JSON {type(value).__name__}, not rows; name another file")
-    columns = _columns(value)
+    columns = columns_as_rows(value)
     if columns is not None:
         return (Item(path, number, row, f"{path.stem}-{number}") for number, row in enumerate(columns, 1))
     if not all(isinstance(entry, dict) for entry in value.values()):
@@ -108,16 +108,3 @@ def document_items(path: Path) -> Iterator[Item]:
         raise DataError(f"{path}: a JSON object that holds no rows (its keys: {shown}); write a list of objects")
     named = (Item(path, number, entry, key) for number, (key, entry) in enumerate(value.items(), 1))
     return (replace(item, raw={**entry, "id": item.name}) for item, entry in zip(named, value.values()))
-
-
-def _columns(value: dict[str, object]) -> list[dict[str, object]] | None:
-    """Rows of {"question": [..], "answer": [..]} or {"question": {"0": ..}, "answer": {"0": ..}} as pandas writes."""
-    held = list(value.values())
-    if held and all(isinstance(column, list) for column in held) and len({len(c) for c in held}) == 1:  # type: ignore[arg-type]
-        return [dict(zip(value, cells)) for cells in zip(*held)]  # type: ignore[call-overload]
-    keys = [list(column) for column in held if isinstance(column, dict)]
-    if len(keys) < len(held) or len(held) < 2 or any(k != keys[0] for k in keys) or not keys[0]:
-        return None
-    if any(isinstance(cell, (dict, list)) for cell in held[0].values()) or not all(k.isdecimal() for k in keys[0]):  # type: ignore[attr-defined]
-        return None
-    return [{name: column[key] for name, column in value.items()} for key in keys[0]]  # type: ignore[index]

@@ -12,7 +12,7 @@ _ALIASES = {
     "labels completion a assistant",
     "choices": "options candidates multiplechoices alternatives answerchoices mcoptions endings",
     "image": "img imagepath imgpath picture imagefile imgname imagename imagefilename filename filepath photo "
-    "decodedimage imageid images1 pictures imagepaths imgs",
+    "decodedimage pictures imagepaths imgs",
     "hint": "rationale rationales cot reasoning explanation thinking thought thoughts solution lecture trace",
     "facts": "caption description imagedescription captions context",
     "id": "questionid qid uid pid idx index sampleid",
@@ -22,19 +22,19 @@ _OURS = {"answer": ("answer", "answers"), "image": ("image", "images", "file_nam
 
 
 def suggested(keys: Iterable[str], wanted: Collection[str]) -> dict[str, str]:
-    """For each of our names in `wanted`, the key of a file that looks like it; keys that are ours already stay out.
+    """For each of our names in `wanted` that `keys` lack, the key that looks like it.
 
     A key is suggested once, for the first name it fits, in the order question, answer, choices, image, hint ...
     """
-    free = {_plain(key): key for key in reversed([key for key in keys if isinstance(key, str)])}
+    held = [key for key in keys if isinstance(key, str)]
+    ours_held = {ours for ours in _ALIASES if set(_OURS.get(ours, (ours,))) & set(held)}
+    taken = {name for ours in ours_held for name in _OURS.get(ours, (ours,))}
+    free = {_plain(key): key for key in reversed(held) if key not in taken}
     if not {"q", "a"} <= set(free):  # alone, a letter says nothing
         free = {plain: key for plain, key in free.items() if len(plain) > 1}
-    for ours in _ALIASES:
-        for name in _OURS.get(ours, (ours,)):
-            free = {plain: key for plain, key in free.items() if key != name}
     found: dict[str, str] = {}
     for ours, aliases in _ALIASES.items():
-        if ours in wanted:
+        if ours in wanted and ours not in ours_held:
             fits = next((name for name in (ours, f"{ours}s", *aliases.split()) if name in free), None)
             if fits is not None:
                 found[ours] = free.pop(fits)

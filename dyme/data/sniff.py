@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dyme.data.errors import DataError
+from dyme.data.layouts import DIALOGUES
 
 Format = Literal["parquet", "csv", "json", "jsonl"]
 NAMES: dict[Format, str] = {
@@ -111,15 +112,29 @@ def holds_rows(value: object) -> bool:
     """Whether an object holds rows rather than being one: rows by id, columns, or a list of rows under a name."""
     if not isinstance(value, dict) or not value:
         return False
-    entries = list(value.values())
-    return all(isinstance(entry, dict) for entry in entries) or rows_under_a_name(value) is not None
+    by_id = all(isinstance(entry, dict) for entry in value.values())
+    return by_id or rows_under_a_name(value) is not None or columns_as_rows(value) is not None
 
 
 def rows_under_a_name(value: dict[str, object]) -> list[object] | None:
     """The rows of {"info": .., "questions": [{..}, ..]}: its only list of objects, where it has no question itself."""
     lists = [v for v in value.values() if isinstance(v, list) and v and all(isinstance(entry, dict) for entry in v)]
-    beside = ("question", "answer", "answers", "image", "images", "messages", "conversations", "choices", "texts")
+    beside = ("question", "answer", "answers", "image", "images", "choices", *DIALOGUES)
     return lists[0] if len(lists) == 1 and not any(key in value for key in beside) else None
+
+
+def columns_as_rows(value: dict[str, object]) -> list[dict[str, object]] | None:
+    """Rows of {"question": [..], "answer": [..]} or {"question": {"0": ..}, "answer": {"0": ..}} as pandas writes."""
+    columns = [column for column in value.values() if isinstance(column, list)]
+    if len(value) == len(columns) > 1:
+        same = len({len(column) for column in columns}) == 1 and not any(key in value for key in DIALOGUES)
+        return [dict(zip(value, cells)) for cells in zip(*columns)] if same else None
+    indexed = [column for column in value.values() if isinstance(column, dict)]
+    if not len(value) == len(indexed) > 1 or not indexed[0] or any(list(c) != list(indexed[0]) for c in indexed):
+        return None
+    if not all(key.isdecimal() for key in indexed[0]):
+        return None
+    return [dict(zip(value, cells)) for cells in zip(*(column.values() for column in indexed))]
 
 
 def _is_object(line: bytes) -> bool:

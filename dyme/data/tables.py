@@ -12,7 +12,6 @@ from dyme.data.errors import DataError, RowError
 from dyme.data.rows import Item, Row
 from dyme.data.sniff import delimiter_of
 
-_END = "\ue000end of the file\ue000"  # a last line that comes back as a row, unless a quote before it is open
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
@@ -23,7 +22,10 @@ def table_items(path: Path, delimiter: str | None) -> Iterator[Item]:
     """
     lines = _lines(path)
     delimiter = delimiter or delimiter_of("".join(lines[:40])) or ","
-    header, start = next(_records(lines, 0, delimiter), ([], 0))
+    try:
+        header, start = next(_records(lines, 0, delimiter), ([], 0))
+    except csv.Error as error:
+        raise DataError(f"{path}:1: the header has a quote that is not closed ({error}); close it") from error
     names = [name.strip() for name in header]
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
@@ -31,22 +33,36 @@ def table_items(path: Path, delimiter: str | None) -> Iterator[Item]:
     if any(_NOT_UTF8.search(name) for name in names):
         raise DataError(f"{path}: not UTF-8; save it as UTF-8")
     while start < len(lines):
-        for cells, end in _records(lines, start, delimiter):
-            row = _row(names, cells, whole=end <= len(lines), several=end > start + 1)
-            if row:
-                yield Item(path, start + 1, row, f"{path.stem}-{start + 1}")
-            if isinstance(row, RowError):
-                start += 1  # reading goes on at the next line, whatever the open quote has swallowed
-                break
-            start = end
+        try:
+            for cells, end in _records(lines, start, delimiter):
+                if end > start + 1 and len(cells) != len(names):
+                    break  # over several lines and not whole: a quote is open
+                yield from _item(path, start, _row(names, cells))
+                start = end
+        except csv.Error:
+            pass  # a quote that is not closed, or one within a cell
+        if start < len(lines):
+            yield from _item(path, start, _alone(names, lines[start], delimiter))
+            start += 1  # reading goes on at the next line, whatever the open quote has swallowed
 
 
-def _row(names: list[str], cells: list[str], whole: bool, several: bool) -> Row | RowError:
-    """The row, or why it is none. `whole`: its quotes are closed; `several`: it goes over several lines."""
+def _records(lines: list[str], start: int, delimiter: str) -> Iterator[tuple[list[str], int]]:
+    """Rows from the line `start`, each with the line after it. Raises `csv.Error` for quotes that are not in order."""
+    csv.field_size_limit(sys.maxsize)  # pictures in base64 are longer than its default
+    reader = csv.reader((lines[at] for at in range(start, len(lines))), delimiter=delimiter, strict=True)
+    for cells in reader:
+        yield cells, start + reader.line_num
+
+
+def _item(path: Path, start: int, row: Row | RowError) -> Iterator[Item]:
+    if row:
+        yield Item(path, start + 1, row, f"{path.stem}-{start + 1}")
+
+
+def _row(names: list[str], cells: list[str]) -> Row | RowError:
+    """The row, {} for a blank line, or why it is none."""
     while len(cells) > len(names) and not cells[-1]:
         cells.pop()
-    if not whole or (several and len(cells) != len(names)):
-        return RowError("a quote that is not closed; close it, and double the quotes inside a cell")
     if len(cells) > len(names):
         return RowError(f"{len(cells)} cells where the header has {len(names)}; quote cells that hold the delimiter")
     if any(_NOT_UTF8.search(cell) for cell in cells):
@@ -54,13 +70,12 @@ def _row(names: list[str], cells: list[str], whole: bool, several: bool) -> Row 
     return {name: cell or None for name, cell in zip(names, cells) if name} if any(cells) else {}
 
 
-def _records(lines: list[str], start: int, delimiter: str) -> Iterator[tuple[list[str], int]]:
-    """Rows from the line `start`, each with the line after it: one past the file's end where a quote is still open."""
-    reader = csv.reader([*lines[start:], _END], delimiter=delimiter)
-    csv.field_size_limit(sys.maxsize)  # pictures in base64 are longer than its default
-    for cells in reader:
-        if cells != [_END]:
-            yield cells, start + reader.line_num
+def _alone(names: list[str], line: str, delimiter: str) -> Row | RowError:
+    """The row of one line whose quotes are not in order: "5" inch is read as 5 inch, an open one is an error."""
+    cells = next(csv.reader([line], delimiter=delimiter), [])
+    if any(cell.endswith("\n") for cell in cells) or len(cells) < len(names):
+        return RowError("a quote that is not closed; close it, and double the quotes inside a cell")
+    return _row(names, cells)
 
 
 def _lines(path: Path) -> list[str]:
