@@ -50,7 +50,9 @@ def _show(console: Console, named: NamedSource, n: int, out: Path) -> int:
     lacking = unwritten(records, n)
     if lacking:
         console.print(escape(lacking), soft_wrap=True, highlight=False)
-    console.print(f"{escape(named.label)}: {min(n, len(records))} of {len(records)} records -> {out}", soft_wrap=True)
+    console.print(
+        f"{escape(printable(named.label))}: {min(n, len(records))} of {len(records)} records -> {out}", soft_wrap=True
+    )
     return 0
 
 

@@ -129,7 +129,7 @@ def print_report(console: Console, named: NamedSource, report: Report) -> None:
     if renames:
         mapped = ", ".join(f"{ours}: {theirs}" for ours, theirs in renames.items())
         line = f"keys of another name? {written(renames)}   (in a configuration: fields: {{{mapped}}})"
-        console.print(escape(line), soft_wrap=True, highlight=False)
+        console.print(escape(printable(line)), soft_wrap=True, highlight=False)
     if report.bad_fraction > MAX_BAD_FRACTION:
         verdict = f"more than {MAX_BAD_FRACTION:.0%} of the rows are bad: a run stops at this data"
         console.print(f"[red]{verdict}; mend the rows or raise data.max_bad_fraction[/red]", soft_wrap=True)
@@ -163,5 +163,5 @@ def _share(name: str, n: int, total: int) -> str:
 
 
 def _top(counts: Counter[str]) -> str:
-    shown = [escape(f"{name} {n}") for name, n in counts.most_common(10)]
+    shown = [escape(printable(f"{name} {n}")) for name, n in counts.most_common(10)]
     return ", ".join(shown + ([f"and {len(counts) - 10} more"] if len(counts) > 10 else []))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dyme.data.cells import cell_text
 from dyme.data.errors import RowError
 from dyme.data.record import Record
 
@@ -164,10 +165,4 @@ def _no_option(answer: object, options: Options, first_index: int) -> str:
 
 
 def _written(value: object) -> str:
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, (int, float)):
-        return str(value)
-    if value is None:
-        return ""
-    raise RowError(f"choices or answer hold a {type(value).__name__} ({value!r:.40}); text or a number is needed")
+    return str(value) if isinstance(value, bool) else cell_text(value, "choices or answer")

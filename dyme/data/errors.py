@@ -20,10 +20,6 @@ class ImageError(Exception):
     """A picture that cannot be decoded; the message names the file or record and the mend."""
 
 
-class RowError(Exception):
-    """Why one row cannot become a record."""
-
-
 @dataclass(frozen=True)
 class BadRow:
     """One row that was left out. `line` counts from 1; `record_id` is "" where the row has none."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from dyme.data.documents import columns_as_rows, read_json, rows_under_a_name
 from dyme.data.errors import DataError
 from dyme.data.layouts import with_our_keys
 from dyme.data.parquet import parquet_items
@@ -17,9 +17,10 @@ from dyme.data.paths import existing_folder, expand
 from dyme.data.record import RecordSet
 from dyme.data.rows import FieldName, Item, Limit, line_items, to_records
 from dyme.data.snapshot import splits_of_snapshot
-from dyme.data.sniff import Format, columns_as_rows, format_of, read_json, rows_under_a_name
+from dyme.data.sniff import Format, format_of
 from dyme.data.tables import table_items
 from dyme.settings.schema import Schema
+from dyme.text.printable import shortened
 
 
 class FilesSource(Schema):
@@ -95,16 +96,18 @@ def document_items(path: Path) -> Iterator[Item]:
     """The rows of a JSON document: a list; objects by id, whose key is the id; columns; or the one list of objects in
     it. Raises `DataError` for any other."""
     value = read_json(path)
-    rows = rows_under_a_name(value) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        rows = rows_under_a_name(value) or columns_as_rows(value)
+    else:
+        rows = value
     if isinstance(rows, list):
         return (Item(path, number, entry, f"{path.stem}-{number}") for number, entry in enumerate(rows, 1))
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds a JSON {type(value).__name__}, not rows; name another file")
-    columns = columns_as_rows(value)
-    if columns is not None:
-        return (Item(path, number, row, f"{path.stem}-{number}") for number, row in enumerate(columns, 1))
-    if not all(isinstance(entry, dict) for entry in value.values()):
-        shown = ", ".join(list(value)[:8])
+    if not any(isinstance(entry, dict) for entry in value.values()):
+        shown = shortened(", ".join(value), 200)
         raise DataError(f"{path}: a JSON object that holds no rows (its keys: {shown}); write a list of objects")
-    named = (Item(path, number, entry, key) for number, (key, entry) in enumerate(value.items(), 1))
-    return (replace(item, raw={**entry, "id": item.name}) for item, entry in zip(named, value.values()))
+    return (
+        Item(path, number, {**entry, "id": key} if isinstance(entry, dict) else entry, key)
+        for number, (key, entry) in enumerate(value.items(), 1)
+    )

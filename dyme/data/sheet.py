@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from dyme.data.errors import ImageError
 from dyme.data.fonts import font_for, package_with, unwritable
 from dyme.data.record import Record
+from dyme.text.printable import printable
 
 T = TypeVar("T")
 _CELL = 420  # pixels
@@ -62,7 +63,7 @@ def _lines(record: Record) -> list[str]:
     lines += _wrapped(f"A: {' | '.join(dict.fromkeys(record.answers))}")
     lines += _wrapped(f"facts: {record.facts}") if record.facts else []
     lines += _wrapped(f"hint: {record.hint}") if record.hint else []
-    lines = [_shown(line) for line in lines]
+    lines = [printable(line) for line in lines]
     return lines if len(lines) <= _TEXT_LINES else [*lines[: _TEXT_LINES - 1], "..."]
 
 
@@ -81,11 +82,6 @@ def _wrapped(text: str) -> list[str]:
     return pieces
 
 
-def _shown(line: str) -> str:
-    """Control characters and halves of characters as escapes: no font writes them."""
-    return "".join(c if unicodedata.category(c) not in ("Cc", "Cs") else f"\\x{ord(c):02x}" for c in line)
-
-
 def _cell(sheet: Image.Image, record: Record, lines: list[str], left: int, top: int) -> None:
     pen = ImageDraw.Draw(sheet)
     if record.images:
@@ -93,7 +89,7 @@ def _cell(sheet: Image.Image, record: Record, lines: list[str], left: int, top: 
             picture = _fitted(record.shown())
             sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + 8))
         except ImageError as error:
-            _write(pen, _wrapped(_shown(str(error))), left + 10, top + 12, "red")
+            _write(pen, _wrapped(printable(str(error))), left + 10, top + 12, "red")
     _write(pen, lines, left + 10, top + (_PICTURE + 12 if record.images else 12), "black")
 
 

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from dyme.data.documents import holds_rows, read_json
 from dyme.data.errors import DataError
-from dyme.data.layouts import DIALOGUES
 
 Format = Literal["parquet", "csv", "json", "jsonl"]
 NAMES: dict[Format, str] = {
@@ -79,21 +79,6 @@ def delimiter_of(text: str) -> str | None:
     return best if counts[best] > 1 else None
 
 
-def read_json(path: Path) -> object:
-    """The value of a JSON document, NaN as null. Raises `DataError` naming place and mend."""
-    try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=lambda _: None)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        several = "; it holds several documents: write one to a line, or a list" if error.msg == "Extra data" else ""
-        raise DataError(
-            f"{path}:{error.lineno}: broken JSON ({error.msg}){several or '; write the file again'}"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand nested lists
-        raise DataError(f"{path}: JSON that cannot be read ({error}); write the file again") from error
-
-
 def _json_or_lines(path: Path, lines: list[bytes], objects: int) -> Format:
     """Whether a file that starts with a bracket is one document, or lines of which the first may be broken."""
     if _is_object(lines[0]):
@@ -106,35 +91,6 @@ def _json_or_lines(path: Path, lines: list[bytes], objects: int) -> Format:
     second = lines[1].lstrip()[:1] if len(lines) > 1 else b"{"
     starts_object = lines[0].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
     return "jsonl" if objects or (starts_object and second == b"{") else "json"
-
-
-def holds_rows(value: object) -> bool:
-    """Whether an object holds rows rather than being one: rows by id, columns, or a list of rows under a name."""
-    if not isinstance(value, dict) or not value:
-        return False
-    by_id = all(isinstance(entry, dict) for entry in value.values())
-    return by_id or rows_under_a_name(value) is not None or columns_as_rows(value) is not None
-
-
-def rows_under_a_name(value: dict[str, object]) -> list[object] | None:
-    """The rows of {"info": .., "questions": [{..}, ..]}: its only list of objects, where it has no question itself."""
-    lists = [v for v in value.values() if isinstance(v, list) and v and all(isinstance(entry, dict) for entry in v)]
-    beside = ("question", "answer", "answers", "image", "images", "choices", *DIALOGUES)
-    return lists[0] if len(lists) == 1 and not any(key in value for key in beside) else None
-
-
-def columns_as_rows(value: dict[str, object]) -> list[dict[str, object]] | None:
-    """Rows of {"question": [..], "answer": [..]} or {"question": {"0": ..}, "answer": {"0": ..}} as pandas writes."""
-    columns = [column for column in value.values() if isinstance(column, list)]
-    if len(value) == len(columns) > 1:
-        same = len({len(column) for column in columns}) == 1 and not any(key in value for key in DIALOGUES)
-        return [dict(zip(value, cells)) for cells in zip(*columns)] if same else None
-    indexed = [column for column in value.values() if isinstance(column, dict)]
-    if not len(value) == len(indexed) > 1 or not indexed[0] or any(list(c) != list(indexed[0]) for c in indexed):
-        return None
-    if not all(key.isdecimal() for key in indexed[0]):
-        return None
-    return [dict(zip(value, cells)) for cells in zip(*(column.values() for column in indexed))]
 
 
 def _is_object(line: bytes) -> bool:

@@ -6,6 +6,7 @@ import csv
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from dyme.data.errors import DataError, RowError
@@ -56,7 +57,12 @@ def _records(lines: list[str], start: int, delimiter: str) -> Iterator[tuple[lis
 
 def _item(path: Path, start: int, row: Row | RowError) -> Iterator[Item]:
     if row:
-        yield Item(path, start + 1, row, f"{path.stem}-{start + 1}")
+        raw = partial(_raise, row) if isinstance(row, RowError) else row
+        yield Item(path, start + 1, raw, f"{path.stem}-{start + 1}")
+
+
+def _raise(error: RowError) -> None:
+    raise error
 
 
 def _row(names: list[str], cells: list[str]) -> Row | RowError:
