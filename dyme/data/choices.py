@@ -80,7 +80,7 @@ def read_options(row: dict[str, Any]) -> Options:
         return _of_columns(row)
     if isinstance(value, dict):
         texts = next((value[key] for key in _TEXT_KEYS if isinstance(value.get(key), list)), None)
-        labels = next((value[key] for key in _LABEL_KEYS if isinstance(value.get(key), list)), [])
+        labels: Any = next((value[key] for key in _LABEL_KEYS if isinstance(value.get(key), list)), [])
         pairs = zip(labels or "ABCDEFGH", texts) if texts is not None else value.items()
         return _of_pairs((label, text) for label, text in pairs if text is not None)
     if not isinstance(value, list):

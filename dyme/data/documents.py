@@ -68,6 +68,12 @@ def rows_under_a_name(value: dict[str, object]) -> list[object] | None:
     return lists[0] if len(lists) == 1 and not any(key in value for key in beside) else None
 
 
+def lists_of_rows(value: dict[str, object]) -> list[str]:
+    """The names of the lists of objects in {"train": [{..}, ..], "test": [..]}, where these are all it holds."""
+    names = [k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(e, dict) for e in v)]
+    return names if len(names) == len(value) > 1 and "messages" not in names else []
+
+
 def columns_as_rows(value: dict[str, object]) -> list[dict[str, object]] | None:
     """Rows of {"question": [..], "answer": [..]} or {"question": {"0": ..}, "answer": {"0": ..}} as pandas writes."""
     columns = [column for column in value.values() if isinstance(column, list)]

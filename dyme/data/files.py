@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dyme.data.documents import columns_as_rows, read_json, rows_under_a_name
+from dyme.data.documents import columns_as_rows, lists_of_rows, read_json, rows_under_a_name
 from dyme.data.errors import DataError
 from dyme.data.layouts import with_our_keys
 from dyme.data.parquet import parquet_items
@@ -97,6 +97,10 @@ def document_items(path: Path) -> Iterator[Item]:
     it. Raises `DataError` for any other."""
     value = read_json(path)
     if isinstance(value, dict):
+        several = lists_of_rows(value)
+        if several:
+            names = shortened(", ".join(several), 200)
+            raise DataError(f"{path}: holds several lists of rows ({names}); write each to a file of its own")
         rows = rows_under_a_name(value) or columns_as_rows(value)
     else:
         rows = value

@@ -18,6 +18,7 @@ from dyme.data.gsm8k import FLAG, Gsm8kSource
 from dyme.data.imagefolder import METADATA, ImageFolderSource, splits_of
 from dyme.data.jsonl import JsonlSource
 from dyme.data.layouts import DIALOGUES
+from dyme.data.plain import AnyPlainSource
 from dyme.data.renames import suggested
 from dyme.data.slake import SPLITS as SLAKE_SPLITS
 from dyme.data.slake import SlakeSource, slake_splits
@@ -57,7 +58,7 @@ def guess(path: Path, plain: bool = False) -> list[NamedSource]:
 def _guess_folder(path: Path, plain: bool) -> list[NamedSource]:
     """A source for each split of the folder, by its layout; as plain files where no layout of a known set fits."""
     single, stored = (path / METADATA).is_file(), splits_on_disk(path)
-    layouts: list[tuple[type, list[str] | None, str]] = [
+    layouts: list[tuple[type[AnyPlainSource], list[str] | None, str]] = [
         (ImageFolderSource, [""] if single else splits_of(path), METADATA if single else f"{{0}}/{METADATA}"),
         (DatasetSource, [""] if stored == [] else stored, STATE_FILE if stored == [] else SPLITS_FILE),
     ]
@@ -93,7 +94,7 @@ def _guess_folder(path: Path, plain: bool) -> list[NamedSource]:
     ]
 
 
-def _folder_values(source: type, path: Path, split: str) -> dict[str, str]:
+def _folder_values(source: type[AnyPlainSource], path: Path, split: str) -> dict[str, str]:
     values = {"path": str(path)} | ({"split": split} if split else {})
     if source is ChartQASource:
         parts = [part for part in PARTS if (path / split / f"{split}_{part}.json").is_file()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from dyme.data.embedded import picture_or_path
 from dyme.data.errors import DataError, ImageError
-from dyme.data.images import decode, decode_bytes
+from dyme.data.images import decode
 from dyme.data.record import LazyImage
 from dyme.data.rows import Item, Row
 
@@ -40,14 +42,10 @@ class ParquetPicture:
         try:
             cell = _cell(self.file, self.column, self.group, self.row)
             cell = cell if self.at is None else cell[self.at]
-            cell = cell if isinstance(cell, dict) else {"bytes": cell}
         except Exception as error:  # a file that vanished or broke during a run costs its records
             raise ImageError(f"{name}: cannot be read ({error}); write the file again") from error
-        if cell.get("bytes"):
-            return decode_bytes(cell["bytes"], name)
-        if cell.get("path"):
-            return decode(self.file.parent / str(cell["path"]))
-        raise ImageError(f"{name}: holds neither bytes nor a path; write the picture into it")
+        found = picture_or_path(cell, self.file.parent, name)
+        return found.load() if isinstance(found, LazyImage) else decode(found)
 
 
 def parquet_items(path: Path) -> Iterator[Item]:
@@ -64,7 +62,7 @@ def parquet_items(path: Path) -> Iterator[Item]:
 
 def _items(path: Path, file: pq.ParquetFile) -> Iterator[Item]:
     schema = file.schema_arrow
-    names = {field.name: _label_names(schema, field.name) for field in schema}
+    labels = _label_names(schema)
     pictures = [field.name for field in schema if _is_picture(field.type) and not _holds_text(file, field.name)]
     leaves = [file.schema.column(k).path for k in range(len(file.schema))]
     # of {bytes, path} the path alone tells whether there is a picture
@@ -79,9 +77,8 @@ def _items(path: Path, file: pq.ParquetFile) -> Iterator[Item]:
             rows: list[Row] = words.to_pylist() if words.num_columns else [{} for _ in range(batch.num_rows)]
             for k, row in enumerate(rows):
                 number += 1
-                for name, labels in names.items():
-                    if labels:
-                        row[name] = _named(row[name], labels)
+                for name, classes in labels.items():
+                    row[name] = _named(row.get(name), classes)
                 for name, lengths in shown.items():
                     row[name] = _lazy(ParquetPicture(path, name, group, within + k), lengths[k])
                 yield Item(path, number, {key: _text(value) for key, value in row.items()}, f"{path.stem}-{number}")
@@ -144,21 +141,22 @@ def _text(value: object) -> object:
         return value
 
 
-def _label_names(schema: pa.Schema, column: str) -> list[str]:
-    """Names of the classes of a column, or of a list of them, as `datasets` notes them in the schema; else []."""
-    from datasets import ClassLabel, Features, List
+def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of the classes of each column of class labels, or of lists of them, as `datasets` notes in the schema."""
+    noted = json.loads((schema.metadata or {}).get(b"huggingface") or b"{}")
+    found = {}
+    for name, feature in noted.get("info", {}).get("features", {}).items():
+        inner = feature[0] if isinstance(feature, list) and feature else feature
+        inner = inner.get("feature", inner) if isinstance(inner, dict) else {}
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and inner.get("names"):
+            found[name] = list(inner["names"])
+    return found
 
-    if not (schema.metadata or {}).get(b"huggingface"):
-        return []
-    feature = Features.from_arrow_schema(schema)[column]
-    feature = feature.feature if isinstance(feature, List) else feature
-    return list(feature.names) if isinstance(feature, ClassLabel) else []
 
-
-def _named(value: Any, labels: list[str]) -> object:
+def _named(value: Any, classes: list[str]) -> object:
     if isinstance(value, list):
-        return [_named(entry, labels) for entry in value]
-    return labels[value] if isinstance(value, int) and 0 <= value < len(labels) else None
+        return [_named(entry, classes) for entry in value]
+    return classes[value] if isinstance(value, int) and 0 <= value < len(classes) else None
 
 
 def _cell(path: Path, column: str, group: int, row: int) -> Any:

@@ -13,6 +13,7 @@ from dyme.data.errors import DataError, RowError
 from dyme.data.rows import Item, Row
 from dyme.data.sniff import delimiter_of
 
+_TOLD = re.compile(r"sep=(.)\n")  # a first line that Excel writes
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
@@ -22,9 +23,12 @@ def table_items(path: Path, delimiter: str | None) -> Iterator[Item]:
     UTF-8 with or without a byte order mark, or UTF-16 with one. Raises `DataError` for a header that cannot be used.
     """
     lines = _lines(path)
+    told = _TOLD.fullmatch(lines[0]) if lines else None
+    if told:
+        lines[0], delimiter = "\n", delimiter or told[1]
     delimiter = delimiter or delimiter_of("".join(lines[:40])) or ","
     try:
-        header, start = next(_records(lines, 0, delimiter), ([], 0))
+        header, start = next(_records(lines, 1 if told else 0, delimiter), ([], 0))
     except csv.Error as error:
         raise DataError(f"{path}:1: the header has a quote that is not closed ({error}); close it") from error
     names = [name.strip() for name in header]

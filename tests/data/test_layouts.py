@@ -289,6 +289,8 @@ def test_a_broken_row_of_a_table_costs_itself(here):
     assert [r.answer for r in found] == ["1", "x y"] and "not UTF-8" in found.bad[0].reason
     Path("a.csv").write_bytes("question;answer\nq?;1\n".encode("utf-16"))
     assert len(read_records(FilesSource(path="a.csv"))) == 1
+    text("a.csv", "sep=;\r\nquestion;answer\r\na, b;1\r\n")
+    assert first_of(read_records(FilesSource(path="a.csv"))[0])[:3] == ("a-3", "a, b", ("1",))
     text("a.csv", "question,question\n1,2\n")
     with pytest.raises(DataError, match="'question' twice"):
         read_records(FilesSource(path="a.csv"))
@@ -312,6 +314,7 @@ MAGIC = [
     (b"\x00\x01\x02", "binary file of an unknown kind"),
     (b"just a sentence\n", "jsonl:path=a.jsonl, if it is a table write files:path=a.jsonl,format=csv"),
     (b'{\n "question": "q",\n "answer": 1\n}\n{\n "question": "q"\n}\n', "write one to a line, or a list"),
+    (b'{"train": [{"question": "q?"}], "test": [{"question": "q?"}]}', "several lists of rows (train, test)"),
     (b'[{"question": "q?"}\n', "a.jsonl:2: broken JSON"),
 ]
 
@@ -451,7 +454,7 @@ def test_many_bad_rows_alike_are_one_line(here, capsys):
     status, out = run(capsys, "check", "a.jsonl")
     assert status == 1 and "303: 2 good, 301 bad" in out
     assert out.count("no answer; its keys are question, id") == 3
-    assert "bad 297 more like it up to a.jsonl:301; 300 in all" in out and "a.jsonl:302: no question" in out
+    assert "bad 297 more like it up to a.jsonl:301; 300 in all" in out and "a.jsonl:302 (a-302): no question" in out
 
 
 def test_the_sheet_names_what_no_font_can_write(here, capsys, monkeypatch):
