@@ -22,7 +22,7 @@ from dyme.data.plain import AnyPlainSource
 from dyme.data.renames import suggested
 from dyme.data.slake import SPLITS as SLAKE_SPLITS
 from dyme.data.slake import SlakeSource, slake_splits
-from dyme.data.snapshot import splits_of_snapshot
+from dyme.data.snapshot import TABLES, splits_of_snapshot
 from dyme.data.sniff import NAMES, format_of
 from dyme.data.sources import SourceConfig
 from dyme.data.vqa_rad import VQARadSource
@@ -70,47 +70,30 @@ def _guess_folder(path: Path, plain: bool) -> list[NamedSource]:
         ]
     found = [(source, splits, holds) for source, splits, holds in layouts if splits]
     if len(found) > 1:
-        raise DataError(f"{path}: {_unsure(*((s.model_fields['source'].default, h.format('*')) for s, _, h in found))}")
+        raise DataError(_unsure(path, *((s.model_fields["source"].default, h.format("*")) for s, _, h in found)))
     for source, splits, holds in found:
-        return [
-            _named(source.model_validate(_folder_values(source, path, s)), f"{path}{_of_split(s)}", holds.format(s))
-            for s in splits or []
-        ]
-    try:
-        splits = list(splits_of_snapshot(path))
-    except DataError as error:
-        if "configurations" in str(error) or "unclear" in str(error):
-            raise
+        return [_of_layout(source, path, split, holds.format(split)) for split in splits or []]
+    if not any(file.suffix in TABLES for file in path.rglob("*")):
         raise DataError(
-            f"{path}: neither the folder nor a subfolder holds {METADATA} or files of rows, nor is it laid out as a "
-            f"data set that is known; give {FORMS}"
-        ) from error
-    named = splits if len(splits) > 1 else [""]
-    return [
-        _named(
-            FilesSource.model_validate(_folder_values(FilesSource, path, s)), f"{path}{_of_split(s)}", "files of rows"
+            f"{path}: neither the folder nor a subfolder holds {METADATA} or other files of rows, nor is it laid out as "
+            f"a data set that is known; give {FORMS}"
         )
-        for s in named
-    ]
+    splits = list(splits_of_snapshot(path))
+    return [_of_layout(FilesSource, path, s, "files of rows") for s in (splits if len(splits) > 1 else [""])]
 
 
-def _folder_values(source: type[AnyPlainSource], path: Path, split: str) -> dict[str, str]:
+def _of_layout(source: type[AnyPlainSource], path: Path, split: str, holds: str) -> NamedSource:
     values = {"path": str(path)} | ({"split": split} if split else {})
     if source is ChartQASource:
         parts = [part for part in PARTS if (path / split / f"{split}_{part}.json").is_file()]
         values |= {"part": parts[0]} if len(parts) == 1 else {}
-    return values
+    return _named(source.model_validate(values), f"{path}, split {split}" if split else path, holds)
 
 
-def _of_split(split: str) -> str:
-    return f", split {split}" if split else ""
-
-
-def _unsure(*guesses: tuple[str, str]) -> str:
+def _unsure(path: Path, *guesses: tuple[str, str]) -> str:
     (first, held), (second, other) = guesses[:2]
-    return (
-        f"could be {first} (it holds {held}) or {second} (it holds {other}); write {first}:path=.. or {second}:path=.."
-    )
+    mend = f"write {first}:path={path} or {second}:path={path}"
+    return f"{path}: could be {first} (it holds {held}) or {second} (it holds {other}); {mend}"
 
 
 def _guess_file(path: Path, plain: bool) -> list[NamedSource]:

@@ -349,7 +349,7 @@ def test_of_two_likely_guesses_both_are_named(here):
         parse_spec("a.jsonl")
     lines("two/metadata.jsonl", rows())
     text("two/state.json", "{}")
-    with pytest.raises(DataError, match=r"imagefolder:path=\.\. or dataset:path=\.\."):
+    with pytest.raises(DataError, match="imagefolder:path=two or dataset:path=two"):
         parse_spec("two")
     lines("mixed/a.jsonl", rows())
     text("mixed/b.csv", "question,answer\nq?,1\n")
