@@ -31,6 +31,7 @@ FORMS = (
     "a .jsonl file or other rows (.json, .csv, .tsv, .parquet), a data set in its published layout, a run YAML, "
     "or source:key=value,key=value"
 )
+_LOOK = 8  # rows
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def _guess_folder(path: Path, plain: bool) -> list[NamedSource]:
         return [_of_layout(source, path, split, holds.format(split)) for split in splits or []]
     if not any(file.suffix in TABLES for file in path.rglob("*")):
         raise DataError(
-            f"{path}: neither the folder nor a subfolder holds {METADATA} or other files of rows, nor is it laid out as "
-            f"a data set that is known; give {FORMS}"
+            f"{path}: neither the folder nor a subfolder holds {METADATA} or other files of rows, nor is it laid out "
+            f"as a data set that is known; give {FORMS}"
         )
     splits = list(splits_of_snapshot(path))
     return [_of_layout(FilesSource, path, s, "files of rows") for s in (splits if len(splits) > 1 else [""])]
@@ -104,20 +105,22 @@ def _guess_file(path: Path, plain: bool) -> list[NamedSource]:
     if kind != "jsonl":
         return [NamedSource(f"files {path} (guessed: {NAMES[kind]})", FilesSource(path=str(path)))]
     flags = [] if plain else _flags(path)
-    if any(flags) and not all(flags):
+    share = sum(flags) / max(1, len(flags))
+    if 0.25 < share < 0.75:
         raise DataError(
             f"{path}: some of its first answers end in {FLAG!r} and some do not; if it is GSM8K write "
             f"gsm8k:path={path}, if not write jsonl:path={path}"
         )
-    if flags and all(flags):
-        return [NamedSource(f"gsm8k {path} (guessed: the first answer has {FLAG!r})", Gsm8kSource(path=str(path)))]
+    if share >= 0.75:
+        return [NamedSource(f"gsm8k {path} (guessed: the first answers have {FLAG!r})", Gsm8kSource(path=str(path)))]
     return [NamedSource(f"jsonl {path} (guessed: a file of {NAMES[kind]})", JsonlSource(path=str(path)))]
 
 
 def _of_list(path: Path, plain: bool) -> list[NamedSource]:
-    """The source of a JSON document, told by the keys of its first entry."""
-    first = next((item.raw for item in document_items(path)), None)
-    keys = set(first) if isinstance(first, dict) else set()
+    """The source of a JSON document, told by the keys of its first entries."""
+    looked = [item.raw for item in islice(document_items(path), _LOOK) if isinstance(item.raw, dict)]
+    first = looked[0] if looked else None
+    keys = {key for entry in looked for key in entry}
     where = str(path)
     rows = NamedSource(f"files {path} (guessed: {NAMES['json']} of rows)", FilesSource(path=where))
     if plain:
@@ -163,7 +166,7 @@ def _named(source: SourceConfig, where: object, holds: str) -> NamedSource:
 def _flags(path: Path) -> list[bool]:
     """Whether the answers of the first rows hold the flag of GSM8K; rows without an answer do not count."""
     with path.open("rb") as file:
-        lines = list(islice(iter(lambda: file.readline(1 << 20), b""), 8))
+        lines = list(islice(iter(lambda: file.readline(1 << 20), b""), _LOOK))
     rows = []
     for line in lines:
         try:

@@ -343,6 +343,19 @@ def test_names_decide_nothing(here):
     assert [named.source.source for named in parse_spec("c.jsonl")] == ["files"]
 
 
+def test_a_bad_first_row_does_not_decide(here):
+    document("a.json", [{"x": 1}, 3, *rows()])
+    assert len(read_records(parse_spec("a.json")[0].source)) == 3
+    lines(
+        "b.jsonl", [{"question": "q?", "answer": "3"}, *({"question": "q?", "answer": "so #### 3"} for _ in range(7))]
+    )
+    assert parse_spec("b.jsonl")[0].source.source == "gsm8k"
+    for broken in (b"\xff\xff\xff\xff", b"\x1f\x8b", b"[[[[", b"{", b"PAR2", b'"', b"a,b"):
+        Path("c.jsonl").write_bytes(broken + b"\n" + b'{"question": "q?", "answer": "1"}\n' * 3)
+        found = read_records(parse_spec("c.jsonl")[0].source)
+        assert (len(found), len(found.bad)) == (3, 1)
+
+
 def test_of_two_likely_guesses_both_are_named(here):
     lines("a.jsonl", [{"question": "q?", "answer": "so #### 3"}, {"question": "q?", "answer": "3"}])
     with pytest.raises(DataError, match=r"write gsm8k:path=a.jsonl, if not write jsonl:path=a.jsonl"):
