@@ -18,7 +18,7 @@ from dyme.data.images import check_header
 from dyme.data.json_text import check_depth, entries_of, parse
 from dyme.data.record import LazyImage, Record, RecordSet
 from dyme.data.renames import missing
-from dyme.data.sniff import NAMES, format_of
+from dyme.data.sniff import refuse_other_formats
 from dyme.text.printable import shortened
 
 FieldName = Literal["id", "question", "answer", "answers", "choices", "hint", "facts", "image", "kind"]
@@ -65,9 +65,7 @@ def read_rows(path: Path, limit: int | None, fields: Mapping[FieldName, str], co
     `fields` maps our names to the keys of the file. `convert` turns a renamed row into one with our keys and may raise
     `RowError`. Raises `DataError` when a mapped key occurs in no row, and when the file is of another kind.
     """
-    kind = format_of(path)
-    if kind != "jsonl":
-        raise DataError(f"{path}: is {NAMES[kind]}, not JSON lines; read it by source files: files:path={path}")
+    refuse_other_formats(path)
     stem = path.parent.name if path.name == "metadata.jsonl" else path.stem
     return to_records(path, line_items(path, stem), convert, limit=limit, fields=fields)
 

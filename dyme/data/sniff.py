@@ -42,8 +42,7 @@ def format_of(path: Path) -> Format:
 
     JSON lines need one line that holds an object, among the first 40; a table needs a header of two or more columns.
     """
-    with path.open("rb") as file:
-        lines = [line for line in islice(iter(lambda: file.readline(_LINE), b""), _LOOK) if line.strip()]
+    lines = _first_lines(path)
     if not lines:
         return "jsonl"  # the reader says that there are no rows
     head = b"".join(lines)
@@ -72,6 +71,14 @@ def format_of(path: Path) -> Format:
     )
 
 
+def refuse_other_formats(path: Path) -> None:
+    """Raises `DataError` where a file that is named as JSON lines is something else, with what to write."""
+    lines = _first_lines(path)
+    kind: Format = "jsonl" if lines and _is_value(lines[0]) else format_of(path)
+    if kind != "jsonl":
+        raise DataError(f"{path}: is {NAMES[kind]}, not JSON lines; source files reads it as data: files:path={path}")
+
+
 def delimiter_of(text: str) -> str | None:
     """The character that splits the header into most columns; None where none splits it into two or more."""
     counts = {d: len(next(csv.reader(StringIO(text, newline=""), delimiter=d), [])) for d in DELIMITERS}
@@ -91,6 +98,21 @@ def _json_or_lines(path: Path, lines: list[bytes], objects: int) -> Format:
     second = lines[1].lstrip()[:1] if len(lines) > 1 else b"{"
     starts_object = lines[0].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
     return "jsonl" if objects or (starts_object and second == b"{") else "json"
+
+
+def _first_lines(path: Path) -> list[bytes]:
+    with path.open("rb") as file:
+        return [line for line in islice(iter(lambda: file.readline(_LINE), b""), _LOOK) if line.strip()]
+
+
+def _is_value(line: bytes) -> bool:
+    try:
+        json.loads(line.decode("utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    except (ValueError, RecursionError):  # a number too long, or too deep: the reader counts it as a bad row
+        return True
+    return True
 
 
 def _is_object(line: bytes) -> bool:

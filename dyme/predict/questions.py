@@ -12,7 +12,7 @@ from dyme.data.choices import read_options
 from dyme.data.embedded import is_embedded
 from dyme.data.errors import RowError
 from dyme.data.rows import Item, Row, line_items, to_records
-from dyme.data.sniff import NAMES, format_of
+from dyme.data.sniff import refuse_other_formats
 from dyme.predict.settings import PredictError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -54,11 +54,9 @@ def read_questions(path: Path) -> list[Question]:
     Raises `PredictError` when there is no row, and when the file is of another kind.
     """
     try:
-        kind = format_of(path)
+        refuse_other_formats(path)
     except DataError as error:
-        raise PredictError(str(error)) from error
-    if kind != "jsonl":
-        raise PredictError(f"{path}: is {NAMES[kind]}, not JSON lines; write one JSON object a line")
+        raise PredictError(f"{error}; predict reads JSON lines") from error
     seen: set[str] = set()
     questions = []
     for question in map(_question, line_items(path, path.stem)):

@@ -329,7 +329,7 @@ def test_a_file_of_another_kind_is_one_line(here, capsys, data, reason):
 
 def test_a_named_source_refuses_a_file_of_another_kind(here):
     parquet("a.jsonl", rows())
-    with pytest.raises(DataError, match="is a parquet file, not JSON lines; read it by source files"):
+    with pytest.raises(DataError, match="is a parquet file, not JSON lines; source files reads it as data"):
         read_records(JsonlSource(path="a.jsonl"))
     assert [named.source.source for named in parse_spec("a.jsonl")] == ["files"]
 
