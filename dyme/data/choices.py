@@ -46,7 +46,8 @@ class Readings:
     def option(self, answer: object, options: Options, name: str = "") -> str:
         """The text of the option that `answer` means in the row `name`. Raises `RowError` when it means none."""
         written = _written(answer)
-        text = next((t for t in options.texts if t == written), None)
+        whole = str(int(answer)) if isinstance(answer, float) and answer.is_integer() else written  # 12.0 of pandas
+        text = next((t for t in options.texts if t in (written, whole)), None)
         labelled = _by_label(written, options, self.first_index)
         if isinstance(answer, bool):
             words = YES if answer else NO
@@ -80,8 +81,12 @@ def read_options(row: dict[str, Any]) -> Options:
         return _of_columns(row)
     if isinstance(value, dict):
         texts = next((value[key] for key in _TEXT_KEYS if isinstance(value.get(key), list)), None)
-        labels: Any = next((value[key] for key in _LABEL_KEYS if isinstance(value.get(key), list)), [])
-        pairs = zip(labels or "ABCDEFGH", texts) if texts is not None else value.items()
+        labels = next((value[key] for key in _LABEL_KEYS if isinstance(value.get(key), list)), None)
+        if texts is not None and labels is None:
+            return Options(tuple(_written(text) for text in texts))
+        if texts is not None and labels is not None and len(texts) != len(labels):
+            raise RowError(f"choices have {len(labels)} labels and {len(texts)} texts; write a label for each")
+        pairs = value.items() if texts is None or labels is None else zip(labels, texts)
         return _of_pairs((label, text) for label, text in pairs if text is not None)
     if not isinstance(value, list):
         raise RowError(f"choices is a {type(value).__name__} ({value!r:.40}); a list is needed")

@@ -55,17 +55,18 @@ def _first_pair(row: Row, turns: list[Row]) -> Row:
     pictures: list[object] = []
     later = 0
     for who, content in (pair for turn in turns for pair in _turns(turn)):
-        text, shown = _text(content)
-        if reply is not None or (who in _REPLIES and asked):
-            later += len(_MARK.findall(text)) if reply is not None else 0
-            reply = text if reply is None else reply
+        if reply is not None:
+            later += len(_MARK.findall(str(content))) + str(content).count("'type': 'image")
+        elif who in _REPLIES and asked:
+            reply, _ = _text(content)
         elif who in _ASKS:
+            text, shown = _text(content)
             asked.append(text)
             pictures += shown
     if not asked:
         raise RowError("the conversation has no turn of a user; write one with role: user, or from: human")
-    held = next((row[key] for key in PICTURES if row.get(key) not in (None, "", [])), None)
-    own: list[object] = as_list(held) if isinstance(as_list(held), list) else [] if held is None else [held]  # type: ignore[assignment]
+    held = next((as_list(row[key]) for key in PICTURES if row.get(key) not in (None, "", [])), None)
+    own = held if isinstance(held, list) else [] if held is None else [held]
     shown = [picture for picture in pictures if picture is not None] or own
     question = "\n".join(asked)
     marks = len(_MARK.findall(question))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-_BATCH = 256  # rows
+_BATCH = 128  # rows
 _KEPT = 128 << 20  # bytes of a column's row group that stay in memory for the next picture
 
 
@@ -64,46 +65,68 @@ def _items(path: Path, file: pq.ParquetFile) -> Iterator[Item]:
     schema = file.schema_arrow
     labels = _label_names(schema)
     pictures = [field.name for field in schema if _is_picture(field.type) and not _holds_text(file, field.name)]
-    leaves = [file.schema.column(k).path for k in range(len(file.schema))]
-    # of {bytes, path} the path alone tells whether there is a picture
-    read = [leaf for leaf in leaves if not (leaf.split(".")[0] in pictures and leaf.endswith(".bytes"))]
-    read += [f"{name}.bytes" for name in pictures if not any(leaf.split(".")[0] == name for leaf in read)]
     number = 0
     for group in range(file.num_row_groups):
         within = 0
+        read, bare = _leaves(file, group, pictures)
         for batch in file.iter_batches(_BATCH, row_groups=[group], columns=read):
             words = batch.select([name for name in batch.schema.names if name not in pictures])
-            shown = {name: _lengths(batch.column(name)) for name in pictures}
+            shown = {name: _present(batch.column(name), name in bare) for name in pictures}
             rows: list[Row] = words.to_pylist() if words.num_columns else [{} for _ in range(batch.num_rows)]
             for k, row in enumerate(rows):
                 number += 1
-                for name, classes in labels.items():
-                    row[name] = _named(row.get(name), classes)
-                for name, lengths in shown.items():
-                    row[name] = _lazy(ParquetPicture(path, name, group, within + k), lengths[k])
-                yield Item(path, number, {key: _text(value) for key, value in row.items()}, f"{path.stem}-{number}")
+                named = {name: _named(row[name], classes) for name, classes in labels.items() if name in row}
+                cells = {name: _lazy(path, name, group, within + k, there[k]) for name, there in shown.items()}
+                held = {name: _text(value) for name, value in (row | named | cells).items()}
+                yield Item(path, number, held, f"{path.stem}-{number}")
             within += batch.num_rows
 
 
-def _lazy(picture: ParquetPicture, length: int | None) -> object:
-    """None, one picture (length -1) or a list of them."""
-    if length is None:
-        return None
-    if length < 0:
-        return LazyImage(draw=picture)
-    return [
-        LazyImage(draw=ParquetPicture(picture.file, picture.column, picture.group, picture.row, at))
-        for at in range(length)
-    ]
+def _leaves(file: pq.ParquetFile, group: int, pictures: list[str]) -> tuple[list[str], set[str]]:
+    """The leaves of the columns to read, and the picture columns among them that come without their bytes: where no
+    bytes are missing, the path of {bytes, path} alone tells how many pictures there are."""
+    held = file.metadata.row_group(group)
+    chunks = [held.column(k) for k in range(held.num_columns)]
+    leaves = [chunk.path_in_schema for chunk in chunks]
+    bare = {
+        chunk.path_in_schema
+        for chunk in chunks
+        if chunk.path_in_schema.endswith(".bytes")
+        and (column := chunk.path_in_schema.split(".")[0]) in pictures
+        and sum(leaf.split(".")[0] == column for leaf in leaves) > 1
+        and chunk.statistics is not None
+        and chunk.statistics.null_count == 0
+    }
+    return [leaf for leaf in leaves if leaf not in bare], {leaf.split(".")[0] for leaf in bare}
 
 
-def _lengths(column: pa.Array) -> list[int | None]:
+def _lazy(path: Path, column: str, group: int, row: int, there: bool | list[bool]) -> object:
+    """A picture, None where there is none, or a list of these."""
+    if isinstance(there, list):
+        return [LazyImage(draw=ParquetPicture(path, column, group, row, k)) if t else None for k, t in enumerate(there)]
+    return LazyImage(draw=ParquetPicture(path, column, group, row)) if there else None
+
+
+def _present(column: pa.Array, bare: bool) -> list[Any]:
+    """Of each row whether it has a picture, or that of each picture in its list. `bare`: the bytes were not read."""
     import pyarrow as pa
-    from pyarrow.compute import list_value_length
+    from pyarrow.compute import list_flatten, list_value_length
 
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return list(list_value_length(column).to_pylist())
-    return [None if empty else -1 for empty in column.is_null().to_pylist()]
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        return _there(column, bare)
+    there = iter(_there(list_flatten(column), bare))
+    return [list(islice(there, length or 0)) for length in list_value_length(column).to_pylist()]
+
+
+def _there(cells: pa.Array, bare: bool) -> list[bool]:
+    import pyarrow as pa
+    from pyarrow.compute import is_valid, or_, struct_field
+
+    if bare or not pa.types.is_struct(cells.type):
+        return list(is_valid(cells).to_pylist())
+    names = [cells.type.field(k).name for k in range(cells.type.num_fields)]
+    parts = [is_valid(struct_field(cells, name)) for name in names if name in ("bytes", "path")]
+    return list(reduce(or_, parts).to_pylist())
 
 
 def _is_picture(kind: pa.DataType) -> bool:
@@ -189,4 +212,4 @@ def _size(path: Path, column: str, group: int) -> int:
 def _opened(path: Path) -> pq.ParquetFile:
     from pyarrow.parquet import ParquetFile
 
-    return ParquetFile(path, memory_map=True)
+    return ParquetFile(path)

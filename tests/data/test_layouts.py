@@ -148,6 +148,7 @@ def asked(answer: object, choices: object, **more: object) -> dict:
         ("y", ["A. x", "B. y"], "B. y"),
         ("B", ["A. x", "B. y"], "B. y"),
         (12, [9, 12], "12"),
+        (12.0, ["9", "12"], "12"),
         (True, ["No", "Yes"], "Yes"),
         (False, ["true", "false"], "false"),
         ("B", {"A": "x", "B": "y", "C": None}, "y"),
@@ -176,6 +177,7 @@ def test_an_answer_means_an_option(here, answer, choices, wanted):
         (True, ["x", "y"], "answer True is not one of"),
         ("ab", "['a' 'b']", "choices is a str"),
         ("x", 7, "choices is a int"),
+        ("x", {"label": ["A"], "text": ["x", "y"]}, "1 labels and 2 texts"),
         ([0], ["x", "y"], "answer is a list"),
     ],
 )
@@ -229,6 +231,7 @@ def test_conversations(here):
             image=["a.png", "b.png"],
         ),
         said(("user", [{"type": "text", "text": "q?"}, part]), ("assistant", "1")),
+        said(("user", "q?"), ("assistant", "1"), ("tool", None), ("user", [{"type": "video"}])),
         said(("user", "q?"), answer="gold"),
         said(("assistant", "hello"), ("user", "q?"), ("assistant", "1")),
         said(("user", "<image>q?"), ("assistant", "1")),
@@ -242,6 +245,7 @@ def test_conversations(here):
         ("q?", "1", ["a.png", "b.png"]),
         ("q?", "1", ["a.png"]),
         ("q?", "1", ["b.png"]),
+        ("q?", "1", []),
         ("q?", "gold", []),
         ("q?", "1", []),
     ]
@@ -262,6 +266,26 @@ def test_pictures_of_parquet_stay_in_the_file(here, monkeypatch):
     Path("a.parquet").write_bytes(Path("a.parquet").read_bytes()[:-20])
     with pytest.raises(DataError, match="cannot be read as parquet"):
         read_records(FilesSource(path="a.parquet"))
+
+
+def test_rows_without_pictures_among_those_with(here):
+    empty = {"bytes": None, "path": None}
+    for name, value in (("struct", empty), ("null", None)):
+        parquet(
+            f"{name}.parquet", [{"question": "q?", "answer": "1", "image": image} for image in (cell("red"), value)]
+        )
+        assert [len(r.images) for r in read_records(FilesSource(path=f"{name}.parquet"))] == [1, 0]
+    several = [[cell("red"), cell("blue")], [], None, [cell("red"), empty]]
+    parquet("list.parquet", [{"question": "q?", "answer": "1", "images": images} for images in several])
+    found = read_records(FilesSource(path="list.parquet"))
+    assert [len(r.images) for r in found] == [2, 0, 0] and "images[1]" in found.bad[0].reason
+    plain = [{"question": "q?", "answer": b"1", "image": image} for image in (layouts.png("red"), None)]
+    parquet("bytes.parquet", plain)
+    found = read_records(FilesSource(path="bytes.parquet"))
+    assert [(r.answer, len(r.images)) for r in found] == [("1", 1), ("1", 0)] and found[0].images[0].load().size == (
+        8,
+        6,
+    )
 
 
 def test_class_labels_of_parquet_are_names(here):
