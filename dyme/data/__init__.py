@@ -10,6 +10,7 @@ from dyme.data.charts import ChartsSource
 from dyme.data.dataset import DatasetSource
 from dyme.data.dyme_release import DymeReleaseSource
 from dyme.data.errors import BadRow, DataError, ImageError
+from dyme.data.files import FilesSource
 from dyme.data.geometry3k import Geometry3KSource
 from dyme.data.gsm8k import Gsm8kSource
 from dyme.data.imagefolder import ImageFolderSource
@@ -28,6 +29,7 @@ __all__ = [
     "DataError",
     "DatasetSource",
     "DymeReleaseSource",
+    "FilesSource",
     "Geometry3KSource",
     "Gsm8kSource",
     "ImageError",

@@ -1,4 +1,4 @@
-"""python -m dyme.data check SPEC [--all]    |    python -m dyme.data show SPEC [--n 12] [--out sheet.png]"""
+"""python -m dyme.data check SPEC [--all] | show SPEC [--n 12] [--out sheet.png], both with --fields question=problem"""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.markup import escape
 
 from dyme.data.check import MAX_BAD_FRACTION, check, print_report
 from dyme.data.errors import DataError
-from dyme.data.sheet import contact_sheet
+from dyme.data.sheet import contact_sheet, unwritten
 from dyme.data.sources import read_records
-from dyme.data.spec import FORMS, parse_spec, snippet
+from dyme.data.spec import FORMS, NamedSource, parse_spec, snippet
 from dyme.text.printable import print_anything, printable
 
 
@@ -24,16 +24,15 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     try:
         if options.command == "check":
-            return _check(console, options.spec, options.all)
-        return _show(console, options.spec, options.n, options.out)
+            return _check(console, parse_spec(options.spec, options.fields), options.all)
+        return _show(console, parse_spec(options.spec, options.fields)[0], options.n, options.out)
     except DataError as error:
         console.print(f"[red]{escape(printable(str(error)))}[/red]", soft_wrap=True, highlight=False)
         return 2
 
 
-def _check(console: Console, spec: str, decode_all: bool) -> int:
+def _check(console: Console, sources: list[NamedSource], decode_all: bool) -> int:
     status = 0
-    sources = parse_spec(spec)
     for named in sources:
         report = check(named.source, decode_all)
         print_report(console, named, report)
@@ -43,13 +42,17 @@ def _check(console: Console, spec: str, decode_all: bool) -> int:
     return status
 
 
-def _show(console: Console, spec: str, n: int, out: Path) -> int:
-    named = parse_spec(spec)[0]
+def _show(console: Console, named: NamedSource, n: int, out: Path) -> int:
     records = read_records(named.source)
     if not records:
-        raise DataError(f"{named.label}: no good row to show; see python -m dyme.data check {spec}")
+        raise DataError(f"{named.label}: no good row to show; see python -m dyme.data check")
     contact_sheet(records, n).save(out)
-    console.print(f"{escape(named.label)}: {min(n, len(records))} of {len(records)} records -> {out}", soft_wrap=True)
+    lacking = unwritten(records, n)
+    if lacking:
+        console.print(escape(lacking), soft_wrap=True, highlight=False)
+    console.print(
+        f"{escape(printable(named.label))}: {min(n, len(records))} of {len(records)} records -> {out}", soft_wrap=True
+    )
     return 0
 
 
@@ -59,9 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     looks = commands.add_parser("check", help="counts, coverage, answer types, picture sizes and every bad row")
     looks.add_argument("spec", help=FORMS)
     looks.add_argument("--all", action="store_true", help="decode every picture, not a sample of 200")
-    shows = commands.add_parser("show", help="a page of pictures with question, answer and hint")
+    shows = commands.add_parser("show", help="a page of pictures with question, answer, hint and facts")
     shows.add_argument("spec", help=f"{FORMS}; the first of several sources")
     shows.add_argument("--n", type=int, default=12, choices=range(1, 201), metavar="N", help="records, 1 to 200")
+    for command in (looks, shows):
+        command.add_argument("--fields", default="", help="our names and the file's: question=problem,answer=label")
     shows.add_argument("--out", type=Path, default=Path("sheet.png"), help="file to write")
     return parser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from dyme.data.errors import BadRow, ImageError
 from dyme.data.record import LazyImage, Record
+from dyme.data.renames import suggested, written
 from dyme.data.sheet import spread
 from dyme.data.sources import SourceConfig, read_records
 from dyme.data.spec import NamedSource
@@ -20,6 +22,9 @@ from dyme.text.printable import printable
 SAMPLE = 200
 MAX_BAD_FRACTION = 0.01
 _OPTIONAL = ("choices", "hint", "facts", "image", "kind")
+MANY = 20  # bad rows alike from which on they are folded
+FIRST = 3  # of these that are shown
+_VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[\d/\\]\S*")
 _LETTER = re.compile(r"\(?[A-Ha-h]\)?\.?")
 
 
@@ -37,6 +42,8 @@ class Report:
     decoded: int
     sizes: Counter[tuple[int, int]]
     bad: tuple[BadRow, ...]
+    keys: tuple[str, ...] = ()
+    """The keys of the rows as they lie in the file."""
 
     @property
     def bad_fraction(self) -> float:
@@ -77,6 +84,7 @@ def check(source: SourceConfig, decode_all: bool = False) -> Report:
         decoded=len(picked),
         sizes=sizes,
         bad=tuple(sorted(bad, key=lambda row: (row.file, row.line))),
+        keys=records.keys,
     )
 
 
@@ -97,7 +105,7 @@ def answer_type(record: Record) -> str:
 
 
 def print_report(console: Console, named: NamedSource, report: Report) -> None:
-    """The report as tables; every bad row on a line of its own."""
+    """The report as tables; every bad row on a line of its own, or its kind where many are bad alike."""
     console.print(f"[bold]{escape(printable(named.label))}[/bold]", soft_wrap=True, highlight=False)
     table = Table(show_header=False)
     table.add_column(no_wrap=True)
@@ -106,7 +114,8 @@ def print_report(console: Console, named: NamedSource, report: Report) -> None:
     table.add_row("fields", ", ".join(_share(name, n, report.good) for name, n in report.coverage.items()))
     if report.kinds:
         table.add_row("kinds", _top(report.kinds))
-    table.add_row("answer types", _top(report.answer_types))
+    if report.answer_types:
+        table.add_row("answer types", _top(report.answer_types))
     if report.answer_lengths:
         low, middle, high = (report.answer_lengths[k] for k in (0, report.good // 2, -1))
         table.add_row("answer length", f"{low} to {high} characters, median {middle}")
@@ -114,17 +123,45 @@ def print_report(console: Console, named: NamedSource, report: Report) -> None:
         table.add_row("pictures", f"{report.pictures}, of which {report.decoded} decoded")
         table.add_row("sizes", _top(Counter({f"{w}x{h}": n for (w, h), n in report.sizes.items()})))
     console.print(table)
-    for row in report.bad:
-        console.print(f"[red]bad[/red] {escape(str(row))}", soft_wrap=True, highlight=False)
+    for line in folded(report.bad):
+        console.print(f"[red]bad[/red] {escape(line)}", soft_wrap=True, highlight=False)
+    renames = suggested(report.keys, _empty_fields(report)) if "fields" in type(named.source).model_fields else {}
+    if renames:
+        mapped = ", ".join(f"{ours}: {theirs}" for ours, theirs in renames.items())
+        line = f"keys of another name? {written(renames)}   (in a configuration: fields: {{{mapped}}})"
+        console.print(escape(printable(line)), soft_wrap=True, highlight=False)
     if report.bad_fraction > MAX_BAD_FRACTION:
         verdict = f"more than {MAX_BAD_FRACTION:.0%} of the rows are bad: a run stops at this data"
         console.print(f"[red]{verdict}; mend the rows or raise data.max_bad_fraction[/red]", soft_wrap=True)
 
 
+def folded(bad: Sequence[BadRow]) -> list[str]:
+    """A line for each bad row; of more than `MANY` that differ only in numbers and quoted words, the first ones and
+    one line with the count of the others."""
+    alike: dict[str, list[BadRow]] = {}
+    for row in bad:
+        alike.setdefault(_VARIES.sub("", row.reason), []).append(row)
+    shown: list[tuple[BadRow, str]] = []
+    for rows in alike.values():
+        first = rows if len(rows) <= MANY else rows[:FIRST]
+        shown += [(row, str(row)) for row in first]
+        if len(rows) > MANY:
+            last = rows[-1]
+            line = f"{len(rows) - FIRST} more like it up to {last.file}:{last.line}; {len(rows)} in all"
+            shown.append((first[-1], line))
+    order = {id(row): at for at, row in enumerate(bad)}
+    return [line for _, line in sorted(shown, key=lambda pair: order[id(pair[0])])]
+
+
+def _empty_fields(report: Report) -> list[str]:
+    """Our names that no good row has; question and answer where there is no good row."""
+    return [name for name, n in report.coverage.items() if n == 0] + ([] if report.good else ["question", "answer"])
+
+
 def _share(name: str, n: int, total: int) -> str:
-    return f"{name} {'all' if n == total else 'none' if n == 0 else n}"
+    return f"{name} {'none' if n == 0 else 'all' if n == total else n}"
 
 
 def _top(counts: Counter[str]) -> str:
-    shown = [escape(f"{name} {n}") for name, n in counts.most_common(10)]
+    shown = [escape(printable(f"{name} {n}")) for name, n in counts.most_common(10)]
     return ", ".join(shown + ([f"and {len(counts) - 10} more"] if len(counts) > 10 else []))

@@ -15,6 +15,7 @@ from pydantic import Field
 from dyme.data.embedded import picture_or_path
 from dyme.data.errors import DataError, ImageError
 from dyme.data.images import check_header_bytes, decode
+from dyme.data.layouts import with_our_keys
 from dyme.data.paths import existing_folder
 from dyme.data.record import LazyImage, RecordSet
 from dyme.data.rows import FieldName, Item, Limit, Row, to_records
@@ -48,7 +49,7 @@ class DatasetSource(Schema):
         """
         folder = _folder_of_split(existing_folder(self.path), self.split)
         items = _items(folder, self.split or folder.name)
-        records = to_records(folder, items, lambda row: row, limit=self.limit, fields=self.fields)
+        records = to_records(folder, items, with_our_keys, limit=self.limit, fields=self.fields)
         columns = _opened(folder).column_names
         for ours, theirs in self.fields.items():  # found here even where there is no row
             if theirs not in columns:

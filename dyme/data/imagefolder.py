@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from dyme.data.errors import DataError
+from dyme.data.layouts import with_our_keys
 from dyme.data.paths import existing_folder
 from dyme.data.record import RecordSet
 from dyme.data.rows import FieldName, Limit, Row, RowError, read_rows
@@ -51,4 +52,4 @@ def splits_of(root: Path) -> list[str]:
 def _with_picture(row: Row) -> Row:
     if not (row.get("file_name") or row.get("image")):
         raise RowError(f"no file_name; its keys are {', '.join(row)}")
-    return row
+    return with_our_keys(row)

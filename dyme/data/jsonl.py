@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dyme.data.layouts import with_our_keys
 from dyme.data.paths import existing_file
 from dyme.data.record import RecordSet
 from dyme.data.rows import FieldName, Limit, read_rows
@@ -25,4 +26,4 @@ class JsonlSource(Schema):
 
     def read(self) -> RecordSet:
         """Records of the file. Raises `DataError` when it is missing or `fields` names a key that no row has."""
-        return read_rows(existing_file(self.path), self.limit, self.fields, convert=lambda row: row)
+        return read_rows(existing_file(self.path), self.limit, self.fields, with_our_keys)

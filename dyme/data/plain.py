@@ -11,6 +11,7 @@ from dyme.data.chartqa import ChartQASource
 from dyme.data.charts import ChartsSource
 from dyme.data.dataset import DatasetSource
 from dyme.data.dyme_release import DymeReleaseSource
+from dyme.data.files import FilesSource
 from dyme.data.geometry3k import Geometry3KSource
 from dyme.data.gsm8k import Gsm8kSource
 from dyme.data.imagefolder import ImageFolderSource
@@ -22,6 +23,7 @@ AnyPlainSource = (
     JsonlSource
     | ImageFolderSource
     | DatasetSource
+    | FilesSource
     | Gsm8kSource
     | ChartQASource
     | AOKVQASource

@@ -78,7 +78,8 @@ class RecordSet(Sequence[Record]):
     """Records in file order, without the `bad` rows. Can be pickled for data workers.
 
     `file` and `lines` (from 1, one for each record) say where records were read; generated records have neither.
-    `files` (one for each record) is set where records come from several files.
+    `files` (one for each record) is set where records come from several files. `keys` are those of the rows as they
+    lie in the file.
     """
 
     records: tuple[Record, ...]
@@ -86,6 +87,7 @@ class RecordSet(Sequence[Record]):
     file: Path | None = None
     lines: tuple[int, ...] = ()
     files: tuple[Path, ...] = ()
+    keys: tuple[str, ...] = ()
 
     def origin(self, index: int) -> tuple[Path, int]:
         """File and line of a record; an empty path and 0 for generated records."""

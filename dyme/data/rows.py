@@ -11,11 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dyme.data.cells import cell_text, plain_cell
+from dyme.data.choices import Options, Readings, as_list, read_options
 from dyme.data.embedded import HeldPicture, is_embedded, left_in_file, picture_or_path
 from dyme.data.errors import BadRow, DataError, ImageError, RowError
 from dyme.data.images import check_header
 from dyme.data.json_text import check_depth, entries_of, parse
 from dyme.data.record import LazyImage, Record, RecordSet
+from dyme.data.renames import missing
+from dyme.data.sniff import refuse_other_formats
 from dyme.text.printable import shortened
 
 FieldName = Literal["id", "question", "answer", "answers", "choices", "hint", "facts", "image", "kind"]
@@ -60,8 +63,9 @@ def read_rows(path: Path, limit: int | None, fields: Mapping[FieldName, str], co
     """The first `limit` rows of the JSONL file `path`; blank lines do not count.
 
     `fields` maps our names to the keys of the file. `convert` turns a renamed row into one with our keys and may raise
-    `RowError`. Raises `DataError` when a mapped key occurs in no row.
+    `RowError`. Raises `DataError` when a mapped key occurs in no row, and when the file is of another kind.
     """
+    refuse_other_formats(path)
     stem = path.parent.name if path.name == "metadata.jsonl" else path.stem
     return to_records(path, line_items(path, stem), convert, limit=limit, fields=fields)
 
@@ -111,18 +115,21 @@ def to_records(
     fields: Mapping[FieldName, str] | None = None,
     setting: str = "fields.{}",
     pictures: Path | None = None,
+    first_index: int = 0,
 ) -> RecordSet:
     """Records of the first `limit` rows that `convert` keeps: rows for which it gives None do not count as rows.
 
     `path` names the whole in messages, `setting` the configuration key behind an entry of `fields`. Pictures are
-    relative to `pictures`, or else to the folder of the file of their row.
+    relative to `pictures`, or else to the folder of the file of their row. `first_index` is the number of the first
+    choice where answers are given by number.
     """
     fields = fields or {}
     records: list[Record] = []
     origins: list[Item] = []
     bad: list[BadRow] = []
     seen: dict[str, Item] = {}
-    keys: set[str] = set()
+    keys: dict[str, None] = {}
+    readings = Readings(first_index)
     pictures_seen: dict[tuple[Path, str], LazyImage | str] = {}
     for item in items:
         if len(records) + len(bad) == limit:
@@ -130,7 +137,7 @@ def to_records(
         name = ""
         try:
             row = _parse(item.raw)
-            keys.update(row)
+            keys.update(dict.fromkeys(row))
             # our names last: a mapped name hides a key of that name in the file
             converted = convert({**row, **{ours: row.get(theirs) for ours, theirs in fields.items()}})
             if converted is None:
@@ -138,7 +145,7 @@ def to_records(
             name = _scalar(converted, "id") or item.name
             if name in seen:
                 raise RowError(f"id was used before, in line {seen[name].line}")
-            record = _record(converted, name, _Place(item, pictures, pictures_seen), row)
+            record = _record(converted, name, _Place(item, pictures, pictures_seen), row, readings)
         except Exception as error:  # an edge: whatever a row makes us trip over, it costs this row only
             known = isinstance(error, RowError | ImageError)
             reason = str(error) if known else f"cannot be read ({type(error).__name__}: {error})"
@@ -154,7 +161,8 @@ def to_records(
                 f"the file has {shortened(', '.join(sorted(keys)), MAX_REASON)}"
             )
     lines, files = tuple(item.line for item in origins), tuple(item.file for item in origins)
-    return RecordSet(tuple(records), tuple(bad), path, lines, () if set(files) <= {path} else files)
+    found = tuple(readings.settle(records))
+    return RecordSet(found, tuple(bad), path, lines, () if set(files) <= {path} else files, tuple(keys))
 
 
 def needed(row: Row, key: str) -> Any:
@@ -175,20 +183,17 @@ def _parse(raw: object) -> Row:
     return row
 
 
-def _record(row: Row, name: str, place: _Place, raw: Row) -> Record:
+def _record(row: Row, name: str, place: _Place, raw: Row, readings: Readings) -> Record:
     """`raw` is the row as it is in the file; messages name its keys, because the user knows these."""
     question = _scalar(row, "question")
     if not question:
-        raise RowError(f"no question; its keys are {', '.join(raw)}")
-    answers = _answers(row, raw)
-    choices = _strings(row, "choices")
-    if choices and answers[0] not in choices:
-        raise RowError(f"answer {answers[0]!r} is not one of the choices {', '.join(map(repr, choices))}")
+        raise RowError(missing("question", raw))
+    options = read_options(row)
     return Record(
         id=name,
         question=question,
-        answers=answers,
-        choices=choices,
+        answers=_answers(row, raw, options, readings, name),
+        choices=options.texts,
         hint=_scalar(row, "hint") or None,
         facts=_scalar(row, "facts") or None,
         images=_images(row, place),
@@ -196,22 +201,54 @@ def _record(row: Row, name: str, place: _Place, raw: Row) -> Record:
     )
 
 
-def _answers(row: Row, raw: Row) -> tuple[str, ...]:
+def _answers(row: Row, raw: Row, options: Options, readings: Readings, name: str) -> tuple[str, ...]:
     """Accepted answers; `answer` goes first where a row has both keys.
 
     A list keeps its repeats: they are the votes of several people, which the verifier vqa counts. An `answer` that is
-    among them is one of the votes and adds none.
+    among them is one of the votes and adds none. With choices an answer may be the text of one, its label or index.
     """
-    if row.get("answer") is None and row.get("answers") is None:
-        raise RowError(f"no answer; its keys are {', '.join(raw)}")
-    answers = _strings(row, "answers")
-    if row.get("answer") is not None:
-        first = _scalar(row, "answer")
+    single, listed = row.get("answer"), as_list(row.get("answers"))
+    if single is None and listed is None:
+        raise RowError(missing("answer", raw))
+    if isinstance(single, list):
+        if listed is not single:
+            raise RowError(
+                f"answer is a list ({single!r:.40}); write fields: {{answers: <its key>}} for accepted answers"
+            )
+        single = None
+    if isinstance(listed, (str, int, float)):  # one answer under the name of many
+        listed = [listed]
+    if options.texts:
+        listed = _as_options(listed, options, readings, name if single is None else "")
+        single = None if single is None else readings.option(single, options, name)
+    answers = _strings({"answers": _spoken(listed)}, "answers")
+    if single is not None:
+        first = _scalar({"answer": _spoken(single)}, "answer")
         at = answers.index(first) if first in answers else len(answers)
         answers = (first, *answers[:at], *answers[at + 1 :])
     if not answers or not all(answers):
         raise RowError("empty answer")
     return answers
+
+
+def _as_options(answers: Any, options: Options, readings: Readings, name: str) -> Any:
+    """The option that each of the answers means; one that means none stays as it is, unless it is the first."""
+    if not isinstance(answers, list):
+        return answers
+    found = [readings.option(answers[0], options, name)] if answers and name else []
+    for answer in answers[len(found) :]:
+        try:
+            found.append(readings.option(answer, options))
+        except RowError:
+            found.append(answer)
+    return found
+
+
+def _spoken(answer: Any) -> Any:
+    """Booleans in words: yes and no."""
+    if isinstance(answer, list):
+        return [_spoken(entry) for entry in answer]
+    return ("yes" if answer else "no") if isinstance(answer, bool) else answer
 
 
 def _images(row: Row, place: _Place) -> tuple[LazyImage, ...]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 from typing import TypeVar
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from dyme.data.errors import ImageError
+from dyme.data.fonts import font_for, package_with, unwritable
 from dyme.data.record import Record
+from dyme.text.printable import printable
 
 T = TypeVar("T")
 _CELL = 420  # pixels
@@ -17,6 +20,8 @@ _PICTURE = 280  # height of the picture's field in pixels
 _TEXT_LINES = 13
 _LINE = 16  # pixels
 _COLUMNS = 4
+_FONT = 12  # pixels
+_WIDTH = 58  # Latin letters of a line
 
 
 def contact_sheet(records: Sequence[Record], n: int) -> Image.Image:
@@ -39,27 +44,59 @@ def spread(items: Sequence[T], n: int) -> list[T]:
     return [items[k * len(items) // n] for k in range(n)] if len(items) > n else list(items)
 
 
+def unwritten(records: Sequence[Record], n: int) -> str:
+    """One line that names the characters on a sheet of `n` records that no font here has, and a package of fonts that
+    has them; "" where all can be written."""
+    missing = unwritable("".join(line for record in spread(records, n) for line in _lines(record)))
+    if not missing:
+        return ""
+    packages = " ".join(sorted({package_with(character) for character in missing}))
+    shown = " ".join(sorted(missing)[:8]) + (" .." if len(missing) > 8 else "")
+    return f"no font on this machine has {len(missing)} characters of the sheet ({shown}); install {packages}"
+
+
 def _lines(record: Record) -> list[str]:
     lines = [record.id + (f"  [{record.kind}]" if record.kind else "")]
-    lines += textwrap.wrap(f"Q: {record.question}", 58)
+    lines += _wrapped(f"Q: {record.question}")
     if record.choices:
-        lines += textwrap.wrap("options: " + " | ".join(record.choices), 58)
-    lines += textwrap.wrap(f"A: {' | '.join(dict.fromkeys(record.answers))}", 58)
-    lines += textwrap.wrap(f"hint: {record.hint}", 58) if record.hint else []
+        lines += _wrapped("options: " + " | ".join(record.choices))
+    lines += _wrapped(f"A: {' | '.join(dict.fromkeys(record.answers))}")
+    lines += _wrapped(f"facts: {record.facts}") if record.facts else []
+    lines += _wrapped(f"hint: {record.hint}") if record.hint else []
+    lines = [printable(line) for line in lines]
     return lines if len(lines) <= _TEXT_LINES else [*lines[: _TEXT_LINES - 1], "..."]
 
 
+def _wrapped(text: str) -> list[str]:
+    """Lines of `_WIDTH` letters; Chinese, Japanese and Korean ones count for two and may part anywhere."""
+    pieces: list[str] = []
+    for line in textwrap.wrap(text, _WIDTH):
+        width, start = 0, 0
+        for at, character in enumerate(line):
+            step = 1 + (unicodedata.east_asian_width(character) in "WF")
+            if width + step > _WIDTH:
+                pieces.append(line[start:at])
+                width, start = 0, at
+            width += step
+        pieces.append(line[start:])
+    return pieces
+
+
 def _cell(sheet: Image.Image, record: Record, lines: list[str], left: int, top: int) -> None:
-    font = ImageFont.load_default(12)
     pen = ImageDraw.Draw(sheet)
     if record.images:
         try:
             picture = _fitted(record.shown())
             sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + 8))
         except ImageError as error:
-            pen.multiline_text((left + 10, top + 12), textwrap.fill(str(error), 58), fill="red", font=font)
-    text_top = top + (_PICTURE + 12 if record.images else 12)
-    pen.multiline_text((left + 10, text_top), "\n".join(lines), fill="black", font=font, spacing=3)
+            _write(pen, _wrapped(printable(str(error))), left + 10, top + 12, "red")
+    _write(pen, lines, left + 10, top + (_PICTURE + 12 if record.images else 12), "black")
+
+
+def _write(pen: ImageDraw.ImageDraw, lines: list[str], left: int, top: int, colour: str) -> None:
+    for at, line in enumerate(lines):
+        baseline = top + at * _LINE + _FONT
+        pen.text((left, baseline), line, fill=colour, font=font_for(line, _FONT), anchor="ls")
 
 
 def _fitted(picture: Image.Image) -> Image.Image:

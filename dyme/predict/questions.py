@@ -7,9 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dyme.data import Record
+from dyme.data import DataError, Record
+from dyme.data.choices import read_options
 from dyme.data.embedded import is_embedded
+from dyme.data.errors import RowError
 from dyme.data.rows import Item, Row, line_items, to_records
+from dyme.data.sniff import refuse_other_formats
 from dyme.predict.settings import PredictError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -48,8 +51,12 @@ def single_question(text: str, images: Sequence[Path] = (), choices: Iterable[st
 def read_questions(path: Path) -> list[Question]:
     """The rows of a JSONL file, bad ones included; pictures are relative to its folder. Blank lines do not count.
 
-    Raises `PredictError` when there is no row.
+    Raises `PredictError` when there is no row, and when the file is of another kind.
     """
+    try:
+        refuse_other_formats(path)
+    except DataError as error:
+        raise PredictError(f"{error}; predict reads JSON lines") from error
     seen: set[str] = set()
     questions = []
     for question in map(_question, line_items(path, path.stem)):
@@ -100,5 +107,8 @@ def _name(picture: object) -> Any:
 
 def _some_choice(choices: Any) -> str:
     """A record's answer has to be one of its choices."""
-    usable = choices if isinstance(choices, list) else []
-    return next((c for c in usable if isinstance(c, str) and c.strip()), str(usable[0]) if usable else NO_ANSWER)
+    try:
+        texts = read_options({"choices": choices}).texts
+    except RowError:
+        return NO_ANSWER  # the row is reported as bad
+    return next((text for text in texts if text), NO_ANSWER)

@@ -119,7 +119,7 @@ def test_written_sources(tmp_path):
 def test_guessed_sources(tmp_path):
     official = lines(tmp_path / "train.jsonl", [{"question": "q", "answer": "so\n#### 3"}])
     assert isinstance(parse_spec(str(official))[0].source, Gsm8kSource)
-    assert isinstance(parse_spec(str(lines(tmp_path / "gsm8k.jsonl", [{}])))[0].source, Gsm8kSource)
+    assert isinstance(parse_spec(str(lines(tmp_path / "gsm8k.jsonl", [{}])))[0].source, JsonlSource)  # by content only
     assert isinstance(parse_spec(str(lines(tmp_path / "other.jsonl", ["{"])))[0].source, JsonlSource)
     for split in ("train", "test"):
         folder(tmp_path / "set" / split, 1)
