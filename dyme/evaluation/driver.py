@@ -29,7 +29,7 @@ from dyme.evaluation.items import Reply, bad_line, item_line, judge
 from dyme.evaluation.summary import summarize
 from dyme.families import Family, ModelError, load_family
 from dyme.families.attention import resolve_attention, set_attention
-from dyme.prompts import PromptCache
+from dyme.prompts import PromptCache, check_context
 from dyme.rewards.compose import Style
 from dyme.rollout.engine import FixedWeights, RolloutEngine
 from dyme.rollout.noise import row_key
@@ -43,11 +43,12 @@ SAY_EVERY = 10.0  # seconds between two lines of progress
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the evaluation: a prompt, how its replies are read, and their limit in tokens."""
+    """One column of the evaluation: a prompt, how its replies are read, and their limit in tokens with its key."""
 
     name: Style
     prompt: PromptConfig
     max_new_tokens: int
+    key: str = "rollout.max_new_tokens"
 
 
 def columns(cfg: RunConfig) -> tuple[Column, ...]:
@@ -56,8 +57,9 @@ def columns(cfg: RunConfig) -> tuple[Column, ...]:
     own = Column(cfg.prompt.style, cfg.prompt, cfg.rollout.max_new_tokens)
     if cfg.prompt.style == "direct" or not cfg.evaluate.direct:
         return (own,)
+    key = "evaluate.direct_max_new_tokens"
     template = {"template": cfg.evaluate.direct_template, "style": "direct"}
-    return own, Column("direct", cfg.prompt.model_copy(update=template), cfg.evaluate.direct_max_new_tokens)
+    return own, Column("direct", cfg.prompt.model_copy(update=template), cfg.evaluate.direct_max_new_tokens, key)
 
 
 def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[str, Any] | None:
@@ -89,6 +91,8 @@ def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[
         raise ConfigError(
             f"data.eval has images, model family '{family.name}' is text-only: use a vision-language model"
         )
+    for column in columns(cfg):
+        check_context(family, column.prompt, column.max_new_tokens, column.key)
     pending = _claim(out, settings, records)
     with closing(open_engine(cfg.rollout.engine, family, FixedWeights(model))) as engine:
         _answer(cfg, family, engine, records, pending[rank::ranks], out)
@@ -142,7 +146,7 @@ def answer_batch(
             reward=cfg.reward,
             flag=cfg.prompt.answer_flag,
             style=column.name,
-            count_tokens=lambda text: len(family.tokenizer(text, add_special_tokens=False)["input_ids"]),
+            count_tokens=lambda text: len(family.plain_ids(text)),
         )
         failures.update(errors)
         for record, reply in zip(asked, judged, strict=True):
@@ -163,7 +167,10 @@ def _answer(
 ) -> None:
     """Answers this rank's records batch by batch and appends each batch to the rank's partial file."""
     rank = dist.get_rank()
-    caches = [PromptCache(family, column.prompt, _say, cfg.model.max_pixels) for column in columns(cfg)]
+    caches = [
+        PromptCache(family, column.prompt, _say, cfg.model.max_pixels, new_tokens=column.max_new_tokens)
+        for column in columns(cfg)
+    ]
     size = max(1, cfg.rollout.batch_size // cfg.evaluate.samples)
     said, tokens, begin = time.monotonic(), 0, time.monotonic()
     known: set[str] = set()
