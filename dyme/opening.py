@@ -60,9 +60,7 @@ def _open(cfg: RunConfig, watchdog: Watchdog) -> Run:
     watchdog.stage("model")
     family, model = _open_model(cfg, records)
     check_modalities(cfg, family, records)
-    # without rollouts and evaluations nobody writes a reply of that length
-    new_tokens = cfg.rollout.max_new_tokens if cfg.method != "sft" or eval_records else 1
-    check_context(family, cfg.prompt, new_tokens)
+    check_context(family, cfg.prompt, cfg.longest_reply)
     watchdog.stage("engine")
     engine = TrainEngine(cfg, family, model, spec)
     rollout_engine = open_engine(cfg.rollout.engine, family, engine.rollout_copy)
@@ -89,7 +87,7 @@ def _open(cfg: RunConfig, watchdog: Watchdog) -> Run:
         eval_records=eval_records,
         engine=engine,
         rollout_engine=rollout_engine,
-        prompt_cache=PromptCache(family, cfg.prompt, say, cfg.model.max_pixels, clock.background, new_tokens),
+        prompt_cache=PromptCache(family, cfg.prompt, say, cfg.model.max_pixels, clock.background, cfg.longest_reply),
         scorer=Scorer(cfg, family, user_rewards, supervisor, position.failures, clock.background),
         supervisor=supervisor,
         schedule=schedule,

@@ -39,8 +39,8 @@ def encode_turn(family: Family, text: str, images: Sequence[Image.Image], config
 
 
 def check_context(family: Family, config: PromptConfig, new_tokens: int, key: str = "rollout.max_new_tokens") -> None:
-    """Raises `ConfigError` where a reply of `new_tokens`, which `key` sets, leaves no room for any prompt in the model's
-    context."""
+    """Raises `ConfigError` where a reply of `new_tokens`, which `key` sets, leaves no room for any prompt in the
+    model's context."""
     if family.context is None:
         return
     shortest = len(encode_turn(family, prompt_text(SHORTEST, config), (), config))

@@ -29,6 +29,7 @@ from dyme.evaluation.items import Reply, bad_line, item_line, judge
 from dyme.evaluation.summary import summarize
 from dyme.families import Family, ModelError, load_family
 from dyme.families.attention import resolve_attention, set_attention
+from dyme.families.files import refuse_adapter
 from dyme.prompts import PromptCache, check_context
 from dyme.rewards.compose import Style
 from dyme.rollout.engine import FixedWeights, RolloutEngine
@@ -72,6 +73,7 @@ def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[
     if cfg.data.eval is None:
         raise ConfigError("data.eval is not set: name the records to evaluate on")
     if not (path / "config.json").is_file():
+        refuse_adapter(path)
         raise ModelError(f"{path / 'config.json'} does not exist: give --model a Hugging Face checkpoint folder")
     records = load_records(cfg.data.eval, cfg.data.max_bad_fraction)[: cfg.evaluate.records]
     settings = files.settings_text(cfg, path, records) if rank == 0 else ""

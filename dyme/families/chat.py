@@ -203,8 +203,8 @@ class Chat:
             at, token = beyond[0]
             raise ModelError(
                 f"{self.source}: the embedding has {self.vocab_size} rows and the tokenizer {len(beyond)} tokens "
-                f"beyond them, first '{token}' ({at}): copy config.json, weights and tokenizer from the same checkpoint, or "
-                "enlarge the embedding in transformers (resize_token_embeddings, save_pretrained)"
+                f"beyond them, first '{token}' ({at}): copy both from the same checkpoint, or enlarge "
+                "the embedding in transformers (resize_token_embeddings, save_pretrained)"
             )
         if IMAGE not in self.modalities:
             return

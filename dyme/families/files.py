@@ -24,6 +24,8 @@ from dyme.families.base import IMAGE, Family, ModelError, PromptError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """Files that hold a vocabulary; one is enough."""
+VOCABULARIES = (*TOKENIZERS, "merges.txt")
+"""Files that two models with the same tokens have in common."""
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "processor_config.json")
 """Files that may hold the chat template."""
 JSON_FILES = (
@@ -38,6 +40,7 @@ JSON_FILES = (
     INDEX,
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+ADAPTER = "adapter_config.json"
 AGAIN = "copy it from the original checkpoint again"
 
 
@@ -66,11 +69,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json. Raises `ModelError`."""
     file = folder / "config.json"
     if not file.is_file():
+        refuse_adapter(folder)
         raise ModelError(
             f"model.path: {file} does not exist: give a local Hugging Face checkpoint folder (nothing is downloaded)"
         )
     fields = read_json(file)
     return fields if isinstance(fields, dict) else {}
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises `ModelError` for a folder as peft's `save_pretrained` writes it."""
+    if (folder / ADAPTER).is_file():
+        fields = read_json(folder / ADAPTER)
+        base = fields.get("base_model_name_or_path") if isinstance(fields, dict) else None
+        raise ModelError(
+            f"{folder} holds an adapter without its model: merge it into {base or 'the model it was trained on'} "
+            "(python -m dyme.tools.merge MODEL ADAPTER --out DIR) and give DIR"
+        )
 
 
 def check_texts(folder: Path, family: type[Family]) -> None:
@@ -163,8 +178,7 @@ def _weight_files(folder: Path) -> list[str]:
                 f"missing): {AGAIN}"
             )
         return names
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder} holds an adapter without its model: merge it into the model it was trained on")
+    refuse_adapter(folder)
     if others := sorted(file.name for file in folder.glob("*.safetensors")):
         raise ModelError(f"{folder / INDEX} does not exist, and nothing says what {others[0]} is part of: {AGAIN}")
     if pickles := sorted(file.name for pattern in PICKLES for file in folder.glob(pattern)):

@@ -67,8 +67,8 @@ class Predictor:
 
 
 def open_predictor(folder: Path, settings: Settings, device: str, dtype: str) -> Predictor:
-    """Loads a checkpoint folder. Raises `PredictError` for the device, `ModelError` for the checkpoint and `ConfigError`
-    for a limit of tokens beyond its context."""
+    """Loads a checkpoint folder. Raises `PredictError` for the device, `ModelError` for the checkpoint, and
+    `ConfigError` for a limit of tokens beyond its context."""
     # messages of libraries would mix with the answers
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()

@@ -267,7 +267,7 @@ def sizes(
     """Inputs of the estimate for a run of `cfg` on `ranks` GPUs with such pictures (none: `SIZES`). The model may be on
     the meta device. Raises `ModelError` and `ConfigError`."""
     pictures = pictures or [Image.new("RGB", size, "white") for size in SIZES]
-    check_context(family, cfg.prompt, cfg.rollout.max_new_tokens)
+    check_context(family, cfg.prompt, cfg.longest_reply)
     text = cfg.prompt.template.replace("{flag}", cfg.prompt.answer_flag).replace("{question}", QUESTION)
     seen = [_picture(family, cfg, text, image) for image in pictures] if IMAGE in family.modalities else []
     text_prompt = len(encode_turn(family, text, (), cfg.prompt))
