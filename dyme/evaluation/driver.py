@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from dyme.evaluation.summary import summarize
 from dyme.families import Family, ModelError, load_family
 from dyme.families.attention import resolve_attention, set_attention
 from dyme.families.files import refuse_adapter
+from dyme.metrics import cut_replies
 from dyme.prompts import PromptCache, check_context
 from dyme.rewards.compose import Style
 from dyme.rollout.engine import FixedWeights, RolloutEngine
@@ -105,11 +106,13 @@ def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[
     lines = files.write_items(out, done, len(records))
     good = [record for record, line in zip(records, lines, strict=True) if "error" not in line]
     seconds = sum(item.seconds for item in done.values())
+    figures = summarize(lines, pass_at=cfg.evaluate.pass_at, resamples=cfg.evaluate.bootstrap, seed=cfg.run.seed)
     summary = {
         "command": command,
         "model": str(path),
         "config": cfg.run.dir,
-        **summarize(lines, pass_at=cfg.evaluate.pass_at, resamples=cfg.evaluate.bootstrap, seed=cfg.run.seed),
+        **figures,
+        "warnings": _warnings(cfg, figures),
         **(majority_rates(good) if good else {}),
         "samples": cfg.evaluate.samples,
         "ranks": ranks,
@@ -190,6 +193,17 @@ def _answer(
         if rank == 0 and (now - said > SAY_EVERY or last):
             said = now
             _say(f"{at + len(batch)}/{len(mine)} records of rank 0, {tokens / (now - begin):.0f} tokens/s")
+
+
+def _warnings(cfg: RunConfig, figures: Mapping[str, Any]) -> list[str]:
+    """Lines with a mend for columns whose replies never come to an answer."""
+    found = []
+    for column in columns(cfg):
+        held = figures["columns"].get(column.name, {})
+        rates = held.get("format_rate"), held.get("truncated_rate")
+        if told := cut_replies.warning(*rates, column.prompt, column.max_new_tokens, column.key):
+            found.append(f"{column.name}: {told}")
+    return found
 
 
 def _sampling(cfg: RunConfig, column: Column) -> Sampling:

@@ -159,7 +159,7 @@ def _differing(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dyme.tools.merge",
-        description="Averages the weights of two exported models of the same base, or merges an adapter into its model.",
+        description="Averages the weights of two exported models of one base, or merges an adapter into its model.",
     )
     parser.add_argument("a", type=Path, metavar="A", help="export or checkpoint folder; gives tokenizer and processor")
     parser.add_argument("b", type=Path, metavar="B", help="export folder, or a folder of a peft adapter")
