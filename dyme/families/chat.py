@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dyme.families.context import context_of
-from dyme.families.quotes import Quotes, any_of, split_ids
+from dyme.families.quotes import Quotes, any_of, following_ids, split_ids
 
 IMAGE = "image"
 MARKER = "<image>"
@@ -114,7 +114,7 @@ class Chat:
 
         Raises `PromptError` where placeholders and images or features differ."""
         marked = self._quotes.mark(self.messages(text, images, system))
-        processor = self._quotes.processor if marked.count else self.processor
+        processor = self._quotes.processor if marked.ids else self.processor
         out = processor.apply_chat_template(
             marked.messages,
             add_generation_prompt=True,
@@ -123,7 +123,7 @@ class Chat:
             return_tensors="pt",
         )
         ids = out["input_ids"][0]
-        if marked.count:
+        if marked.ids:
             ids = self._quotes.fill(ids, marked)
         pixels = {key: out[key] for key in self.pixel_keys if key in out}
         prompt = Prompt(ids, pixels, system=system)
@@ -160,10 +160,10 @@ class Chat:
         special = self.tokenizer.convert_ids_to_tokens([*self._special_ids])
         tags = any_of(self.control_tokens - {*special})
 
-        def as_characters(control: str) -> list[int]:
-            ids = split_ids(self.tokenizer, control, tags)
-            if self.control_tokens & {*self.tokenizer.convert_ids_to_tokens(ids)}:
-                raise PromptError(f"this tokenizer cannot write '{control}' as plain text: take it out of the question")
+        def as_characters(text: str) -> list[int]:
+            ids = following_ids(self.tokenizer, "\n", text, tags)
+            if held := self.control_tokens & {*self.tokenizer.convert_ids_to_tokens(ids)}:
+                raise PromptError(f"this tokenizer cannot write '{min(held)}' as plain text: take it out of the text")
             return ids
 
         return Quotes(self.processor, self.control_tokens, as_characters)
@@ -287,11 +287,8 @@ class Chat:
 
     def encode_reply(self, text: str) -> list[int]:
         """Token ids of a reply with its end of turn, exactly as the model would have to generate it after `encode`."""
-        before, body = self._opening[-1:], self._reply_frame[0] + text
-        # after the prompt's last character, because SentencePiece puts a space before the start of a text
-        head, whole = self.plain_ids(before), self.plain_ids(before + body)
-        ids = whole[len(head) :] if whole[: len(head)] == head else self.plain_ids(body)
-        return [*ids, self.end_of_turn]
+        body = self._reply_frame[0] + text
+        return [*following_ids(self.tokenizer, self._opening[-1:], body, self._image_tags), self.end_of_turn]
 
     def plain_ids(self, text: str) -> list[int]:
         """Special tokens and image tokens in the text stay plain text: a trace with '<image>' must not become a

@@ -1,8 +1,9 @@
 """Quotes: control tokens that a text spells out, encoded as the characters they are written with.
 
 A chat template is rendered to text and then encoded, so a question that spells `<|im_end|>` would end its own turn.
-Here each such quote is replaced before rendering by a token that nothing else can write, and that token's id by the ids
-of the quoted characters afterwards. A text that quotes nothing takes the ordinary way and keeps its ids to the bit.
+Here the text from its first quote on is replaced before rendering by a token that nothing else can write, and that
+token's id by the ids of the text afterwards. A text that quotes nothing takes the ordinary way and keeps its ids to the
+bit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -38,85 +40,73 @@ def split_ids(tokenizer: Any, text: str, tags: re.Pattern[str] | None = None) ->
     ]
 
 
+def following_ids(tokenizer: Any, before: str, text: str, tags: re.Pattern[str] | None = None) -> list[int]:
+    """`split_ids` of a text behind the character `before`, because SentencePiece puts a blank before the start of a
+    text."""
+    head, whole = split_ids(tokenizer, before, tags), split_ids(tokenizer, before + text, tags)
+    return whole[len(head) :] if whole[: len(head)] == head else split_ids(tokenizer, text, tags)
+
+
 @dataclass(frozen=True)
 class MarkedChat:
-    """A chat whose quotes are replaced. ids: of each replacement, with the ids of what it stands for; count: how many
-    there are. `ids` is empty where the chat quotes nothing."""
+    """A chat in which texts with quotes end in a mark. ids: each mark, with the ids of what it stands for; empty where
+    the chat quotes nothing."""
 
     messages: list[dict[str, Any]]
     ids: Mapping[int, list[int]] = field(default_factory=dict)
-    count: int = 0
 
 
 class Quotes:
     """Replaces quotes. Not for several threads at once; a copy of the processor is made for the first quote."""
 
     def __init__(self, processor: Any, controls: Iterable[str], encode: Callable[[str], list[int]]) -> None:
-        """controls: texts of the control tokens; encode: ids of such a text as plain characters."""
+        """controls: texts of the control tokens; encode: ids of a text with quotes as plain characters."""
         self._source, self._controls, self._encode = processor, any_of(controls), encode
-        self._processor: Any = None
         self._secret = secrets.token_hex(8)  # no data can hold it
-        self._known: dict[str, tuple[str, int, list[int]]] = {}
+        self._marks: list[tuple[str, int]] = []
 
-    @property
+    @cached_property
     def processor(self) -> Any:
-        """The processor whose tokenizer knows the replacements."""
-        if self._processor is None:
-            self._processor = copy.deepcopy(self._source)
-        return self._processor
+        """The processor whose tokenizer knows the marks."""
+        return copy.deepcopy(self._source)
 
     def mark(self, messages: list[dict[str, Any]]) -> MarkedChat:
-        """The chat with every quote replaced; the same object where it has none."""
-        if self._controls is None or not any(map(self._controls.search, _texts(messages))):
-            return MarkedChat(messages)
-        used: dict[int, list[int]] = {}
-        count = 0
+        """The chat with its quotes replaced; the same object where it has none."""
+        ids: dict[int, list[int]] = {}
 
-        def replace(found: re.Match[str]) -> str:
-            nonlocal count
-            count += 1
-            mark, token, ids = self._mark_of(found[0])
-            used[token] = ids
-            return mark
+        def marked(text: str) -> str:
+            first = self._controls.search(text) if self._controls else None
+            if first is None:
+                return text
+            end = max(first.end(), len(text.rstrip()))  # chat templates may trim
+            mark, token = self._mark(len(ids))
+            ids[token] = self._encode(text[first.start() : end])
+            return text[: first.start()] + mark + text[end:]
 
-        return MarkedChat([_mapped(message, replace, self._controls) for message in messages], used, count)
+        changed = [{**message, "content": _mapped(message["content"], marked)} for message in messages]
+        return MarkedChat(changed, ids) if ids else MarkedChat(messages)
 
     def fill(self, input_ids: Tensor, marked: MarkedChat) -> Tensor:
-        """The ids, int64 [P], with the quotes back in place of their replacements. Raises ValueError where one of
-        them got lost."""
+        """The ids, int64 [P], with the texts back in place of their marks. Raises ValueError where a mark got lost."""
         held = input_ids.tolist()
-        if sum(token in marked.ids for token in held) != marked.count:
+        if sorted(token for token in held if token in marked.ids) != sorted(marked.ids):
             raise ValueError(
                 "the chat template changes the text of a message, so the control tokens that it quotes cannot be told "
-                f"apart: take them out ({', '.join(self._known)})"
+                "apart: take them out of the text"
             )
         filled = [token for each in held for token in marked.ids.get(each, (each,))]
         return torch.tensor(filled, dtype=input_ids.dtype)
 
-    def _mark_of(self, control: str) -> tuple[str, int, list[int]]:
-        if control not in self._known:
+    def _mark(self, number: int) -> tuple[str, int]:
+        if number == len(self._marks):
             tokenizer = getattr(self.processor, "tokenizer", self.processor)
-            mark = f"<|quote-{len(self._known)}-{self._secret}|>"
+            mark = f"<|quote-{number}-{self._secret}|>"
             tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False)], special_tokens=True)
-            self._known[control] = mark, tokenizer.convert_tokens_to_ids(mark), self._encode(control)
-        return self._known[control]
+            self._marks.append((mark, tokenizer.convert_tokens_to_ids(mark)))
+        return self._marks[number]
 
 
-def _texts(messages: list[dict[str, Any]]) -> Iterable[str]:
-    for message in messages:
-        if isinstance(message["content"], str):
-            yield message["content"]
-        else:
-            yield from (part["text"] for part in message["content"] if part["type"] == "text")
-
-
-def _mapped(
-    message: dict[str, Any], replace: Callable[[re.Match[str]], str], controls: re.Pattern[str]
-) -> dict[str, Any]:
-    content = message["content"]
+def _mapped(content: Any, change: Callable[[str], str]) -> Any:
     if isinstance(content, str):
-        return {**message, "content": controls.sub(replace, content)}
-    parts = [
-        {**part, "text": controls.sub(replace, part["text"])} if part["type"] == "text" else part for part in content
-    ]
-    return {**message, "content": parts}
+        return change(content)
+    return [{**part, "text": change(part["text"])} if part["type"] == "text" else part for part in content]
