@@ -6,15 +6,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from dyme.checkpoint.recipe import FILE
 from dyme.families import load_family
 from dyme.families.base import ModelError
-from dyme.families.files import ADAPTER, VOCABULARIES
+from dyme.families.files import ADAPTER, VOCABULARIES, read_weights
 from dyme.tools.folder import check_new, new_folder
 
 WEIGHTS = "adapter_model.safetensors"
+DTYPES = {"BF16": "bfloat16", "F16": "float16"}
+"""Names of half precision in safetensors and in torch."""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -24,7 +27,7 @@ def is_adapter(folder: Path) -> bool:
 
 def merge_adapter(model: Path, adapter: Path, out: Path) -> list[str]:
     """Writes the model with the adapter merged into its weights to the folder `out`, completely or not at all. Returns
-    notes for the user. Sums are taken in float32 and rounded once to the dtype of config.json; processor, tokenizer and
+    notes for the user. Sums are taken in float32 and rounded once to the dtype of the files; processor, tokenizer and
     chat template are those of the model, dyme.json that of the adapter if it has one. Raises `ModelError` where the two
     do not fit."""
     import peft
@@ -32,7 +35,8 @@ def merge_adapter(model: Path, adapter: Path, out: Path) -> list[str]:
     check_new(out)
     _check_files(model, adapter)
     family, plain = load_family(model)
-    dtype = family.config.dtype
+    held = read_weights(model).values
+    dtype = getattr(torch, DTYPES.get(max(held, key=held.__getitem__), "float32"))
     try:  # an edge: peft raises anything where names, shapes or settings do not fit
         wrapped: Any = peft.PeftModel.from_pretrained(plain, str(adapter))
         _check_keys(adapter, wrapped)
@@ -43,7 +47,7 @@ def merge_adapter(model: Path, adapter: Path, out: Path) -> list[str]:
         told = " ".join(str(error).split())
         raise ModelError(f"{adapter} does not fit {model}: {told}: give the model it was trained on") from error
     with new_folder(out) as partial:
-        merged.to(dtype or merged.dtype).save_pretrained(partial)
+        merged.to(dtype).save_pretrained(partial)
         family.export(partial)
         for folder in (adapter, model):
             if (folder / FILE).is_file() and not (partial / FILE).exists():

@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import ByT5Tokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from dyme.batching.packing import pack
 from dyme.families import PromptError, load_family
+from dyme.families.causal_lm import CausalLM
 from dyme.families.quotes import split_ids
 from dyme.rollout.types import RolloutRequest, Sampling
 from tests.helpers.generating import generate
@@ -161,6 +163,41 @@ def test_a_chat_template_that_changes_texts(checkpoint, tmp_path):
     family.encode("what is 4?")
     with pytest.raises(ValueError, match=r"the chat template changes .* take them out of the text"):
         family.encode("what is <|im_end|>?")
+
+
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+def sentencepiece(kind: str) -> PreTrainedTokenizerFast:
+    """BPE with blanks as in Llama 2: one before the first word, before every stretch of text, or by a normalizer."""
+    held = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    if kind == "prepend":
+        held.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        held.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+    reserved = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=reserved, show_progress=False)
+    held.train_from_iterator(["user why and assistant system ? x < > / s"] * 30, trainer)
+    blank = decoders.Replace("▁", " ")
+    held.decoder = decoders.Sequence([blank, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=held, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["first", "always", "prepend", "python"])
+def test_other_tokenizers(kind):
+    """SentencePiece puts blanks before texts; some tokenizers are written in Python."""
+    tokenizer = ByT5Tokenizer() if kind == "python" else sentencepiece(kind)
+    tokenizer.add_tokens([AddedToken("<s>", special=True)], special_tokens=True)
+    tokenizer.chat_template = TEMPLATE
+    family = CausalLM(tokenizer, LlamaConfig(vocab_size=len(tokenizer)))
+    question = "why </s>and <s>x</s> ?"
+    prompt = family.encode(question).input_ids
+    assert counts(family, prompt)["<s>"] == 2 and counts(family, prompt)["</s>"] == 1
+    assert question in tokenizer.decode(prompt)
+    assert family.decode(family.encode_reply(question)) == question
 
 
 # --- the system prompt ----------
