@@ -15,7 +15,7 @@ class PromptConfig(Schema):
     style: Literal["think", "direct"] = "think"
     """think: trace, then the flag and the answer. direct: the answer alone."""
     template: str = "{question}\nThink step by step, then end with a line '{flag} <answer>'."
-    """User turn; {question} and {flag} are filled in."""
+    """User turn; {question} and {flag} are filled in. Control tokens in it are plain text, as in a question."""
     system: str | None = None
     """System prompt; none: what the chat template writes without one. A chat template without a system role gets it
     before the user turn's text, with a blank line between."""
