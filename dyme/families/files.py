@@ -24,8 +24,6 @@ from dyme.families.base import IMAGE, Family, ModelError, PromptError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """Files that hold a vocabulary; one is enough."""
-VOCABULARIES = (*TOKENIZERS, "merges.txt")
-"""Files that two models with the same tokens have in common."""
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "processor_config.json")
 """Files that may hold the chat template."""
 JSON_FILES = (
@@ -232,7 +230,7 @@ def check_fit(folder: Path, model: Any, weights: Weights) -> tuple[str, ...]:
 
     model: a `skeleton`."""
     empty = {name: torch.empty(shape, device="meta") for name, shape in weights.shapes.items()}
-    with _quiet():
+    with quiet():
         _, info = type(model).from_pretrained(
             None,
             config=model.config,
@@ -265,7 +263,7 @@ def _size(shape: Any) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences transformers' progress bars and its table of mismatched weights."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

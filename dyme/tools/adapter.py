@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from dyme.checkpoint.recipe import FILE
 from dyme.families import load_family
 from dyme.families.base import ModelError
-from dyme.families.files import ADAPTER, VOCABULARIES, read_weights
+from dyme.families.files import ADAPTER, quiet, read_json, read_weights
 from dyme.tools.folder import check_new, new_folder
 
+TOKENS = "tokenizer.json"
 WEIGHTS = "adapter_model.safetensors"
 DTYPES = {"BF16": "bfloat16", "F16": "float16"}
 """Names of half precision in safetensors and in torch."""
@@ -30,22 +33,13 @@ def merge_adapter(model: Path, adapter: Path, out: Path) -> list[str]:
     notes for the user. Sums are taken in float32 and rounded once to the dtype of the files; processor, tokenizer and
     chat template are those of the model, dyme.json that of the adapter if it has one. Raises `ModelError` where the two
     do not fit."""
-    import peft
-
     check_new(out)
     _check_files(model, adapter)
-    family, plain = load_family(model)
     held = read_weights(model).values
     dtype = getattr(torch, DTYPES.get(max(held, key=held.__getitem__), "float32"))
-    try:  # an edge: peft raises anything where names, shapes or settings do not fit
-        wrapped: Any = peft.PeftModel.from_pretrained(plain, str(adapter))
-        _check_keys(adapter, wrapped)
-        merged = wrapped.merge_and_unload()
-    except ModelError:
-        raise
-    except Exception as error:
-        told = " ".join(str(error).split())
-        raise ModelError(f"{adapter} does not fit {model}: {told}: give the model it was trained on") from error
+    with quiet(), warnings.catch_warnings(action="ignore"):  # what they warn of is checked here
+        family, plain = load_family(model)
+        merged = _merged(model, plain, adapter)
     with new_folder(out) as partial:
         merged.to(dtype).save_pretrained(partial)
         family.export(partial)
@@ -57,18 +51,40 @@ def merge_adapter(model: Path, adapter: Path, out: Path) -> list[str]:
     return [f"{template} differs, that of {model} is kept"] if differs else []
 
 
+def _merged(model: Path, plain: nn.Module, adapter: Path) -> Any:
+    import peft
+
+    try:  # an edge: peft raises anything where names, shapes or settings do not fit
+        wrapped: Any = peft.PeftModel.from_pretrained(plain, str(adapter))  # type: ignore[arg-type]
+        _check_keys(model, adapter, wrapped)
+        return wrapped.merge_and_unload()
+    except ModelError:
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split())
+        raise ModelError(f"{adapter} does not fit {model}: {told}: give the model it was trained on") from error
+
+
 def _check_files(model: Path, adapter: Path) -> None:
     if not (adapter / WEIGHTS).is_file():
         raise ModelError(f"{adapter / WEIGHTS} does not exist: save the adapter again with peft's save_pretrained")
-    for name in VOCABULARIES:
-        if (adapter / name).is_file() and (model / name).is_file() and not _same(adapter / name, model / name):
-            raise ModelError(
-                f"{name} of {adapter} and {model} differ, so token ids mean other things: give the model that the "
-                "adapter was trained on, with its embedding enlarged for new tokens"
-            )
+    theirs, ours = (_tokens(folder / TOKENS) for folder in (adapter, model))
+    if theirs and ours and theirs != ours:
+        raise ModelError(
+            f"{TOKENS} of {adapter} and {model} have other tokens, so token ids mean other things: give the model that "
+            "the adapter was trained on, with its embedding enlarged for new tokens"
+        )
 
 
-def _check_keys(adapter: Path, wrapped: Any) -> None:
+def _tokens(file: Path) -> dict[str, int]:
+    """Tokens and ids of a tokenizer.json; the rest of it differs from one version of transformers to the next."""
+    fields = read_json(file) if file.is_file() else {}
+    added = {token["content"]: token["id"] for token in fields.get("added_tokens", ())}
+    vocab = fields.get("model", {}).get("vocab", {})
+    return {**vocab, **added} if isinstance(vocab, dict) else added
+
+
+def _check_keys(model: Path, adapter: Path, wrapped: Any) -> None:
     """peft warns of missing weights and passes over unknown ones."""
     import peft
 
@@ -77,13 +93,9 @@ def _check_keys(adapter: Path, wrapped: Any) -> None:
         held = set(file.keys())
     if odd := sorted(expected ^ held):
         raise ModelError(
-            f"{adapter} does not fit {_name(wrapped)}: {len(odd)} of its weights have no place or are missing, "
+            f"{adapter} does not fit {model}: {len(odd)} of its weights have no place or are missing, "
             f"first {odd[0]}: give the model it was trained on"
         )
-
-
-def _name(wrapped: Any) -> str:
-    return type(wrapped.get_base_model()).__name__
 
 
 def _same(a: Path, b: Path) -> bool:

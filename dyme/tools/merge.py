@@ -24,12 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dyme.families.base import ModelError
-from dyme.families.files import INDEX, VOCABULARIES, read_json, read_weights
+from dyme.families.files import INDEX, read_json, read_weights
 from dyme.tools.adapter import is_adapter, merge_adapter
 from dyme.tools.folder import check_new, new_folder
 
 UNIMPORTANT = ("_name_or_path", "transformers_version")
 """Keys of config.json about the origin of a model, which may differ."""
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
