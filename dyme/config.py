@@ -179,6 +179,11 @@ class RunConfig(Schema):
             raise ValueError("memorize.on_missing_trace=skip leaves nothing to train with prompt.style=direct")
         return self
 
+    @property
+    def longest_reply(self) -> int:
+        """Tokens that the model's context must hold after a prompt of this run: 1 where it writes no replies at all."""
+        return self.rollout.max_new_tokens if self.method != "sft" or self.data.eval else 1
+
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Reads a run YAML, applies dotted `key=value` overrides (values are YAML), checks it. Raises `ConfigError`."""

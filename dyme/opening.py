@@ -23,7 +23,7 @@ from dyme.metrics.logger import open_metrics
 from dyme.metrics.profile import Profile
 from dyme.metrics.progress import ProgressLine
 from dyme.position import Position
-from dyme.prompts import PromptCache, prompt_text, reply_text
+from dyme.prompts import PromptCache, check_context, prompt_text, reply_text
 from dyme.rewards.calls import Failures, UserRewards
 from dyme.rewards.user import load_rewards
 from dyme.rollout.registry import engine_class, open_engine
@@ -60,6 +60,7 @@ def _open(cfg: RunConfig, watchdog: Watchdog) -> Run:
     watchdog.stage("model")
     family, model = _open_model(cfg, records)
     check_modalities(cfg, family, records)
+    check_context(family, cfg.prompt, cfg.longest_reply)
     watchdog.stage("engine")
     engine = TrainEngine(cfg, family, model, spec)
     rollout_engine = open_engine(cfg.rollout.engine, family, engine.rollout_copy)
@@ -86,7 +87,7 @@ def _open(cfg: RunConfig, watchdog: Watchdog) -> Run:
         eval_records=eval_records,
         engine=engine,
         rollout_engine=rollout_engine,
-        prompt_cache=PromptCache(family, cfg.prompt, say, cfg.model.max_pixels, clock.background),
+        prompt_cache=PromptCache(family, cfg.prompt, say, cfg.model.max_pixels, clock.background, cfg.longest_reply),
         scorer=Scorer(cfg, family, user_rewards, supervisor, position.failures, clock.background),
         supervisor=supervisor,
         schedule=schedule,
@@ -122,6 +123,7 @@ def _open_model(cfg: RunConfig, records: RecordSet) -> tuple[Any, Any]:
     for source in [records, *(load_records(s, cfg.data.max_bad_fraction) for s in spec.tokenizer_sources)]:
         for record in list(source)[:TOKENIZER_RECORDS]:
             texts += [
+                cfg.prompt.system or "",
                 prompt_text(record, cfg.prompt),
                 " " + reply_text(record, cfg.prompt, record.hint),
                 record.hint or "",

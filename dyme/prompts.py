@@ -16,7 +16,11 @@ from PIL import Image
 
 from dyme.data import ImageError, Record
 from dyme.families import Family, Prompt, PromptError
+from dyme.settings.errors import ConfigError
 from dyme.settings.prompt import PromptConfig
+
+SHORTEST = Record(id="", question="-", answers=("-",))
+"""A record whose prompt is about as short as one can be."""
 
 
 def prompt_text(record: Record, config: PromptConfig) -> str:
@@ -26,6 +30,31 @@ def prompt_text(record: Record, config: PromptConfig) -> str:
         options = " ".join(f"({chr(65 + i)}) {choice}" for i, choice in enumerate(record.choices))
         question += config.choices_template.replace("{choices}", options)
     return config.template.replace("{flag}", config.answer_flag).replace("{question}", question)
+
+
+def encode_turn(family: Family, text: str, images: Sequence[Image.Image], config: PromptConfig) -> Prompt:
+    """The user turn as a prompt, behind the system prompt of the configuration. Raises `PromptError`."""
+    system = {"system": config.system} if config.system else {}
+    return family.encode(text, images, **system)
+
+
+def check_context(family: Family, config: PromptConfig, new_tokens: int, key: str = "rollout.max_new_tokens") -> None:
+    """Raises `ConfigError` where a reply of `new_tokens`, which `key` sets, leaves no room for any prompt in the
+    model's context."""
+    if family.context is None:
+        return
+    shortest = len(encode_turn(family, prompt_text(SHORTEST, config), (), config))
+    room = family.context - shortest
+    if room < 1:
+        raise ConfigError(
+            f"prompt: the shortest prompt has {shortest} tokens and the model's context {family.context}: shorten "
+            "prompt.template or prompt.system"
+        )
+    if new_tokens > room:
+        raise ConfigError(
+            f"{key}={new_tokens} exceeds the model's context of {family.context} tokens, of which the shortest prompt "
+            f"takes {shortest}: lower it to {room} at most, less the tokens of questions and pictures"
+        )
 
 
 def reply_text(record: Record, config: PromptConfig, trace: str | None) -> str:
@@ -93,9 +122,12 @@ class PromptCache:
         report: Callable[[str], None],
         max_pixels: int | None = None,
         background: Callable[[str], AbstractContextManager[None]] = lambda track: nullcontext(),
+        new_tokens: int = 0,
     ) -> None:
-        """`background("prompts")` is entered around the work of the threads."""
+        """`background("prompts")` is entered around the work of the threads. new_tokens: of the longest reply; a prompt
+        that leaves less of the model's context is an error of its record. 0 takes prompts of any length."""
         self.family, self.config, self.report, self.max_pixels = family, config, report, max_pixels
+        self.new_tokens = new_tokens
         self._background = background
         self._resized = False
         self._encoded: dict[str, Prompt | None] = {}
@@ -178,7 +210,18 @@ class PromptCache:
                     )
             text = prompt_text(record, self.config)
             again = partial(pictures, record, self.max_pixels)
-            return _Encoded(replace(family.encode(text, fitted), text=text, pictures=again), resized=resized)
+            prompt = encode_turn(family, text, fitted, self.config)
+            self._check_length(prompt)
+            return _Encoded(replace(prompt, text=text, pictures=again), resized=resized)
         except Exception as error:  # an edge: whatever a decoder or processor trips over, it costs this record only
             known = isinstance(error, ImageError | PromptError)
             return _Encoded(None, str(error) if known else f"{type(error).__name__}: {error}", resized)
+
+    def _check_length(self, prompt: Prompt) -> None:
+        context = self.family.context if self.new_tokens else None
+        if context is not None and len(prompt) + self.new_tokens > context:
+            mend = "lower max_new_tokens" + (" or model.max_pixels" if prompt.pixels else "")
+            raise PromptError(
+                f"its prompt of {len(prompt)} tokens and a reply of {self.new_tokens} exceed the model's context of "
+                f"{context} tokens: {mend}, or shorten the record"
+            )

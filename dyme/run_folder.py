@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from dyme.data import RecordSet
 from dyme.engine.train_engine import TrainEngine
 from dyme.evaluation.held_out import Evaluation
 from dyme.fault_tolerance.preemption import MARKER
+from dyme.metrics.cut_replies import CutReplies
 from dyme.metrics.logger import MetricsLogger, SilentLogger
 from dyme.metrics.profile import EVERY
 from dyme.metrics.progress import ProgressLine
@@ -63,6 +64,7 @@ class RunFolder:
     clock: StepClock
     logger: MetricsLogger | SilentLogger
     progress: ProgressLine
+    cut_replies: CutReplies = field(default_factory=CutReplies)
 
     @property
     def checkpoints(self) -> Path:
@@ -75,6 +77,8 @@ class RunFolder:
         metrics["bad_rows"] = float(bad_rows)
         self.logger.log(step, metrics)
         self.progress.step(step, metrics)
+        if told := self.cut_replies.step(metrics, self.cfg):
+            self.progress.say(f"warning: {told}")
         if self.clock.profile and step % EVERY == 0:
             draw_profile(self.clock.profile)
 

@@ -14,6 +14,7 @@ import yaml
 from dyme.config import RunConfig, changed_keys, dump_config, load_config
 from dyme.data import SourceConfig
 from dyme.settings.errors import ConfigError, valid_keys
+from dyme.settings.prompt import PromptConfig
 from tests.helpers.launching import ROOT
 
 YAMLS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -331,3 +332,10 @@ def test_changed_keys():
     after = "method: dyme\noptim: {lr: 0.2, betas: [0.9, 0.95], eps: 0.1}\n"
     assert changed_keys(before, after) == ["optim.eps", "optim.lr", "run.seed"]
     assert changed_keys(before, before) == []
+
+
+@pytest.mark.parametrize(("system", "told"), [(" ", "must not be blank"), ("a <image>", "must not contain <image>")])
+def test_system_prompts_that_cannot_be(system, told):
+    with pytest.raises(ValueError, match=told):
+        PromptConfig(system=system)
+    assert PromptConfig().system is None and PromptConfig(system="You read charts.").system

@@ -27,7 +27,10 @@ def measure_split(
     """Greedy replies to the records, a column for each way to ask: `score` in [0, 1] item by item (0 where the verifier
     failed), means of the rest, and readings: `agreed` and `read` are numbers of them in each item. `items` says which
     records these are."""
-    books = [PromptCache(family, column.prompt, print, cfg.model.max_pixels) for column in columns(cfg)]
+    books = [
+        PromptCache(family, column.prompt, print, cfg.model.max_pixels, new_tokens=column.max_new_tokens)
+        for column in columns(cfg)
+    ]
     lines: list[dict[str, Any]] = []
     for at in range(0, len(records), cfg.rollout.batch_size):
         lines += answer_batch(cfg, family, engine, books, records[at : at + cfg.rollout.batch_size])[0]

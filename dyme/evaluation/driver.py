@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,9 @@ from dyme.evaluation.items import Reply, bad_line, item_line, judge
 from dyme.evaluation.summary import summarize
 from dyme.families import Family, ModelError, load_family
 from dyme.families.attention import resolve_attention, set_attention
-from dyme.prompts import PromptCache
+from dyme.families.files import refuse_adapter
+from dyme.metrics import cut_replies
+from dyme.prompts import PromptCache, check_context
 from dyme.rewards.compose import Style
 from dyme.rollout.engine import FixedWeights, RolloutEngine
 from dyme.rollout.noise import row_key
@@ -43,11 +45,12 @@ SAY_EVERY = 10.0  # seconds between two lines of progress
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the evaluation: a prompt, how its replies are read, and their limit in tokens."""
+    """One column of the evaluation: a prompt, how its replies are read, and their limit in tokens with its key."""
 
     name: Style
     prompt: PromptConfig
     max_new_tokens: int
+    key: str = "rollout.max_new_tokens"
 
 
 def columns(cfg: RunConfig) -> tuple[Column, ...]:
@@ -56,8 +59,9 @@ def columns(cfg: RunConfig) -> tuple[Column, ...]:
     own = Column(cfg.prompt.style, cfg.prompt, cfg.rollout.max_new_tokens)
     if cfg.prompt.style == "direct" or not cfg.evaluate.direct:
         return (own,)
+    key = "evaluate.direct_max_new_tokens"
     template = {"template": cfg.evaluate.direct_template, "style": "direct"}
-    return own, Column("direct", cfg.prompt.model_copy(update=template), cfg.evaluate.direct_max_new_tokens)
+    return own, Column("direct", cfg.prompt.model_copy(update=template), cfg.evaluate.direct_max_new_tokens, key)
 
 
 def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[str, Any] | None:
@@ -70,6 +74,7 @@ def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[
     if cfg.data.eval is None:
         raise ConfigError("data.eval is not set: name the records to evaluate on")
     if not (path / "config.json").is_file():
+        refuse_adapter(path)
         raise ModelError(f"{path / 'config.json'} does not exist: give --model a Hugging Face checkpoint folder")
     records = load_records(cfg.data.eval, cfg.data.max_bad_fraction)[: cfg.evaluate.records]
     settings = files.settings_text(cfg, path, records) if rank == 0 else ""
@@ -89,6 +94,8 @@ def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[
         raise ConfigError(
             f"data.eval has images, model family '{family.name}' is text-only: use a vision-language model"
         )
+    for column in columns(cfg):
+        check_context(family, column.prompt, column.max_new_tokens, column.key)
     pending = _claim(out, settings, records)
     with closing(open_engine(cfg.rollout.engine, family, FixedWeights(model))) as engine:
         _answer(cfg, family, engine, records, pending[rank::ranks], out)
@@ -99,11 +106,13 @@ def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[
     lines = files.write_items(out, done, len(records))
     good = [record for record, line in zip(records, lines, strict=True) if "error" not in line]
     seconds = sum(item.seconds for item in done.values())
+    figures = summarize(lines, pass_at=cfg.evaluate.pass_at, resamples=cfg.evaluate.bootstrap, seed=cfg.run.seed)
     summary = {
         "command": command,
         "model": str(path),
         "config": cfg.run.dir,
-        **summarize(lines, pass_at=cfg.evaluate.pass_at, resamples=cfg.evaluate.bootstrap, seed=cfg.run.seed),
+        **figures,
+        "warnings": _warnings(cfg, figures),
         **(majority_rates(good) if good else {}),
         "samples": cfg.evaluate.samples,
         "ranks": ranks,
@@ -142,7 +151,7 @@ def answer_batch(
             reward=cfg.reward,
             flag=cfg.prompt.answer_flag,
             style=column.name,
-            count_tokens=lambda text: len(family.tokenizer(text, add_special_tokens=False)["input_ids"]),
+            count_tokens=lambda text: len(family.plain_ids(text)),
         )
         failures.update(errors)
         for record, reply in zip(asked, judged, strict=True):
@@ -163,7 +172,10 @@ def _answer(
 ) -> None:
     """Answers this rank's records batch by batch and appends each batch to the rank's partial file."""
     rank = dist.get_rank()
-    caches = [PromptCache(family, column.prompt, _say, cfg.model.max_pixels) for column in columns(cfg)]
+    caches = [
+        PromptCache(family, column.prompt, _say, cfg.model.max_pixels, new_tokens=column.max_new_tokens)
+        for column in columns(cfg)
+    ]
     size = max(1, cfg.rollout.batch_size // cfg.evaluate.samples)
     said, tokens, begin = time.monotonic(), 0, time.monotonic()
     known: set[str] = set()
@@ -181,6 +193,17 @@ def _answer(
         if rank == 0 and (now - said > SAY_EVERY or last):
             said = now
             _say(f"{at + len(batch)}/{len(mine)} records of rank 0, {tokens / (now - begin):.0f} tokens/s")
+
+
+def _warnings(cfg: RunConfig, figures: Mapping[str, Any]) -> list[str]:
+    """Lines with a mend for columns whose replies never come to an answer."""
+    found = []
+    for column in columns(cfg):
+        held = figures["columns"].get(column.name, {})
+        rates = held.get("format_rate"), held.get("truncated_rate")
+        if told := cut_replies.warning(*rates, column.prompt, column.max_new_tokens, column.key):
+            found.append(f"{column.name}: {told}")
+    return found
 
 
 def _sampling(cfg: RunConfig, column: Column) -> Sampling:

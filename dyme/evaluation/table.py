@@ -24,6 +24,7 @@ def render(summary: Mapping[str, Any]) -> str:
             f"commonest answer {summary['eval_majority_rate']:.3f}, "
             f"commonest answer of each kind {summary['eval_majority_rate_by_kind']:.3f}"
         )
+    parts += [f"warning: {line}" for line in summary.get("warnings", ())]
     speed = summary.get("tokens_per_s")
     parts.append(
         f"{summary['seconds']:.0f} s on {summary['ranks']} rank{'s' * (summary['ranks'] > 1)}"

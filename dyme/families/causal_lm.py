@@ -25,6 +25,7 @@ class CausalLM(Family):
     name = "causal_lm"
     model_types = ("llama", "qwen2", "qwen3", "smollm3", "gemma3_text")
     modalities = frozenset()
+    beyond_embedding = ("<image_soft_token>",)  # of Gemma 3 1B, whose tokenizer is that of the larger models
 
     model_class = "AutoModelForCausalLM"
 
@@ -39,10 +40,13 @@ class CausalLM(Family):
     def language(self, model: Any) -> nn.Module:
         return model.model
 
-    def messages(self, text: str, images: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    def messages(self, text: str, images: Sequence[Any] = (), system: str | None = None) -> list[dict[str, Any]]:
         if images:
             raise PromptError("this model is text-only and the record has an image: use a vision-language checkpoint")
-        return [{"role": "user", "content": text}]
+        if system and not self.has_system_role:
+            text = f"{system}\n\n{text}"
+        opening = [{"role": "system", "content": system}] if system and self.has_system_role else []
+        return [*opening, {"role": "user", "content": text}]
 
 
 def llama_fields(spec: Any, tokenizer: Any) -> dict[str, Any]:

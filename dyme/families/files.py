@@ -38,6 +38,7 @@ JSON_FILES = (
     INDEX,
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+ADAPTER = "adapter_config.json"
 AGAIN = "copy it from the original checkpoint again"
 
 
@@ -66,11 +67,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json. Raises `ModelError`."""
     file = folder / "config.json"
     if not file.is_file():
+        refuse_adapter(folder)
         raise ModelError(
             f"model.path: {file} does not exist: give a local Hugging Face checkpoint folder (nothing is downloaded)"
         )
     fields = read_json(file)
     return fields if isinstance(fields, dict) else {}
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises `ModelError` for a folder as peft's `save_pretrained` writes it."""
+    if (folder / ADAPTER).is_file():
+        fields = read_json(folder / ADAPTER)
+        base = fields.get("base_model_name_or_path") if isinstance(fields, dict) else None
+        raise ModelError(
+            f"{folder} holds an adapter without its model: merge it into {base or 'the model it was trained on'} "
+            "(python -m dyme.tools.merge MODEL ADAPTER --out DIR) and give DIR"
+        )
 
 
 def check_texts(folder: Path, family: type[Family]) -> None:
@@ -163,8 +176,7 @@ def _weight_files(folder: Path) -> list[str]:
                 f"missing): {AGAIN}"
             )
         return names
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder} holds an adapter without its model: merge it into the model it was trained on")
+    refuse_adapter(folder)
     if others := sorted(file.name for file in folder.glob("*.safetensors")):
         raise ModelError(f"{folder / INDEX} does not exist, and nothing says what {others[0]} is part of: {AGAIN}")
     if pickles := sorted(file.name for pattern in PICKLES for file in folder.glob(pattern)):
@@ -218,7 +230,7 @@ def check_fit(folder: Path, model: Any, weights: Weights) -> tuple[str, ...]:
 
     model: a `skeleton`."""
     empty = {name: torch.empty(shape, device="meta") for name, shape in weights.shapes.items()}
-    with _quiet():
+    with quiet():
         _, info = type(model).from_pretrained(
             None,
             config=model.config,
@@ -251,7 +263,7 @@ def _size(shape: Any) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences transformers' progress bars and its table of mismatched weights."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -21,7 +21,7 @@ from dyme.predict.answer import Answer, parse_reply
 from dyme.predict.outfile import answer_row
 from dyme.predict.questions import Question
 from dyme.predict.settings import PredictError, Settings
-from dyme.prompts import PromptCache
+from dyme.prompts import PromptCache, check_context
 from dyme.rollout.engine import FixedWeights, RolloutEngine
 from dyme.rollout.noise import row_key
 from dyme.rollout.registry import open_engine
@@ -51,13 +51,14 @@ class Predictor:
         The sampling noise depends on seed and record id, so a row's answer does not depend on the other rows.
         """
         settings = self.settings
-        cache = PromptCache(self.family, settings.prompt, lambda _: None, settings.max_pixels)
+        tokens = settings.max_new_tokens
+        cache = PromptCache(self.family, settings.prompt, lambda _: None, settings.max_pixels, new_tokens=tokens)
         requests = {
             i: RolloutRequest(prompt, row_key(settings.seed, 0, record.id, 0))
             for i, record in enumerate(records)
             if (prompt := cache.encode(record)) is not None
         }
-        sampling = Sampling(settings.max_new_tokens, settings.temperature, batch_size=max(1, len(requests)))
+        sampling = Sampling(tokens, settings.temperature, batch_size=max(1, len(requests)))
         replies = dict(zip(requests, self.engine.generate(list(requests.values()), sampling), strict=True))
         return [
             parse_reply(self.family.decode(replies[i].tokens), settings.prompt, truncated=replies[i].truncated)
@@ -68,13 +69,15 @@ class Predictor:
 
 
 def open_predictor(folder: Path, settings: Settings, device: str, dtype: str) -> Predictor:
-    """Loads a checkpoint folder. Raises `PredictError` for the device and `ModelError` for the checkpoint."""
+    """Loads a checkpoint folder. Raises `PredictError` for the device, `ModelError` for the checkpoint, and
+    `ConfigError` for a limit of tokens beyond its context."""
     # messages of libraries would mix with the answers
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     where = _device(device)
     family, model = load_family(folder, settings.family, dtype)
+    check_context(family, settings.prompt, settings.max_new_tokens, "--max_new_tokens")
     notes: tuple[str, ...] = ()
     if not family.resize_by(settings.image_backend):
         trained, here = settings.image_backend, family.image_backend

@@ -41,9 +41,20 @@ def check_model_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise PredictError(f"--model {folder}: no such folder; give a Hugging Face folder, as the export/ of a run is")
     if not (folder / "config.json").is_file():
+        _refuse_adapter(folder)
         inside = folder / "export"
         mend = f"did you mean {inside}?" if (inside / "config.json").is_file() else "give the export/ of a finished run"
         raise PredictError(f"--model {folder}: holds no config.json, so it is no model; {mend}")
+
+
+def _refuse_adapter(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        from dyme.families.files import ModelError, refuse_adapter  # torch takes seconds to import
+
+        try:
+            refuse_adapter(folder)
+        except ModelError as error:
+            raise PredictError(f"--model {error}") from None
 
 
 def resolve_settings(options: argparse.Namespace) -> tuple[Settings, list[str]]:

@@ -19,6 +19,8 @@ import dyme_kernels
 from dyme.config import RunConfig, dump_config
 from dyme.data import DataError, ImageError, load_records
 from dyme.data.paths import expand
+from dyme.families import ModelError
+from dyme.families.files import read_config
 
 PACKAGES = ("torch", "deepspeed", "transformers", "triton", "dyme")
 TOKENS = ".preflight"
@@ -88,7 +90,7 @@ def gather_facts(cfg: RunConfig, rank: int, local_rank: int) -> Facts:
         facts = replace(facts, data=str(error))
     try:
         contents |= _model_contents(cfg)
-    except (DataError, OSError) as error:
+    except (DataError, ModelError, OSError) as error:
         facts = replace(facts, model=str(error))
     return replace(facts, contents=contents)
 
@@ -109,6 +111,8 @@ def _model_files(cfg: RunConfig) -> list[Path]:
 
 def _model_contents(cfg: RunConfig) -> dict[str, str]:
     files = _model_files(cfg)
+    if files:
+        read_config(files[0].parent)
     for path in files:  # the first bytes, because a listed file may not be readable
         with path.open("rb") as file:
             file.read(4096)

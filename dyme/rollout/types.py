@@ -46,7 +46,8 @@ def sampling_of(rollout: RolloutConfig, max_new_tokens: int | None = None, *, gr
 @dataclass(frozen=True)
 class RolloutRequest:
     """One completion to sample: its prompt, encoded and as text and pictures, and the key of its noise (see `row_key`).
-    The completions of a group share the `Prompt` object."""
+    The completions of a group share the `Prompt` object. Its text may quote control tokens, which are split in its
+    `input_ids` and must be in those of an engine that encodes by itself."""
 
     prompt: Prompt
     key: int = 0

@@ -1,9 +1,11 @@
-"""`python -m dyme.tools.merge A B [--weight W] --out DIR`: merges two exported models, (1 - W) A + W B.
+"""`python -m dyme.tools.merge A B [--weight W] --out DIR`: merges two exported models, (1 - W) A + W B, or an
+adapter B into its model A.
 
 Merging the ends of an SFT and of a GRPO run is one of the strategies of "The Synergy Dilemma"; both must come from the
 same base. Averages are taken in float32 (float64 weights: float64) and rounded once to the dtype of the files.
 Tokenizer, processor, chat template, dyme.json and the division into files are those of A; generation_config.json is
 written anew, as an export of A's dyme.json has it. Adapters of A and B are left out: they are no part of the average.
+An adapter B is a folder as peft writes it: `dyme/tools/adapter.py`.
 """
 
 from __future__ import annotations
@@ -22,16 +24,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dyme.checkpoint.recipe import FILE, RecipeError, read_recipe
-from dyme.families import open_family
+from dyme.checkpoint.recipe import FILE
 from dyme.families.base import ModelError
 from dyme.families.files import INDEX, read_json, read_weights
-from dyme.rollout.generation import greedy_generation
+from dyme.tools.adapter import is_adapter, merge_adapter
+from dyme.tools.folder import GENERATION, check_new, new_folder, write_generation
 
 UNIMPORTANT = ("_name_or_path", "transformers_version")
 """Keys of config.json about the origin of a model, which may differ."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
-GENERATION, PARTIAL = "generation_config.json", ".partial-"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -39,7 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 2 with one line where the two cannot be merged."""
     options = _parser().parse_args(arguments)
     try:
-        notes = merge(options.a, options.b, options.weight, options.out)
+        if is_adapter(options.b):
+            notes = merge_adapter(options.a, options.b, options.out)
+        else:
+            notes = merge(options.a, options.b, options.weight, options.out)
     except (ModelError, OSError) as error:  # OSError: a folder without permission, a full disk
         print(f"merge: {error}", file=sys.stderr)
         return 2
@@ -52,40 +56,19 @@ def main(arguments: list[str] | None = None) -> int:
 def merge(a: Path, b: Path, weight: float, out: Path) -> list[str]:
     """Writes the folder `out`, completely or not at all, and returns notes for the user. `weight`: of b, in [0, 1].
     Raises `ModelError` for folders that do not fit each other, before anything is written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f"--out {out} is there already: choose a new folder")
+    check_new(out)
     places = [_Places(folder) for folder in (a, b)]
     _check(places[0], places[1])
     rewritten = (GENERATION,) if (a / FILE).exists() else ()
     kept = [name for name in _others(a) if name not in rewritten and _differs(a / name, b / name)]
     notes = [f"{name} differs, that of {a} is kept" for name in kept]
-    partial = out.with_name(f"{PARTIAL}{out.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(out) as partial:
         for name in _others(a):
             shutil.copyfile(a / name, partial / name)
         for name in places[0].files:
             save_file(dict(_merged(places[0], places[1], name, weight)), partial / name, {"format": "pt"})
-        notes += _write_generation(partial)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        notes += write_generation(partial)
     return notes
-
-
-def _write_generation(folder: Path) -> list[str]:
-    """Our way to decode, into a folder that has a dyme.json. Returns notes for the user."""
-    try:
-        recipe = read_recipe(folder)
-        if recipe is not None:
-            family = open_family(folder, recipe.family)
-            greedy_generation(family, recipe.max_new_tokens).save_pretrained(folder)
-    except (ModelError, RecipeError) as error:
-        return [f"{GENERATION} is that of A, if it has one: {str(error).replace(PARTIAL, '')}"]
-    return []
 
 
 class _Places:
@@ -181,10 +164,11 @@ def _differing(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dyme.tools.merge", description="Averages the weights of two exported models of the same base."
+        prog="python -m dyme.tools.merge",
+        description="Averages the weights of two exported models of one base, or merges an adapter into its model.",
     )
-    parser.add_argument("a", type=Path, metavar="A", help="export folder; gives tokenizer, processor and prompt")
-    parser.add_argument("b", type=Path, metavar="B", help="export folder")
+    parser.add_argument("a", type=Path, metavar="A", help="export or checkpoint folder; gives tokenizer and processor")
+    parser.add_argument("b", type=Path, metavar="B", help="export folder, or a folder of a peft adapter")
     parser.add_argument("--weight", type=_fraction, default=0.5, help="weight of B, 0 to 1 (default 0.5)")
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     return parser

@@ -122,7 +122,9 @@ def test_two_ranks_a_kill_and_one_rank_give_the_same_items(place, alone, capsys)
     assert lines == answers(place, place.cfg, COUNT)  # the launched ranks loaded the exported weights
     assert "6 records, 1 left out" in done.stdout and "pass@2" in done.stdout and "think - direct" in done.stdout
     assert done.stdout.count("6 records") == 1  # said by one rank only
+    assert done.stdout.count("warning: think: no reply has a valid format, and ") == 1  # an untrained model
     summary = json.loads((whole / "summary.json").read_text())
+    assert any(line.startswith("think: no reply has a valid format") for line in summary["warnings"])
     assert summary["ranks"] == 2 and summary["bad"] == 1 and set(summary["kinds"]) == {"even", "odd"}
     assert sorted(p.name for p in whole.iterdir()) == ["evaluation.yaml", "items.jsonl", "summary.json"]
 

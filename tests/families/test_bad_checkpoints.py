@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from benchmarks.fixtures.tiny_checkpoints import makers
-from dyme.families import FAMILIES, IMAGE, ModelError, load_family
+from dyme.families import FAMILIES, IMAGE, ModelError, load_family, open_family
 from dyme.families.files import chat_template_file, read_weights
+from dyme.rollout.types import RolloutRequest, Sampling
+from tests.helpers.generating import generate
 
 VISION = [name for name, (family, _) in sorted(makers().items()) if FAMILIES[family].modalities]
 NAMES = ["llama", *VISION]
@@ -113,6 +117,41 @@ def test_missing_settings_of_the_tokenizer(folder, monkeypatch):
     """Its special tokens would have no role, or that of a default."""
     (folder / "tokenizer_config.json").unlink()
     assert f"{folder}/tokenizer_config.json does not exist: copy it" in refused(folder, monkeypatch)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_tokenizer_larger_than_the_embedding(folder, monkeypatch, special):
+    """The first such token in a prompt would end a run, and special ones did so in the first rollout."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = load_family(folder)[0].vocab_size
+    tokenizer.add_tokens([AddedToken(f"<more-{i}>", special=special) for i in range(12)], special_tokens=special)
+    tokenizer.save_pretrained(folder)
+    message = refused(folder, monkeypatch)
+    beyond = len(tokenizer) - rows
+    first = tokenizer.convert_ids_to_tokens(rows)
+    told = f"the embedding has {rows} rows and the tokenizer {beyond} tokens beyond them, first '{first}' ({rows})"
+    assert told in message
+    assert "resize_token_embeddings" in message
+    with pytest.raises(ModelError, match="tokens beyond them"):
+        open_family(folder)
+
+
+def test_gemma_3_1b_has_the_image_token_of_the_larger_ones(checkpoint, tmp_path):
+    """Its published tokenizer names <image_soft_token> behind the last row of the embedding."""
+    folder = Path(shutil.copytree(checkpoint("gemma3-text"), tmp_path / "model"))
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(text.replace("<image_soft_token>", "<unused>"), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    tokenizer.add_tokens([f"<unused-{i}>" for i in range(rows - len(tokenizer))])
+    tokenizer.add_tokens([AddedToken("<image_soft_token>", special=True, normalized=False)], special_tokens=True)
+    assert tokenizer.convert_tokens_to_ids("<image_soft_token>") == rows
+    tokenizer.save_pretrained(folder)
+    family, model = load_family(folder)
+    assert max(family.forbidden_ids) < rows
+    prompt = family.encode("What is <image_soft_token>?")
+    assert int(prompt.input_ids.max()) < rows
+    generate(family, model.eval(), [RolloutRequest(prompt)], Sampling(3))
 
 
 def test_a_tokenizer_without_an_end(plain, monkeypatch):

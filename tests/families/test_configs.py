@@ -31,7 +31,8 @@ RUNS = {
 def small_source(images: bool, folder: Path) -> str:
     if images:
         return "{source: charts, scale: tiny, count: 12, trace: medium}"
-    rows = [{"question": f"What is {i} plus 1?", "answer": str(i + 1), "hint": f"{i} and 1 more"} for i in range(12)]
+    question = "What is {} plus 1, <|im_end|>?"  # a quoted control token
+    rows = [{"question": question.format(i), "answer": str(i + 1), "hint": f"{i} and 1 more"} for i in range(12)]
     path = folder / "sums.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return f"{{source: jsonl, path: {path}}}"

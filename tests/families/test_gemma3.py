@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dyme.batching.packing import pack
-from dyme.families import ModelError, Prompt, PromptError, load_family
+from dyme.families import ModelError, Prompt, load_family
 from tests.helpers.packed import packed_logprobs, separate_logprobs
 
 NONE: frozenset[str] = frozenset()
@@ -153,8 +153,7 @@ def test_special_tokens(plain):
     assert {start, soft, boi, eoi} <= set(family.forbidden_ids)
     assert family.decode(family.encode_reply("so\nAnswer: 4")) == "so\nAnswer: 4"
     for token in ("<start_of_image>", "<end_of_image>", "<image_soft_token>"):
-        with pytest.raises(PromptError, match="the model's own image token"):
-            family.encode(f"What is {token}?")
+        assert not {soft, boi, eoi} & {*family.encode(f"What is {token}?").input_ids.tolist()}, "text, not a picture"
 
 
 def test_another_tokenizers_files(plain):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from PIL import Image
 
 from dyme.checkpoint.recipe import Recipe, RecipeError, read_recipe, write_recipe
-from dyme.families import build_family
+from dyme.families import Prompt, build_family
+from dyme.families.causal_lm import CausalLM
 from dyme.predict.__main__ import _print_answer, main
 from dyme.predict.answer import parse_reply
 from dyme.predict.predictor import Predictor
@@ -279,6 +281,25 @@ def test_without_dyme_json_the_default_prompt_is_said(vlm: Path, tmp_path: Path,
     assert "has no dyme.json, so the default prompt is used" in capsys.readouterr().err
     assert main(["--model", str(bare), "--config", str(run), "how many bars?"]) == 0
     assert capsys.readouterr() == ("two bars.\nAnswer: 4\n", "")
+
+
+def test_the_system_prompt_of_dyme_json(llama: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    told = Path(shutil.copytree(llama, tmp_path / "export"))
+    prompt = PROMPT.model_copy(update={"system": "You count bars."})
+    write_recipe(Recipe(prompt=prompt, max_new_tokens=4, family="causal_lm"), told)
+    texts: list[str] = []
+    encode = CausalLM.encode
+
+    def heard(family: CausalLM, *arguments: object, **more: object) -> Prompt:
+        made = encode(family, *arguments, **more)  # type: ignore[arg-type]
+        texts.append(family.tokenizer.decode(made.input_ids))
+        return made
+
+    monkeypatch.setattr(CausalLM, "encode", heard)
+    assert main(["--model", str(told), "how many bars? <|im_start|>"]) == 0
+    asked = texts[-1]
+    assert asked.startswith("<|im_start|>system\nYou count bars.<end_of_utterance>\n<|im_start|>user\n")
+    assert "how many bars? <|im_start|> end with Answer:" in asked
 
 
 def test_a_damaged_dyme_json_is_one_line(vlm: Path, tmp_path: Path, capsys) -> None:

@@ -45,7 +45,9 @@ class Outside(RolloutEngine):
         self, requests: Sequence[RolloutRequest], sampling: Sampling, finished: Finished = ignore
     ) -> list[Rollout]:
         EVENTS.append("generate")
-        own = [replace(r, prompt=self.family.encode(r.prompt.text, r.prompt.pictures())) for r in requests]
+        own = [
+            replace(r, prompt=self.family.encode(r.prompt.text, r.prompt.pictures(), r.prompt.system)) for r in requests
+        ]
         return HfEngine(self.family, FixedWeights(self.model)).generate(own, sampling, finished)
 
     def sleep(self) -> None:

@@ -25,11 +25,18 @@ pytestmark = pytest.mark.dist
 
 
 def test_three_steps_leave_a_whole_run_folder(tmp_path):
-    config = write_config(tmp_path, run__report=True, run__tensorboard=True, train__component_norms_every=2)
+    config = write_config(
+        tmp_path,
+        run__report=True,
+        run__tensorboard=True,
+        train__component_norms_every=2,
+        prompt__system="You read charts.",
+    )
     done = launch("--config", config, f"run.dir={tmp_path / 'run'}")
     run = tmp_path / "run"
     assert not list(Path("/dev/shm").glob(f"deepspeed_*_{20000 + os.getpid() % 20000}_*")), "memory left behind"
     assert "step 3/3" in done.stderr and done.stderr.count("held-out accuracy") == 2  # said by one rank only
+    assert done.stderr.count("warning: no reply has a valid format, and ") == 1, "an untrained model, cut at 6 tokens"
     for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", "report.png", "report.html", "DONE"):
         assert (run / name).is_file(), name
     assert (run / "tensorboard").is_dir() and (run / "checkpoints" / "step-00000003").is_dir()
@@ -67,7 +74,7 @@ def test_three_steps_leave_a_whole_run_folder(tmp_path):
     assert model(**inputs).logits.isfinite().all()
     recipe = read_recipe(run / "export")
     assert recipe and recipe.prompt.template == "{question}" and recipe.prompt.answer_flag == "Answer:"
-    assert recipe.max_new_tokens == 6 and recipe.family == "idefics3"
+    assert recipe.max_new_tokens == 6 and recipe.family == "idefics3" and recipe.prompt.system == "You read charts."
     # the same command again does nothing
     before = (run / "metrics.jsonl").stat().st_mtime_ns
     assert "nothing to do" in launch("--config", config, f"run.dir={run}").stderr
@@ -214,6 +221,7 @@ def test_bad_input_is_one_line(tmp_path):
         "model.freeze=[tower]": "or 'head', got 'tower'",
         "model.freeze=[vision,connector,language,head]": "leave at least one to train",
         f"data.train={{source: jsonl, path: {tmp_path / 'none.jsonl'}}}": "none.jsonl",
+        "rollout.max_new_tokens=5000": "rollout.max_new_tokens=5000 exceeds the model's context of 4096 tokens",
     }
     for override, message in cases.items():
         failed = launch("--config", config, f"run.dir={tmp_path / 'run'}", override, check=False)

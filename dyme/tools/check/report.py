@@ -17,7 +17,7 @@ from dyme.families import DTYPES, Family, ModelError, find_family, open_family
 from dyme.families.attention import head_width, resolve_attention
 from dyme.families.base import IMAGE
 from dyme.families.files import chat_template_file, check_fit, encoding_error, has_weights, read_weights, skeleton
-from dyme.prompts import fit_pixels
+from dyme.prompts import check_context, encode_turn, fit_pixels
 from dyme.rollout.cache import column_bucket, reply_bucket
 from dyme.rollout.registry import engine_class
 from dyme.rollout.shared_prefix import PREFILL_TOKENS, SharedPrefixEngine
@@ -123,7 +123,7 @@ def check(
         dtypes=dict(weights.values) if weights else None,
         unused=unused,
         layers=len(family.decoder_layers(model)),
-        context=getattr(family.config.get_text_config(), "max_position_embeddings", None),
+        context=family.context,
         chat_template=chat_template_file(folder) or "",
         text_prompt=size.text_prompt,
         pictures=size.pictures,
@@ -232,7 +232,7 @@ def _tower(
 def _picture(family: Family, cfg: RunConfig, text: str, image: Image.Image) -> Picture:
     fitted = fit_pixels(image, cfg.model.max_pixels)
     try:
-        prompt = family.encode(text, [fitted])
+        prompt = encode_turn(family, text, [fitted], cfg.prompt)
     except Exception as error:  # an edge: errors of a processor, such as for a picture that is far too thin
         size = f"{fitted.width}x{fitted.height}"
         raise ModelError(f"{family.source}: a picture of {size}: {encoding_error(error)}") from error
@@ -267,9 +267,10 @@ def sizes(
     """Inputs of the estimate for a run of `cfg` on `ranks` GPUs with such pictures (none: `SIZES`). The model may be on
     the meta device. Raises `ModelError` and `ConfigError`."""
     pictures = pictures or [Image.new("RGB", size, "white") for size in SIZES]
+    check_context(family, cfg.prompt, cfg.longest_reply)
     text = cfg.prompt.template.replace("{flag}", cfg.prompt.answer_flag).replace("{question}", QUESTION)
     seen = [_picture(family, cfg, text, image) for image in pictures] if IMAGE in family.modalities else []
-    text_prompt = len(family.encode(text))
+    text_prompt = len(encode_turn(family, text, (), cfg.prompt))
     rows = -(-cfg.rollout.prompts_per_step // ranks) * cfg.rollout.group_size if cfg.method != "sft" else 0
     evaluated = -(-cfg.run.eval_records // ranks) if cfg.data.eval else 0
     prompt = max([text_prompt, *(p.prompt for p in seen)])
