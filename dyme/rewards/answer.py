@@ -24,7 +24,7 @@ _HEADING = re.compile(r"(?:^|\n)[ \t]*#{1,6}$")
 _LINE_MARK = re.compile(r"#{1,6} +")
 _LEAD_IN = re.compile(
     r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:(?:final|correct|right|best) )*"
-    r"(?:answer|option|choice)(?: is|:| is ?:)",
+    r"(?:answer|option|choice)(?: is ?:| is\b|:)",
     re.IGNORECASE,
 )
 # joiners shape the words of some scripts, so only the ends of a text lose them

@@ -12,6 +12,7 @@ _STOP = re.compile(
 )
 _TOKEN = re.compile(r"(?:(?P<before>\S+)\s+)?(?P<token>\S+)$")
 _OPENING = "([{\"'“‘«*_`$"
+_LABELS = frozenset("ABCDEFGHIJabcdefghij")
 _INITIALS = re.compile(r"[^\W\d_](?:\.[^\W\d_])*")
 _NEVER = frozenset("mr mrs ms dr prof mt vs".split())
 _ABBREVIATIONS = frozenset("st jr sr ft inc ltd co corp etc approx".split())
@@ -43,8 +44,8 @@ def _ends(text: str, stop: re.Match[str], word: str) -> bool:
         return False
     if text[stop.start()] != ".":
         return True
-    if len(token) == 1 and token.isalpha() and not text[: stop.start() - 1].strip(_OPENING + " "):
-        return False  # a label
+    if token in _LABELS and not text[: stop.start() - 1].strip(_OPENING + " "):
+        return False
     if token.casefold() in _NEVER:
         return False
     unit = bool(found["before"]) and found["before"][-1].isdigit() and len(token) == 1
