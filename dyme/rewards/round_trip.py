@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from typing import get_args
 
@@ -11,6 +10,7 @@ from dyme.data.record import Record
 from dyme.rewards.answer import clean_answer, direct_completion, read_completion, write_reply
 from dyme.rewards.compose import Style, check
 from dyme.rewards.verifiers import Verifier, get_verifier
+from dyme.rewards.vqa import verify_vqa
 from dyme.settings.prompt import PromptConfig
 from dyme.settings.rewards import RewardConfig
 
@@ -24,7 +24,7 @@ def round_trip(reward: RewardConfig, prompt: PromptConfig) -> Callable[[Record],
     """A check of records under the settings of a run: why no reply can be right, or None where the gold answer is.
 
     That answer is written as a reply in both styles and scored as a rollout is, but for its length. It is the first
-    one, which is memorized; under `vqa`, which counts votes, the commonest one, whose score must be above 0.5.
+    one, which is memorized; under `vqa`, which counts votes, the one with the best score, which must be above 0.5.
     """
     config = reward.model_copy(update={"min_thinking_chars": 0})
     verifier = get_verifier(reward.verifier, relative_tolerance=reward.relative_tolerance)
@@ -56,7 +56,7 @@ def _plainly_right(record: Record, verifier: Verifier, flag: str) -> bool:
 
 def _reason(record: Record, config: RewardConfig, prompt: PromptConfig) -> str | None:
     flag, votes = prompt.answer_flag, config.verifier == "vqa"
-    gold = Counter(record.answers).most_common(1)[0][0] if votes else record.answer
+    gold = max(record.answers, key=lambda answer: verify_vqa(answer, record)) if votes else record.answer
     for style in get_args(Style):
         reply = write_reply(gold, flag, style=style)
         checked = check([reply], [record], truncated=[False], config=config, flag=flag, style=style)
@@ -67,9 +67,9 @@ def _reason(record: Record, config: RewardConfig, prompt: PromptConfig) -> str |
             return _no_format(gold, reply, flag, style)
         if votes and not accuracy > RIGHT_BY_VOTES:
             return (
-                f"no reply can be right by reward.verifier=vqa: the commonest of its {len(record.answers)} answers, "
-                f"{_quoted(gold)}, scores {accuracy:.2g} because too few people agree; drop the row or set "
-                "reward.verifier to auto"
+                f"no reply can be right by reward.verifier=vqa: the best of its {len(record.answers)} answers, "
+                f"{_quoted(gold)}, scores {accuracy:.2g}, and only a score above {RIGHT_BY_VOTES} counts as right; "
+                "drop the row or set reward.verifier to auto"
             )
         if not votes and accuracy < 1.0:
             return (

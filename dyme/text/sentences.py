@@ -14,8 +14,8 @@ _TOKEN = re.compile(r"(?:(?P<before>\S+)\s+)?(?P<token>\S+)$")
 _OPENING = "([{\"'“‘«*_`$"
 _LABELS = frozenset("ABCDEFGHIJabcdefghij")
 _INITIALS = re.compile(r"[^\W\d_](?:\.[^\W\d_])*")
-_NEVER = frozenset("mr mrs ms dr prof mt vs".split())
-_ABBREVIATIONS = frozenset("st jr sr ft inc ltd co corp etc approx".split())
+_NEVER = frozenset(("mr", "mrs", "ms", "dr", "prof", "mt", "vs"))
+_ABBREVIATIONS = frozenset(("st", "jr", "sr", "ft", "inc", "ltd", "co", "corp", "etc", "approx"))
 _STARTER_TEXT = """
 a according after all also although an and as at based because before both but by each every for from given he hence her
 here his how however i if in it its looking many most my of on one only or our she since so some that the their then
@@ -40,7 +40,7 @@ def sentence_ends(text: str) -> Iterator[int]:
 def _ends(text: str, stop: re.Match[str], word: str) -> bool:
     found = _TOKEN.search(text, max(0, stop.start() - 64), stop.start())
     token = found["token"].lstrip(_OPENING) if found else ""
-    if found is None or not token or token[-1] == ".":  # an ellipsis
+    if found is None or not token or token.endswith(".."):  # an ellipsis
         return False
     if text[stop.start()] != ".":
         return True

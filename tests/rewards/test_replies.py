@@ -137,7 +137,10 @@ def test_flags_in_every_layout(flag):
     for way in ways(flag):
         for blank in ("", " ", "\n"):
             parts = split_completion(f"I see five\n{way}{blank}5", flag)
-            assert (parts.thinking.strip("\u200f\n"), parts.answer, parts.flag_count) == ("I see five", "5", 1), (way, blank)
+            assert (parts.thinking.strip("\u200f\n"), parts.answer, parts.flag_count) == ("I see five", "5", 1), (
+                way,
+                blank,
+            )
 
 
 @pytest.mark.parametrize("text", ["Answers: 5", "Answer\n: 5", "Answer 5", "Answer; 5", "An swer: 5"])
