@@ -62,7 +62,10 @@ def _items(text: str) -> list[object]:
 
 
 def _likeness(answer: str, choice: str) -> float:
-    """1 for equal texts, 0 for texts with nothing in common, else by distance alone, as published."""
+    """1 for equal texts or numbers, 0 for texts with nothing in common, else by distance alone, as published."""
+    ours, theirs = parse_number(answer), parse_number(choice)
+    if ours is not None and theirs is not None and ours.value == theirs.value:
+        return 1.0
     answer, choice = answer.casefold(), choice.casefold()
     distance = edit_distance(answer, choice)
     return 0.0 if distance >= max(len(answer), len(choice)) else 1.0 / (1.0 + distance)

@@ -48,6 +48,9 @@ def tabmwp_form(text: str, unit: str = "") -> str:
 
 
 def shared_words(answer: str, choice: str) -> float:
-    """The share of words that two texts have in common, of the longer one; texts of a single word are equal or not."""
+    """The share of words that two texts have in common, of the longer one; above 1 where they are equal in
+    `tabmwp_form`, so texts of a single word are equal or not."""
+    if tabmwp_form(answer) == tabmwp_form(choice):
+        return 2.0
     ours, theirs = answer.casefold().split(" "), choice.casefold().split(" ")
     return len(set(ours) & set(theirs)) / max(len(ours), len(theirs))
