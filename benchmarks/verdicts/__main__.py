@@ -45,7 +45,7 @@ NAMES = {
 
 @dataclass
 class Count:
-    """Verdicts on the answers to a verifier's sets. `ours`, `theirs`: what one side alone accepts, by kind of change."""
+    """Verdicts on the answers to a verifier's sets; `ours`, `theirs`: what one side alone accepts, by change."""
 
     total: int = 0
     same: int = 0
