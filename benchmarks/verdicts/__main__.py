@@ -1,9 +1,9 @@
 """Where our verifiers differ from the published metrics, on gold answers of real sets that were changed in set ways.
 
-    python -m benchmarks.verdicts [--out FILE] [--per-set 400]
+    python -m benchmarks.verdicts [--out FILE] [--per-set 400] [--docs docs/rewards.md]
 
 Both sides get the same answers: each gold answer as it is, with markup, units and other layouts, near to it in value,
-wrong, and as one of two. Prints the table of docs/rewards.md and writes the counts, with examples, to FILE.
+wrong, and as one of two. Prints a table, which --docs puts into that page, and writes the counts, with examples, to FILE.
 """
 
 from __future__ import annotations
@@ -139,6 +139,14 @@ def table(counts: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def with_table(page: str, new: str) -> str:
+    """`page` with its table of counts replaced."""
+    head = new.partition("\n")[0]
+    before, _, after = page.partition(head)
+    rest = after.partition("\n\n")[2]
+    return f"{before}{new}\n\n{rest}"
+
+
 def _most(kinds: dict[str, int]) -> str:
     """The sum, and the commonest kinds of change."""
     shown = [f"{kind} {n}" for kind, n in list(kinds.items())[:SHOWN]]
@@ -154,6 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.verdicts", description=__doc__)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--per-set", type=int, default=400, help="different gold answers of a set, at most")
+    parser.add_argument("--docs", type=Path, help="page whose table is replaced")
     options = parser.parse_args(arguments)
     counts = {name: as_dict(count(name, options.per_set)) for name in METRICS}
     if options.out:
@@ -161,6 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
         about = {"command": command(), "versions": made_by, "hardware": f"{os.cpu_count()} CPU cores"}
         options.out.write_text(json.dumps(about | {"verifiers": counts}, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(table(counts))
+    if options.docs:
+        options.docs.write_text(with_table(options.docs.read_text("utf-8"), table(counts)), "utf-8")
     return 0
 
 

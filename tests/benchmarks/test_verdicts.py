@@ -8,7 +8,7 @@ import os
 import pytest
 
 from benchmarks.verdicts import published
-from benchmarks.verdicts.__main__ import count, table
+from benchmarks.verdicts.__main__ import count, table, with_table
 from benchmarks.verdicts.published import METRICS
 from tests.helpers.launching import ROOT
 
@@ -56,6 +56,11 @@ def test_what_both_must_agree_on(verifier):
     assert found.total > 100
     assert "as it is" not in found.theirs, found.examples
     assert verifier == "vqa" or "other" not in found.ours, found.examples
+
+
+def test_the_table_of_a_page_is_replaced():
+    old, new = (table({"vqa": {"answers": n, "same": n, "ours": {}, "theirs": {"case": 1}}}) for n in (1, 2))
+    assert with_table(f"# A\n\n{old}\n\nB\n\nC\n", new) == f"# A\n\n{new}\n\nB\n\nC\n"
 
 
 def test_the_docs_show_the_recorded_counts():
