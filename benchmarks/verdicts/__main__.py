@@ -3,7 +3,7 @@
     python -m benchmarks.verdicts [--out FILE] [--per-set 400] [--docs docs/rewards.md]
 
 Both sides get the same answers: each gold answer as it is, with markup, units and other layouts, near to it in value,
-wrong, and as one of two. Prints a table, which --docs puts into that page, and writes the counts, with examples, to FILE.
+wrong, and as one of two. Prints a table, which --docs puts into a page, and writes counts and examples to FILE.
 """
 
 from __future__ import annotations
