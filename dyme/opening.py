@@ -25,6 +25,7 @@ from dyme.metrics.progress import ProgressLine
 from dyme.position import Position
 from dyme.prompts import PromptCache, check_context, prompt_text, reply_text
 from dyme.rewards.calls import Failures, UserRewards
+from dyme.rewards.round_trip import round_trip
 from dyme.rewards.user import load_rewards
 from dyme.rollout.registry import engine_class, open_engine
 from dyme.run import Run
@@ -54,8 +55,9 @@ def _open(cfg: RunConfig, watchdog: Watchdog) -> Run:
     check_unused(folder, cfg.run.resume)
     supervisor = Supervisor(cfg.supervision, cfg.judge, folder, rank=rank, flag=cfg.prompt.answer_flag, say=say)
     watchdog.stage("records")
-    records = load_records(cfg.data.train, cfg.data.max_bad_fraction)
-    eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction) if cfg.data.eval else None
+    usable = round_trip(cfg.reward, cfg.prompt)
+    records = load_records(cfg.data.train, cfg.data.max_bad_fraction, usable)
+    eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction, usable) if cfg.data.eval else None
     spec, _ = resolve(cfg)
     watchdog.stage("model")
     family, model = _open_model(cfg, records)

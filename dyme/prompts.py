@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +15,7 @@ from PIL import Image
 
 from dyme.data import ImageError, Record
 from dyme.families import Family, Prompt, PromptError
+from dyme.rewards.answer import write_reply
 from dyme.settings.errors import ConfigError
 from dyme.settings.prompt import PromptConfig
 
@@ -59,12 +59,7 @@ def check_context(family: Family, config: PromptConfig, new_tokens: int, key: st
 
 def reply_text(record: Record, config: PromptConfig, trace: str | None) -> str:
     """The reply that is memorized: refined trace, flag and answer; without a trace the answer alone."""
-    if config.style == "direct":
-        return record.answer
-    final = f"{config.answer_flag} {record.answer}"
-    # a trace that announces an answer of its own would teach a second flag, which is an invalid format
-    thinking = re.split(re.escape(config.answer_flag), trace or "", maxsplit=1, flags=re.IGNORECASE)[0].strip()
-    return f"{thinking}\n{final}" if thinking else final
+    return write_reply(record.answer, config.answer_flag, trace, style=config.style)
 
 
 def has_demonstration(record: Record, on_missing_trace: str, style: str) -> bool:

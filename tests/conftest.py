@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from benchmarks.fixtures.tiny_checkpoints import makers
 from benchmarks.fixtures.tiny_checkpoints.common import write_checkpoint
@@ -49,6 +50,20 @@ def seeded() -> None:
 def tiny_spec() -> SimpleNamespace:
     """The smallest model.from_scratch."""
     return SimpleNamespace(**TINY)
+
+
+@pytest.fixture
+def alone(monkeypatch) -> Iterator[None]:
+    """This process as the only rank."""
+    from dyme.engine.train_engine import init_distributed  # seconds, which tests without it need not wait
+
+    for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+        monkeypatch.setenv(key, "")  # so that it is gone again afterwards
+        monkeypatch.delenv(key)
+    init_distributed(0)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

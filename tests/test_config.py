@@ -55,6 +55,16 @@ def test_every_yaml_loads_and_survives_a_round_trip(path, tmp_path):
     assert load_config(write(tmp_path, dump_config(cfg))) == cfg
 
 
+@pytest.mark.parametrize("path", YAMLS, ids=lambda p: p.stem)
+def test_every_yaml_names_its_verifier(path):
+    cfg = load_config(path)
+    assert "verifier" in cfg.reward.model_fields_set
+    metrics = {"chartqa": "relaxed", "gsm8k": "numeric", "geometry3k": "choice", "slake": "exact", "vqa_rad": "exact"}
+    assert cfg.reward.verifier == metrics.get(cfg.data.eval.source, cfg.reward.verifier)
+    if cfg.data.eval.source == "aokvqa":
+        assert cfg.reward.verifier == {"choice": "choice", "direct": "vqa"}[cfg.data.eval.task]
+
+
 def test_there_are_configurations():
     assert {"quickstart", "quickstart_base"} <= {p.stem for p in YAMLS}
 

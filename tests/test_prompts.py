@@ -16,8 +16,10 @@ from dyme import prompts, stages
 from dyme.data import LazyImage, Record
 from dyme.families import Prompt, PromptError
 from dyme.prompts import PromptCache, fit_pixels, has_demonstration, prompt_text, reply_text
+from dyme.rewards.compose import score
 from dyme.sampler import step_batch
 from dyme.settings.prompt import PromptConfig
+from dyme.settings.rewards import RewardConfig
 
 RECORD = Record(id="r1", question="How tall?", answers=("3", "three"), hint=" it is 3. \n")
 THINK = PromptConfig(template="{question} End with '{flag}'.", answer_flag="Answer:")
@@ -50,6 +52,31 @@ def test_reply_text():
 
 def test_a_trace_that_announces_an_answer_is_cut_there():
     assert reply_text(RECORD, THINK, "it is 3.\nanswer: 4 or so") == "it is 3.\nAnswer: 3"
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        None,
+        "it is 3.",
+        "it is 3.\n**Answer** : 4",
+        "it is 3.\n### Answer: 4",
+        "so answer：4, or\nANSWER: 5",
+        "\u200bAns\u200bwer: 4",
+        r"it is \boxed{4} or 5",
+        "**",
+    ],
+)
+@pytest.mark.parametrize(
+    "answer", ["3", "Yes. It is one.", "a\nb", "# 3", "- 3", '"3"', "$3$", r"\boxed{3}", "2:35 P.M."]
+)
+@pytest.mark.parametrize("flag", ["Answer:", "Answer :", "answer："])
+def test_a_demonstration_reads_back_right(trace, answer, flag):
+    record, config = replace(RECORD, answers=(answer,)), PromptConfig(answer_flag=flag)
+    for style in ("think", "direct"):
+        reply = reply_text(record, config.model_copy(update={"style": style}), trace)
+        scores = score([reply], [record], truncated=[False], config=RewardConfig(), flag=flag, style=style)
+        assert (scores.format[0], scores.accuracy[0]) == (1.0, 1.0), reply
 
 
 @pytest.mark.parametrize("trace", [None, "", "  \n ", "Answer: 7"])

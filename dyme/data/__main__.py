@@ -6,15 +6,24 @@ import argparse
 import sys
 from pathlib import Path
 
+import yaml
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from dyme.data.check import MAX_BAD_FRACTION, check, print_report
 from dyme.data.errors import DataError
+from dyme.data.paths import expand
 from dyme.data.sheet import contact_sheet, unwritten
-from dyme.data.sources import read_records
+from dyme.data.sources import Check, read_records
 from dyme.data.spec import FORMS, NamedSource, parse_spec, snippet
+from dyme.rewards.round_trip import round_trip
+from dyme.settings.errors import explain
+from dyme.settings.prompt import PromptConfig
+from dyme.settings.rewards import RewardConfig
 from dyme.text.printable import print_anything, printable
+
+_RUN = (".yaml", ".yml")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,22 +33,35 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     try:
         if options.command == "check":
-            return _check(console, parse_spec(options.spec, options.fields), options.all)
+            sources = parse_spec(options.spec, options.fields)
+            return _check(console, sources, _usable(options.spec), options.all)
         return _show(console, parse_spec(options.spec, options.fields)[0], options.n, options.out)
     except DataError as error:
         console.print(f"[red]{escape(printable(str(error)))}[/red]", soft_wrap=True, highlight=False)
         return 2
 
 
-def _check(console: Console, sources: list[NamedSource], decode_all: bool) -> int:
+def _check(console: Console, sources: list[NamedSource], usable: Check, decode_all: bool) -> int:
     status = 0
     for named in sources:
-        report = check(named.source, decode_all)
+        report = check(named.source, decode_all, usable)
         print_report(console, named, report)
         status = max(status, int(report.bad_fraction > MAX_BAD_FRACTION))
     console.print("\nfor a run configuration:", highlight=False)
     console.print(escape(snippet(sources)), soft_wrap=True, highlight=False, end="")
     return status
+
+
+def _usable(spec: str) -> Check:
+    """Whether a reply to a record can be right, by the settings of the run that `spec` names or else the defaults."""
+    path = expand(spec)
+    run = yaml.safe_load(path.read_text(encoding="utf-8")) if path.suffix in _RUN and path.is_file() else {}
+    chosen = {name: run.get(name) or {} for name in ("reward", "prompt")}
+    try:
+        return round_trip(RewardConfig.model_validate(chosen["reward"]), PromptConfig.model_validate(chosen["prompt"]))
+    except ValidationError as error:
+        model = RewardConfig if error.title == "RewardConfig" else PromptConfig
+        raise DataError(f"{path}: {explain(error, model)}") from error
 
 
 def _show(console: Console, named: NamedSource, n: int, out: Path) -> int:

@@ -15,7 +15,7 @@ from dyme.data.errors import BadRow, ImageError
 from dyme.data.record import LazyImage, Record
 from dyme.data.renames import suggested, written
 from dyme.data.sheet import spread
-from dyme.data.sources import SourceConfig, read_records
+from dyme.data.sources import Check, SourceConfig, read_records
 from dyme.data.spec import NamedSource
 from dyme.text.printable import printable
 
@@ -50,12 +50,13 @@ class Report:
         return len(self.bad) / self.total if self.total else 1.0
 
 
-def check(source: SourceConfig, decode_all: bool = False) -> Report:
-    """Reads a source and decodes `SAMPLE` of its pictures, evenly spread, or all of them.
+def check(source: SourceConfig, decode_all: bool = False, usable: Check | None = None) -> Report:
+    """Reads a source and decodes `SAMPLE` of its pictures, evenly spread, or all of them. A record that `usable`
+    refuses is a bad row.
 
     Raises `DataError` when the source cannot be found; bad rows are in the report.
     """
-    records = read_records(source)
+    records = read_records(source, usable)
     pictures = list(dict.fromkeys(image for r in records for image in r.images))  # however many questions share one
     picked = pictures if decode_all else spread(pictures, SAMPLE)
     sizes: Counter[tuple[int, int]] = Counter()

@@ -33,6 +33,7 @@ from dyme.families.files import refuse_adapter
 from dyme.metrics import cut_replies
 from dyme.prompts import PromptCache, check_context
 from dyme.rewards.compose import Style
+from dyme.rewards.round_trip import round_trip
 from dyme.rollout.engine import FixedWeights, RolloutEngine
 from dyme.rollout.noise import row_key
 from dyme.rollout.registry import open_engine
@@ -76,7 +77,8 @@ def evaluate_model(cfg: RunConfig, path: Path, out: Path, command: str) -> dict[
     if not (path / "config.json").is_file():
         refuse_adapter(path)
         raise ModelError(f"{path / 'config.json'} does not exist: give --model a Hugging Face checkpoint folder")
-    records = load_records(cfg.data.eval, cfg.data.max_bad_fraction)[: cfg.evaluate.records]
+    usable = round_trip(cfg.reward, cfg.prompt)
+    records = load_records(cfg.data.eval, cfg.data.max_bad_fraction, usable)[: cfg.evaluate.records]
     settings = files.settings_text(cfg, path, records) if rank == 0 else ""
     _check_folder(out, settings)
     before = files.read_summary(out) if rank == 0 else None

@@ -21,6 +21,7 @@ from dyme.data import DataError, ImageError, load_records
 from dyme.data.paths import expand
 from dyme.families import ModelError
 from dyme.families.files import read_config
+from dyme.rewards.round_trip import round_trip
 
 PACKAGES = ("torch", "deepspeed", "transformers", "triton", "dyme")
 TOKENS = ".preflight"
@@ -124,7 +125,7 @@ def _data_contents(cfg: RunConfig) -> dict[str, str]:
     for name, source in (("data.train", cfg.data.train), ("data.eval", cfg.data.eval)):
         if source is None:
             continue
-        records = load_records(source, cfg.data.max_bad_fraction)
+        records = load_records(source, cfg.data.max_bad_fraction, round_trip(cfg.reward, cfg.prompt))
         found[name] = _digest([r.id for r in records])
         for record in records[:: max(1, len(records) // 8)]:  # pictures all over the data
             if record.image is not None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 
 from dyme.data.record import Record
+from dyme.text.flag import INVISIBLE, flag_pattern
+from dyme.text.sentences import sentence_ends
 
 _EMPHASIS = "*_`"
-_QUOTES = "\"'“”‘’«»"
+_QUOTES = "\"'“”‘’«»「」"
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _NAMED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _DOLLARS = re.compile(r"\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]")
@@ -18,9 +22,16 @@ _DELIMITERS = frozenset((r"\[", r"\(", "$$"))
 _HEDGE = re.compile(r"\b(?:or|either)\b", re.IGNORECASE)
 _HEADING = re.compile(r"(?:^|\n)[ \t]*#{1,6}$")
 _LINE_MARK = re.compile(r"#{1,6} +")
-# a label ("B. Dog"), initials ("U.S. Army") and titles end in a full stop without ending a sentence
-_SENTENCE_END = re.compile(r"(?:(?<=\w\w)|(?<=[\d%)\]}*]))[.!?][*_`\"'”’)]*\s+(?=[A-Z][\w']*,?(?:\s+\S+){2})")
-_TITLES = re.compile(r"(?:^|\W)(?:st|mr|mrs|ms|dr|jr|sr|mt|ft|vs|prof|inc|ltd|co|etc)$", re.IGNORECASE)
+_LEAD_IN = re.compile(
+    r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:(?:final|correct|right|best) )*"
+    r"(?:answer|option|choice)(?: is ?:| is\b|:)",
+    re.IGNORECASE,
+)
+# joiners shape the words of some scripts, so only the ends of a text lose them
+_NO_GLYPH = re.compile(f"[{INVISIBLE}]+")
+_MARKS = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]+")
+MOST_PARTS = 8
+"""Lines and sentences of a reply that are compared with a gold answer of several."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +41,38 @@ class Completion:
     `thinking` is the text before the first flag (the whole text without a flag). `answer` is taken from the first
     non-empty line after the last flag: None if no answer was found, "" if nothing follows the flag. `flag_count`
     counts the flags. `guessed` is True if the text does not state the answer plainly: a LaTeX box without a flag,
-    several boxes that differ, one that is never closed, or one beside an "or".
+    several boxes that differ, one that is never closed, or one beside an "or". `written` is all text after the flag,
+    "" without one.
     """
 
     thinking: str
     answer: str | None
     flag_count: int
     guessed: bool = False
+    written: str = field(default="", compare=False)
+
+
+def write_reply(answer: str, flag: str, thinking: str | None = None, *, style: str = "think") -> str:
+    """The reply that gives `answer`: in style "think" the thinking up to a flag of its own, then the flag and the
+    answer; in style "direct" the answer alone. `read_completion` reads it."""
+    if style == "direct":
+        return answer
+    # thinking that announces an answer of its own would teach a second flag, which is an invalid format
+    before = flag_pattern(flag).split(thinking or "", maxsplit=1)[0].strip()
+    return f"{before}\n{flag} {answer}" if before else f"{flag} {answer}"
 
 
 def split_completion(text: str, flag: str = "Answer:") -> Completion:
-    """Split at the answer flag, whose case does not matter. Raises `ValueError` for a blank flag."""
-    hits = list(_flag_pattern(flag).finditer(text))
+    """Split at the answer flag, whose case and layout do not matter. Raises `ValueError` for a blank flag."""
+    hits = list(flag_pattern(flag).finditer(text))
     if not hits:
         boxed, _ = _boxed(text)
         return Completion(text.strip(), boxed, 0, guessed=boxed is not None)
-    answer, guessed = _first_answer(text[hits[-1].end() :])
+    after = text[hits[-1].end() :]
+    answer, guessed = _first_answer(after)
     # "**Answer:** 5" leaves an opening emphasis behind, "### Answer:" a heading; neither is thinking
     thinking = _HEADING.sub("", text[: hits[0].start()].rstrip().rstrip(_EMPHASIS).rstrip()).strip()
-    return Completion(thinking, answer, len(hits), guessed)
+    return Completion(thinking, answer, len(hits), guessed, after)
 
 
 def direct_completion(text: str, flag: str = "Answer:") -> Completion:
@@ -56,9 +80,9 @@ def direct_completion(text: str, flag: str = "Answer:") -> Completion:
 
     Raises `ValueError` for a blank flag.
     """
-    *_, after = _flag_pattern(flag).split(text)
+    *_, after = flag_pattern(flag).split(text)
     answer, guessed = _first_answer(after)
-    return Completion("", answer, 1, guessed)
+    return Completion("", answer, 1, guessed, after)
 
 
 def read_completion(text: str, flag: str, style: str) -> Completion:
@@ -84,33 +108,48 @@ def gold_votes(record: Record) -> tuple[str, ...]:
     return record.answers
 
 
+def gold_as_written(completion: Completion, record: Record) -> str | None:
+    """The gold answer that the text after the flag gives word for word, of those that `answer` would shorten: several
+    lines or sentences, or markup that is part of them. Text may follow it on a new line or in a new sentence."""
+    for gold in filter(_is_shortened, dict.fromkeys(record.answers)):
+        wanted = {_seen(gold), _seen(gold).rstrip(".")} - {""}
+        if any(wanted.intersection(_bare_forms(part)) for part in _parts(completion.written)):
+            return gold
+    return None
+
+
 def clean_answer(text: str) -> str:
     """`text` without surrounding space, markdown emphasis and quotes, nor full stops at its end."""
     text = text.strip()
-    while (bare := text.strip(_EMPHASIS + _QUOTES).rstrip(".").strip()) != text:
+    while (bare := text.strip(_EMPHASIS + _QUOTES).rstrip(".。").strip()) != text:
         text = bare
     return text
 
 
 def first_sentence(text: str) -> str:
     """`text` up to a full stop after which a sentence of three words or more begins ("4. The red bar shows it.")."""
-    for end in _SENTENCE_END.finditer(text):
-        if not _TITLES.search(text[max(0, end.start() - 6) : end.start()]):
-            return clean_answer(text[: end.start()])
-    return text
+    end = next(sentence_ends(text), None)
+    return text if end is None else clean_answer(text[:end])
 
 
 def _first_answer(text: str) -> tuple[str, bool]:
     """The answer in the first non-empty line of `text`, and whether taking it is a guess."""
-    lines = (_LINE_MARK.sub("", clean_answer(line), count=1) for line in text.splitlines())
-    line = next((line for line in lines if clean_answer(line) and line not in _DELIMITERS), "")
+    text = text if text.isascii() else _MARKS.sub("", text)
+    lines = [line for line in map(_plain_line, text.splitlines()) if clean_answer(line) and line not in _DELIMITERS]
+    line = next((line for line in lines if not _LEAD_IN.fullmatch(line)), lines[0] if lines else "")
     boxed, guessed = _boxed(line)
     if boxed is None:
-        return _bare(first_sentence(line)), False
-    return boxed, guessed or bool(_HEDGE.search(_BOX.sub("", line)))
+        lead = _LEAD_IN.match(line)
+        said = clean_answer(line[lead.end() :]) if lead else ""
+        return _without_dollars(first_sentence(said or line)), False
+    return boxed, guessed or bool(_HEDGE.search(_outside_boxes(line)))
 
 
-def _bare(text: str) -> str:
+def _plain_line(line: str) -> str:
+    return _LINE_MARK.sub("", clean_answer(line), count=1)
+
+
+def _without_dollars(text: str) -> str:
     """An answer that is all LaTeX mathematics, without its delimiters ("$5$" but not "$5")."""
     whole = _DOLLARS.fullmatch(text)
     if whole is None:
@@ -119,20 +158,29 @@ def _bare(text: str) -> str:
     return clean_answer(inside)
 
 
+@dataclass(frozen=True)
+class _Box:
+    """A LaTeX box from `start` to `end` of a text; for a nested box `content` is that of the inner one."""
+
+    content: str
+    closed: bool
+    start: int
+    end: int
+
+
 def _boxed(text: str) -> tuple[str | None, bool]:
     """The content of the last non-empty LaTeX box (None without one), and whether taking it is a guess."""
-    found = [(content, closed) for content, closed in _boxes(text) if content]
+    found = [box for box in _boxes(text) if box.content]
     if not found:
         return None, False
-    content, closed = found[-1]
-    return content, not closed or any(other != content for other, _ in found)
+    last = found[-1]
+    return last.content, not last.closed or any(other.content != last.content for other in found)
 
 
-def _boxes(text: str) -> list[tuple[str, bool]]:
-    """The content of each box of `text`, and whether it is closed; for a nested box the inner one."""
+def _boxes(text: str) -> list[_Box]:
     hits = list(_BOX.finditer(text))
     found = []
-    for hit, following in itertools.zip_longest(hits, hits[1:]):
+    for hit, following in zip(hits, [*hits[1:], None]):
         depth, end, limit = 1, hit.end(), following.start() if following else len(text)
         while end < limit and depth and text[end] != "\n":
             depth += {"{": 1, "}": -1}.get(text[end], 0)
@@ -140,15 +188,44 @@ def _boxes(text: str) -> list[tuple[str, bool]]:
         if depth and following and end == limit:
             continue
         inside = text[hit.end() : end if depth else end - 1]
-        found.append((clean_answer(_NAMED.sub(r"\1", inside)), not depth))
+        found.append(_Box(clean_answer(_NAMED.sub(r"\1", inside)), not depth, hit.start(), end))
     return found
 
 
-@lru_cache(maxsize=16)
-def _flag_pattern(flag: str) -> re.Pattern[str]:
-    flag = flag.strip()
-    if not flag:
-        raise ValueError('the answer flag is blank: set it to some text, for example "Answer:"')
-    # markdown may put the colon outside the emphasis: "**Answer**: 4"
-    words = re.escape(flag[:-1]) + r"[*_`]*:" if flag.endswith(":") and flag != ":" else re.escape(flag)
-    return re.compile(words, re.IGNORECASE)
+def _outside_boxes(text: str) -> str:
+    """What stands beside the boxes of `text`."""
+    for box in reversed(_boxes(text)):
+        text = text[: box.start] + text[box.end :]
+    return text
+
+
+@lru_cache(maxsize=16384)
+def _is_shortened(gold: str) -> bool:
+    return _first_answer(gold)[0] != gold
+
+
+def _parts(text: str) -> Iterator[str]:
+    """`text`, and what of it comes before the end of each of its first lines and sentences."""
+    text = text.strip()
+    yield text
+    offset = 0
+    ends = []
+    for line in islice(text.splitlines(keepends=True), MOST_PARTS):
+        ends += [offset + end + 1 for end in islice(sentence_ends(line), MOST_PARTS)]
+        offset += len(line)
+        ends.append(offset)
+    yield from (text[:end] for end in ends if end < len(text))
+
+
+def _bare_forms(text: str) -> Iterator[str]:
+    """`text` as it is seen, and with more and more of the emphasis, quotes and stops around it removed."""
+    yield (form := _seen(text))
+    for outer in (_EMPHASIS, _QUOTES):
+        form = form.strip(outer).strip()
+        yield form
+    yield form.rstrip(".").strip(_EMPHASIS).strip()
+
+
+def _seen(text: str) -> str:
+    """`text` composed (NFC), without characters that nobody sees, and with single blanks. Case does not matter."""
+    return " ".join(_NO_GLYPH.sub("", unicodedata.normalize("NFC", text)).split()).casefold()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyme.data.record import Record
-from dyme.rewards.answer import clean_answer, format_score, read_completion
+from dyme.rewards.answer import Completion, clean_answer, format_score, gold_as_written, read_completion
 from dyme.rewards.verifiers import Verifier, get_verifier
 from dyme.settings.rewards import RewardConfig
 from dyme.supervision.lexical import Checker
@@ -111,12 +111,21 @@ def check(
         row[1] = (checker(parts.thinking, record) or 0.0) if checker else 0.0
         if not cut:
             row[0] = format_score(parts, config.min_thinking_chars if style == "think" else 0)
-            whole = clean_answer(text) if style == "direct" else parts.answer
-            row[2] = _accuracy(verifier, whole, record, errors)
-            # a gold answer may itself have two lines or sentences, so the whole text is tried first
-            if row[2] < 1.0 and whole != parts.answer:
-                row[2] = max(row[2], _accuracy(verifier, parts.answer, record, errors))
+            row[2] = _best_accuracy(verifier, parts, clean_answer(text) if style == "direct" else None, record, errors)
     return Checked(rows, tuple(thinking), dict(errors))
+
+
+def _best_accuracy(
+    verifier: Verifier, parts: Completion, whole: str | None, record: Record, errors: Counter[str]
+) -> float:
+    """The accuracy of a reply: of `whole`, the reply without thinking, of its answer, or of a gold answer of several
+    lines or sentences that it gives as written. NaN where the verifier failed."""
+    best = 0.0
+    for answer in dict.fromkeys((whole, parts.answer)):
+        best = max(_accuracy(verifier, answer, record, errors), best)  # NaN stays, as the first argument
+        if not best < 1.0:
+            return best
+    return max(_accuracy(verifier, gold_as_written(parts, record), record, errors), best)
 
 
 def _accuracy(verifier: Verifier, answer: str | None, record: Record, errors: Counter[str]) -> float:

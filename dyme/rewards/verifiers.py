@@ -15,8 +15,10 @@ from string import ascii_uppercase
 from dyme.data.record import Record
 from dyme.rewards.answer import clean_answer, gold_answers
 from dyme.rewards.formula import verify_math
+from dyme.rewards.mathvista import verify_mathvista
 from dyme.rewards.multi import verify_multi
 from dyme.rewards.relaxed import verify_relaxed
+from dyme.rewards.tabmwp import verify_tabmwp
 from dyme.rewards.vqa import verify_vqa
 from dyme.rewards.yes_no import verify_yes_no
 from dyme.text.normalise import normalise_text, plain
@@ -32,10 +34,11 @@ _OTHER_LABEL = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
 
 
 def get_verifier(name: str, *, relative_tolerance: float = 1e-6) -> Verifier:
-    """The verifier called `name`: auto, exact, numeric, choice, relaxed, vqa, yes_no, math or multi.
+    """The verifier called `name`: auto, exact, numeric, choice, relaxed, vqa, yes_no, math, multi, mathvista
+    or tabmwp.
 
-    `relative_tolerance` is the error allowed to a number as a fraction of the gold value; text has none, and
-    `relaxed` has its own. Raises `ValueError` for an unknown name or a tolerance outside [0, 1).
+    `relative_tolerance` is the error allowed to a number as a fraction of the gold value; text has none, and `relaxed`,
+    `mathvista` and `tabmwp` have their own. Raises `ValueError` for an unknown name or a tolerance outside [0, 1).
     """
     if not 0.0 <= relative_tolerance < 1.0:
         raise ValueError(f"relative_tolerance must be at least 0 and below 1, got {relative_tolerance}")
@@ -49,6 +52,8 @@ def get_verifier(name: str, *, relative_tolerance: float = 1e-6) -> Verifier:
         "yes_no": verify_yes_no,
         "math": partial(verify_math, relative_tolerance=relative_tolerance),
         "multi": partial(verify_multi, relative_tolerance=relative_tolerance),
+        "mathvista": verify_mathvista,
+        "tabmwp": verify_tabmwp,
     }
     if name not in verifiers:
         near = difflib.get_close_matches(name, verifiers, n=1, cutoff=0.0)

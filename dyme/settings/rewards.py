@@ -65,7 +65,9 @@ class RewardConfig(Schema):
 
     weights: RewardWeights = RewardWeights()
     """Weights of format, thinking and accuracy."""
-    verifier: Literal["auto", "exact", "numeric", "choice", "relaxed", "vqa", "yes_no", "math", "multi"] = "auto"
+    verifier: Literal[
+        "auto", "exact", "numeric", "choice", "relaxed", "vqa", "yes_no", "math", "multi", "mathvista", "tabmwp"
+    ] = "auto"
     """How the answer is compared with the gold answers; auto chooses by the record, see docs/rewards.md."""
     relative_tolerance: float = Field(default=1e-6, ge=0, lt=1)
     """Error allowed to a number, as a fraction of the gold value; the default allows for rounding of floats only."""

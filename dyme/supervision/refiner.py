@@ -18,6 +18,7 @@ from dyme.supervision.judge_prompts import addresses_judge, clean_text
 from dyme.supervision.phrasing import BUILT_IN, fill_template, supported
 from dyme.supervision.readings import contradicted_share
 from dyme.supervision.templates import TemplatePool, derivation_of, kind_of
+from dyme.text.flag import flag_pattern
 from dyme.text.normalise import normalise_text
 from dyme.text.numbers import find_quantities, parse_number
 
@@ -135,7 +136,7 @@ def fault_of(trace: str, record: Record, facts: Facts, max_chars: int, flag: str
         return "too_long"
     if addresses_judge(trace):
         return "addresses_judge"
-    if flag.strip().casefold() in trace.casefold():
+    if flag_pattern(flag).search(trace):
         return "flag"
     if contradicted_share(trace, facts.text) or contradicted_share(trace, record.facts):
         return "contradicts"
@@ -147,7 +148,7 @@ def _read(answer: Answer, record: Record, facts: Facts, template: str, max_chars
     if not isinstance(text, str):
         return Refined(record.hint, "degraded", template, answer.reason or "bad_answer")
     # judges tend to end with the answer line, which the reply has anyway
-    last = re.compile(rf"\n\s*\**{re.escape(flag.strip())}", re.IGNORECASE)
+    last = re.compile(rf"\n\s*[*_`#]*(?:{flag_pattern(flag).pattern})", re.IGNORECASE)
     trace = last.split(clean_text(text), maxsplit=1)[0].strip()
     fault = fault_of(trace, record, facts, max_chars, flag)
     return Refined(record.hint, "degraded", template, fault) if fault else Refined(trace, "judge", template)

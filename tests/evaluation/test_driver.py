@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch.distributed as dist
 import yaml
 from PIL import Image
 
 from dyme.config import RunConfig
 from dyme.data import load_records
-from dyme.engine.train_engine import init_distributed
 from dyme.evaluation import folder as files
 from dyme.evaluation.driver import answer_batch, columns, evaluate_model
 from dyme.evaluation.folder import DoneItem
@@ -97,18 +94,6 @@ def test_a_model_that_never_thinks_has_one_column(place):
     assert line["think"] == [] and len(line["direct"]) == 2
     alone = place.cfg.evaluate.model_copy(update={"direct": False})
     assert [c.name for c in columns(place.cfg.model_copy(update={"evaluate": alone}))] == ["think"]
-
-
-@pytest.fixture
-def alone(monkeypatch) -> Iterator[None]:
-    """This process as the only rank."""
-    for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(key, raising=False)
-        monkeypatch.setenv(key, "")  # so that it is gone again afterwards
-        monkeypatch.delenv(key)
-    init_distributed(0)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.dist

@@ -1,0 +1,1 @@
+"""Verifiers against the published metrics: `python -m benchmarks.verdicts`."""
