@@ -23,8 +23,8 @@ from statistics import mean, median_high, stdev
 from typing import Any
 
 from benchmarks import figure
-from benchmarks.fixtures.judge_server import Call, JudgeServer
 from benchmarks.kernels.results import command, load
+from benchmarks.supervision.judge import Judge
 from dyme.checkpoint.store import versions
 from dyme.config import load_config
 from dyme.data import load_records
@@ -42,17 +42,17 @@ ARMS = {
 }
 
 
-def answer(call: Call) -> dict[str, Any]:
+def answer(purpose: str, text: str) -> dict[str, Any]:
     """A judge that reads the fenced texts: a rating that depends on the trace alone, a trace of all readings."""
-    texts = dict(re.findall(r"<<<(\w+) \w+\n(.*?)\n\w+ \w+>>>", call.user, re.DOTALL))
-    if call.purpose == "check":
-        traces = [text for name, text in texts.items() if name.startswith("TRACE")]
+    texts = dict(re.findall(r"<<<(\w+) \w+\n(.*?)\n\w+ \w+>>>", text, re.DOTALL))
+    if purpose == "check":
+        traces = [trace for name, trace in texts.items() if name.startswith("TRACE")]
         shares = [contradicted_share(trace, texts.get("FACTS", "")) for trace in traces]
         ratings = ["low" if share > 0.5 else "medium" if share else "high" for share in shares]
         return {"ratings": ratings} if len(ratings) > 1 else {"rating": ratings[0]}
-    if call.purpose == "refine":
+    if purpose == "refine":
         return {"trace": f"{texts.get('FACTS', '')} so {texts['ANSWER']}"}
-    return {"template": "{name} {value} so {answer}"} if call.purpose == "template" else {"better": "first"}
+    return {"template": "{name} {value} so {answer}"} if purpose == "template" else {"better": "first"}
 
 
 def train(run: Path, *overrides: object, ranks: int) -> list[dict[str, Any]]:
@@ -65,9 +65,9 @@ def train(run: Path, *overrides: object, ranks: int) -> list[dict[str, Any]]:
 
 def calls(options: argparse.Namespace) -> dict[str, Any]:
     """A whole run with a judge that answers at once."""
-    with JudgeServer(answer) as server:
+    with Judge(answer) as server:
         steps = train(options.out / "calls", *_judge(server), *JUDGED, *_base(options), ranks=options.ranks)
-        by_purpose = {purpose: server.count(purpose) for purpose in ("check", "refine", "template", "compare")}
+        by_purpose = {purpose: server.counts[purpose] for purpose in ("check", "refine", "template", "compare")}
     cfg = load_config(CONFIG)
     groups, size = cfg.rollout.prompts_per_step, cfg.rollout.group_size
     sent = [line["supervision/judge/sent"] for line in steps]
@@ -94,7 +94,7 @@ def latency(options: argparse.Namespace) -> dict[str, Any]:
     start = (f"model.path={options.trained}", "train.max_steps=20", "run.eval_every=0", "optim.warmup_steps=0")
     arms = {"0 ms": (0.0, ()), f"{LATENCY_MS} ms": (LATENCY_MS, (cache,)), "cached": (LATENCY_MS, (cache,))}
     for name, (ms, more) in arms.items():
-        with JudgeServer(answer, latency_ms=ms) as server:
+        with Judge(answer, latency_ms=ms) as server:
             run = out / f"latency-{name.replace(' ', '')}"
             steps = train(run, *_judge(server), *JUDGED, *start, *more, "judge.concurrency=64", ranks=options.ranks)
         waits = sorted(line["time/judge"] for line in steps[1:])
@@ -160,7 +160,7 @@ def _deepspeed(ranks: int) -> list[str]:
     return ["deepspeed", f"--num_gpus={ranks}", f"--master_port={20000 + os.getpid() % 20000}"]
 
 
-def _judge(server: JudgeServer) -> tuple[str, ...]:
+def _judge(server: Judge) -> tuple[str, ...]:
     return (f"judge.endpoints=[{{url: '{server.url}', model: scripted}}]",)
 
 

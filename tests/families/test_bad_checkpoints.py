@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.fixtures.tiny_checkpoints import makers
 from dyme.families import FAMILIES, IMAGE, ModelError, load_family
 from dyme.families.files import chat_template_file, read_weights
+from tests.helpers.checkpoints import makers
 
 VISION = [name for name, (family, _) in sorted(makers().items()) if FAMILIES[family].modalities]
 NAMES = ["llama", *VISION]
