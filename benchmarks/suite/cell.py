@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import yaml
 
+from benchmarks.kernels.results import ROOT
 from benchmarks.suite.cells import DONE, Cell, digest, settings
 from benchmarks.suite.grid import GRIDS, Grid
 from benchmarks.suite.measure import curve, mean_of, measure_split
@@ -42,8 +43,6 @@ from dyme.rollout.types import Rollout
 from dyme.run_folder import RunFolder
 from dyme.scoring import Scoring
 from dyme.text.json_lines import plain, read_jsonl
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass

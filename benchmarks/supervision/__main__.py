@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from statistics import mean, median_high, stdev
 from typing import Any
 
 from benchmarks import figure
-from benchmarks.kernels.results import command, load
+from benchmarks.kernels.results import command, deepspeed_command, load
 from benchmarks.supervision.judge import Judge
 from dyme.checkpoint.store import versions
 from dyme.config import load_config
@@ -55,11 +54,15 @@ def answer(purpose: str, text: str) -> dict[str, Any]:
     return {"template": "{name} {value} so {answer}"} if purpose == "template" else {"better": "first"}
 
 
+def launch(launcher: str, run: Path, *overrides: object, ranks: int) -> None:
+    words = (f"--num_gpus={ranks}", f"launchers/{launcher}.py", "--config", CONFIG, f"run.dir={run}")
+    subprocess.run(deepspeed_command(*words, *map(str, overrides)), check=True)
+
+
 def train(run: Path, *overrides: object, ranks: int) -> list[dict[str, Any]]:
     """The steps of a run in folder `run`, which is made unless it is there."""
     if not (run / "DONE").exists():
-        words = [*_deepspeed(ranks), "launchers/train.py", "--config", CONFIG, f"run.dir={run}"]
-        subprocess.run([*words, *map(str, overrides)], check=True)
+        launch("train", run, *overrides, ranks=ranks)
     return [line for line in read_jsonl(run / "metrics.jsonl") if not line.get("eval")]
 
 
@@ -117,8 +120,7 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
             seeded = (f"run.seed={seed}", "run.eval_every=0", "run.eval_records=512", *overrides, *_base(options))
             train(run, *seeded, ranks=options.ranks)
             if not (run / "evaluation" / "summary.json").exists():
-                words = [*_deepspeed(options.ranks), "launchers/evaluate.py", "--config", CONFIG, f"run.dir={run}"]
-                subprocess.run(words, check=True)
+                launch("evaluate", run, ranks=options.ranks)
             found.setdefault(arm, []).append({"seed": seed, **_figures(run)})
             _write(options.out, {"quality": _summed(found)})
     return _summed(found)
@@ -154,10 +156,6 @@ def _summed(found: dict[str, Any]) -> dict[str, Any]:
             half = quantile[n] * stdev(values) / math.sqrt(n) if n in quantile else math.nan
             out[arm][name] = {"mean": mean(values), "half_width": half}
     return out
-
-
-def _deepspeed(ranks: int) -> list[str]:
-    return ["deepspeed", f"--num_gpus={ranks}", f"--master_port={20000 + os.getpid() % 20000}"]
 
 
 def _judge(server: Judge) -> tuple[str, ...]:
