@@ -40,61 +40,50 @@ def unpack_spec(texts: str, numbers: Sequence[float]) -> LossSpec:
     return LossSpec(**given)
 
 
-@torch.library.custom_op("dyme_kernels::policy_loss", mutates_args=())
-def _policy_op(
-    logits: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None, segments: Tensor | None,
-    live: Tensor | None, texts: str, numbers: list[float], backend: str, grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+_TOKENS = (
+    "Tensor targets, Tensor advantages, Tensor weights, Tensor? old_logprobs, Tensor? ref_logprobs, Tensor? memorize, "
+    "Tensor? importance, Tensor? segments, Tensor? live"
+)
+_SPEC = "str texts, float[] numbers"
+_POLICY = f"(Tensor logits, {_TOKENS}, {_SPEC}, str backend, bool grad) -> ({', '.join(['Tensor'] * 9)})"
+_LINEAR = (
+    f"(Tensor hidden, Tensor weight, Tensor? bias, {_TOKENS}, {_SPEC}, float budget, str backend, bool[] needs) -> "
+    f"({', '.join(['Tensor'] * 11)})"
+)
+
+
+@torch.library.custom_op("dyme_kernels::policy_loss", mutates_args=(), schema=_POLICY)
+def _policy_op(logits: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    *tokens, texts, numbers, backend, grad = given
     leaf = logits.detach().requires_grad_(grad)  # a leaf is never overwritten
     with torch.set_grad_enabled(grad):
-        out = policy_loss(
-            leaf, targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live,
-            unpack_spec(texts, numbers), backend,
-        )  # fmt: skip
+        out = policy_loss(leaf, *tokens, unpack_spec(texts, numbers), backend)
         gradient = torch.autograd.grad(out.loss, leaf)[0] if grad else logits.new_empty(0)
-    return (*_detached(out), gradient)  # type: ignore[return-value]
+    return (*_detached(out), gradient)
 
 
 @_policy_op.register_fake
-def _(
-    logits: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None, segments: Tensor | None,
-    live: Tensor | None, texts: str, numbers: list[float], backend: str, grad: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    return (*_fake_output(logits), torch.empty_like(logits) if grad else logits.new_empty(0))
+def _(logits: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    return (*_fake_output(logits), torch.empty_like(logits) if given[-1] else logits.new_empty(0))
 
 
-@torch.library.custom_op("dyme_kernels::linear_policy_loss", mutates_args=())
-def _linear_op(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, advantages: Tensor, weights: Tensor,
-    old_logprobs: Tensor | None, ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None,
-    segments: Tensor | None, live: Tensor | None, texts: str, numbers: list[float], budget: float, backend: str,
-    needs: list[bool],
-) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
-]:  # fmt: skip
-    given: list[Any] = [None if x is None else x.detach() for x in (hidden, weight, bias)]
-    wanted = [x.requires_grad_() for x, need in zip(given, needs, strict=True) if need and x is not None]
+@torch.library.custom_op("dyme_kernels::linear_policy_loss", mutates_args=(), schema=_LINEAR)
+def _linear_op(*given: Any) -> tuple[Tensor, ...]:
+    *head, texts, numbers, budget, backend, needs = given
+    tokens = head[3:]
+    hidden, weight, bias = head = [None if x is None else x.detach() for x in head[:3]]
+    wanted = [x.requires_grad_() for x, need in zip(head, needs, strict=True) if need and x is not None]
     with torch.set_grad_enabled(bool(wanted)):
-        out = linear_policy_loss(
-            given[0], given[1], targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance,
-            segments, live, given[2], unpack_spec(texts, numbers), budget, backend,
-        )  # fmt: skip
+        out = linear_policy_loss(hidden, weight, *tokens, bias, unpack_spec(texts, numbers), budget, backend)
         found = iter(torch.autograd.grad(out.loss, wanted) if wanted else ())
-    grads = [next(found) if need and x is not None else hidden.new_empty(0) for x, need in zip(given, needs)]
-    return (*_detached(out), *grads)  # type: ignore[return-value]
+    grads = [next(found) if need and x is not None else hidden.new_empty(0) for x, need in zip(head, needs)]
+    return (*_detached(out), *grads)
 
 
 @_linear_op.register_fake
-def _(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, advantages: Tensor, weights: Tensor,
-    old_logprobs: Tensor | None, ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None,
-    segments: Tensor | None, live: Tensor | None, texts: str, numbers: list[float], budget: float, backend: str,
-    needs: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    given = (hidden, weight, bias)
-    grads = [torch.empty_like(x) if need and x is not None else hidden.new_empty(0) for x, need in zip(given, needs)]
+def _(hidden: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    head = (hidden, *given[:2])
+    grads = [torch.empty_like(x) if need and x is not None else hidden.new_empty(0) for x, need in zip(head, given[-1])]
     return (*_fake_output(hidden), *grads)
 
 
