@@ -7,6 +7,7 @@ buffer of its own, because a compiler must know every tensor that an operator wr
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, ParamSpec, TypeVar
@@ -40,14 +41,13 @@ def unpack_spec(texts: str, numbers: Sequence[float]) -> LossSpec:
     return LossSpec(**given)
 
 
-_TOKENS = (
-    "Tensor targets, Tensor advantages, Tensor weights, Tensor? old_logprobs, Tensor? ref_logprobs, Tensor? memorize, "
-    "Tensor? importance, Tensor? segments, Tensor? live"
-)
+_GIVEN = ("targets", "advantages", "weights")
+_TOKENS = (*_GIVEN, "old_logprobs", "ref_logprobs", "memorize", "importance", "segments", "live")
+_VECTORS = ", ".join(f"Tensor{'' if name in _GIVEN else '?'} {name}" for name in _TOKENS)
 _SPEC = "str texts, float[] numbers"
-_POLICY = f"(Tensor logits, {_TOKENS}, {_SPEC}, str backend, bool grad) -> ({', '.join(['Tensor'] * 9)})"
+_POLICY = f"(Tensor logits, {_VECTORS}, {_SPEC}, str backend, bool grad) -> ({', '.join(['Tensor'] * 9)})"
 _LINEAR = (
-    f"(Tensor hidden, Tensor weight, Tensor? bias, {_TOKENS}, {_SPEC}, float budget, str backend, bool[] needs) -> "
+    f"(Tensor hidden, Tensor weight, Tensor? bias, {_VECTORS}, {_SPEC}, float budget, str backend, bool[] needs) -> "
     f"({', '.join(['Tensor'] * 11)})"
 )
 
@@ -110,50 +110,23 @@ torch.library.register_autograd("dyme_kernels::policy_loss", _policy_backward, s
 torch.library.register_autograd("dyme_kernels::linear_policy_loss", _linear_backward, setup_context=_keep(3))
 
 
-def compiled_policy_loss(
-    logits: Tensor,
-    targets: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None,
-    memorize: Tensor | None = None,
-    importance: Tensor | None = None,
-    segments: Tensor | None = None,
-    live: Tensor | None = None,
-    spec: LossSpec = LossSpec(),  # noqa: B008  frozen
-    backend: str = "auto",
-) -> PolicyLossOutput:
-    """`policy_loss` inside a compiled graph."""
-    tokens = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live)
+def compiled_policy_loss(logits: Tensor, spec: LossSpec, backend: str, **tokens: Tensor | None) -> PolicyLossOutput:
+    """`policy_loss` inside a compiled graph, all arguments by name."""
     grad = torch.is_grad_enabled() and logits.requires_grad
-    return _output(_policy_op(logits, *tokens, *pack_spec(spec), backend, grad))
+    return _output(_policy_op(logits, *(tokens[name] for name in _TOKENS), *pack_spec(spec), backend, grad))
 
 
 def compiled_linear_policy_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None,
-    memorize: Tensor | None = None,
-    importance: Tensor | None = None,
-    segments: Tensor | None = None,
-    live: Tensor | None = None,
-    bias: Tensor | None = None,
-    spec: LossSpec = LossSpec(),  # noqa: B008  frozen
-    logits_budget_mb: float = 256,
-    backend: str = "auto",
-) -> PolicyLossOutput:
-    """`linear_policy_loss` inside a compiled graph."""
-    tokens = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live)
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: LossSpec, logits_budget_mb: float, backend: str,
+    **tokens: Tensor | None,
+) -> PolicyLossOutput:  # fmt: skip
+    """`linear_policy_loss` inside a compiled graph, all arguments by name."""
     hidden, weight, bias = under_autocast(hidden, weight, bias)
     check_head(hidden, weight, bias, logits_budget_mb)
     enabled = torch.is_grad_enabled()
     needs = [enabled and x is not None and x.requires_grad for x in (hidden, weight, bias)]
-    return _output(_linear_op(hidden, weight, bias, *tokens, *pack_spec(spec), logits_budget_mb, backend, needs))
+    rest = (*pack_spec(spec), logits_budget_mb, backend, needs)
+    return _output(_linear_op(hidden, weight, bias, *(tokens[name] for name in _TOKENS), *rest))
 
 
 def _output(found: tuple[Tensor, ...]) -> PolicyLossOutput:
@@ -170,11 +143,19 @@ def _fake_output(x: Tensor) -> tuple[Tensor, ...]:
     return (x.new_empty((), dtype=dtype), *(x.new_empty(x.shape[0], dtype=dtype) for _ in STATISTICS))
 
 
-def in_graphs(eager: Callable[P, R], compiled: Callable[P, R]) -> Callable[P, R]:
-    """`eager`, and where torch.compile makes a graph, `compiled`."""
+def in_graphs(eager: Callable[P, R], compiled: Callable[..., R]) -> Callable[P, R]:
+    """`eager`, and where torch.compile makes a graph, `compiled` with all arguments of `eager` by name."""
+    parameters = inspect.signature(eager).parameters
+    names = tuple(parameters)
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
     @functools.wraps(eager)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return (compiled if torch.compiler.is_compiling() else eager)(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            return eager(*args, **kwargs)
+        given = {**defaults, **dict(zip(names, args)), **kwargs}
+        if len(args) > len(names) or given.keys() != {*names}:
+            raise TypeError(f"the arguments are {', '.join(names)}; got {', '.join(given)}")
+        return compiled(**given)
 
     return call
