@@ -57,7 +57,7 @@ def _policy_op(logits: Tensor, *given: Any) -> tuple[Tensor, ...]:
     *tokens, texts, numbers, backend, grad = given
     leaf = logits.detach().requires_grad_(grad)  # a leaf is never overwritten
     with torch.set_grad_enabled(grad):
-        out = policy_loss(leaf, *tokens, unpack_spec(texts, numbers), backend)
+        out = policy_loss(leaf, *tokens, spec=unpack_spec(texts, numbers), backend=backend)
         gradient = torch.autograd.grad(out.loss, leaf)[0] if grad else logits.new_empty(0)
     return (*_detached(out), gradient)
 
@@ -74,7 +74,15 @@ def _linear_op(*given: Any) -> tuple[Tensor, ...]:
     hidden, weight, bias = head = [None if x is None else x.detach() for x in head[:3]]
     wanted = [x.requires_grad_() for x, need in zip(head, needs, strict=True) if need and x is not None]
     with torch.set_grad_enabled(bool(wanted)):
-        out = linear_policy_loss(hidden, weight, *tokens, bias, unpack_spec(texts, numbers), budget, backend)
+        out = linear_policy_loss(
+            hidden,
+            weight,
+            *tokens,
+            bias=bias,
+            spec=unpack_spec(texts, numbers),
+            logits_budget_mb=budget,
+            backend=backend,
+        )
         found = iter(torch.autograd.grad(out.loss, wanted) if wanted else ())
     grads = [next(found) if need and x is not None else hidden.new_empty(0) for x, need in zip(head, needs)]
     return (*_detached(out), *grads)
