@@ -54,10 +54,11 @@ _LINEAR = (
 
 @torch.library.custom_op("dyme_kernels::policy_loss", mutates_args=(), schema=_POLICY)
 def _policy_op(logits: Tensor, *given: Any) -> tuple[Tensor, ...]:
-    *tokens, texts, numbers, backend, grad = given
+    *vectors, texts, numbers, backend, grad = given
+    tokens = dict(zip(_TOKENS, vectors, strict=True))
     leaf = logits.detach().requires_grad_(grad)  # a leaf is never overwritten
     with torch.set_grad_enabled(grad):
-        out = policy_loss(leaf, *tokens, spec=unpack_spec(texts, numbers), backend=backend)
+        out = policy_loss(leaf, **tokens, spec=unpack_spec(texts, numbers), backend=backend)
         gradient = torch.autograd.grad(out.loss, leaf)[0] if grad else logits.new_empty(0)
     return (*_detached(out), gradient)
 
@@ -70,7 +71,7 @@ def _(logits: Tensor, *given: Any) -> tuple[Tensor, ...]:
 @torch.library.custom_op("dyme_kernels::linear_policy_loss", mutates_args=(), schema=_LINEAR)
 def _linear_op(*given: Any) -> tuple[Tensor, ...]:
     *head, texts, numbers, budget, backend, needs = given
-    tokens = head[3:]
+    tokens = dict(zip(_TOKENS, head[3:], strict=True))
     hidden, weight, bias = head = [None if x is None else x.detach() for x in head[:3]]
     wanted = [x.requires_grad_() for x, need in zip(head, needs, strict=True) if need and x is not None]
     with torch.set_grad_enabled(bool(wanted)):
