@@ -75,15 +75,8 @@ def _linear_op(*given: Any) -> tuple[Tensor, ...]:
     hidden, weight, bias = head = [None if x is None else x.detach() for x in head[:3]]
     wanted = [x.requires_grad_() for x, need in zip(head, needs, strict=True) if need and x is not None]
     with torch.set_grad_enabled(bool(wanted)):
-        out = linear_policy_loss(
-            hidden,
-            weight,
-            *tokens,
-            bias=bias,
-            spec=unpack_spec(texts, numbers),
-            logits_budget_mb=budget,
-            backend=backend,
-        )
+        settings: dict[str, Any] = {"spec": unpack_spec(texts, numbers), "logits_budget_mb": budget, "backend": backend}
+        out = linear_policy_loss(hidden, weight, **tokens, bias=bias, **settings)
         found = iter(torch.autograd.grad(out.loss, wanted) if wanted else ())
     grads = [next(found) if need and x is not None else hidden.new_empty(0) for x, need in zip(head, needs)]
     return (*_detached(out), *grads)
