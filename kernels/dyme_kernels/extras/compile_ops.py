@@ -18,7 +18,7 @@ from torch import Tensor
 from dyme_kernels.linear import check_head, linear_policy_loss, under_autocast
 from dyme_kernels.policy import policy_loss
 from dyme_kernels.spec import LossSpec
-from dyme_kernels.tokens import STATISTICS, PolicyLossOutput, compute_dtype
+from dyme_kernels.tokens import STATISTICS, VECTORS, PolicyLossOutput, compute_dtype
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,13 +42,14 @@ def unpack_spec(texts: str, numbers: Sequence[float]) -> LossSpec:
 
 
 _GIVEN = ("targets", "advantages", "weights")
-_TOKENS = (*_GIVEN, "old_logprobs", "ref_logprobs", "memorize", "importance", "segments", "live")
+_TOKENS = (*VECTORS, "live")
 _VECTORS = ", ".join(f"Tensor{'' if name in _GIVEN else '?'} {name}" for name in _TOKENS)
+_OUTPUTS = ", ".join(["Tensor"] * (1 + len(STATISTICS)))  # loss and statistics, before the gradients
 _SPEC = "str texts, float[] numbers"
-_POLICY = f"(Tensor logits, {_VECTORS}, {_SPEC}, str backend, bool grad) -> ({', '.join(['Tensor'] * 9)})"
+_POLICY = f"(Tensor logits, {_VECTORS}, {_SPEC}, str backend, bool grad) -> ({_OUTPUTS}, Tensor)"
 _LINEAR = (
     f"(Tensor hidden, Tensor weight, Tensor? bias, {_VECTORS}, {_SPEC}, float budget, str backend, bool[] needs) -> "
-    f"({', '.join(['Tensor'] * 11)})"
+    f"({_OUTPUTS}, Tensor, Tensor, Tensor)"
 )
 
 
@@ -101,11 +102,11 @@ def _scaled(gradient: Tensor, factor: Tensor) -> Tensor | None:
 
 
 def _policy_backward(ctx: Any, loss_grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    return (_scaled(ctx.saved_tensors[0], loss_grad), *(None,) * 13)
+    return (_scaled(ctx.saved_tensors[0], loss_grad), *(None,) * (len(_TOKENS) + 4))
 
 
 def _linear_backward(ctx: Any, loss_grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    return (*(_scaled(x, loss_grad) for x in ctx.saved_tensors), *(None,) * 14)
+    return (*(_scaled(x, loss_grad) for x in ctx.saved_tensors), *(None,) * (len(_TOKENS) + 5))
 
 
 torch.library.register_autograd("dyme_kernels::policy_loss", _policy_backward, setup_context=_keep(1))
