@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from benchmarks.fixtures.tiny_checkpoints import makers
-from benchmarks.fixtures.tiny_checkpoints.common import write_checkpoint
+from benchmarks.checkpoints.common import write_checkpoint
+from tests.helpers.checkpoints import makers
 from tests.helpers.features import Features, tell
 from tests.helpers.interpreter import interpret_triton
 from tests.helpers.launching import run_on_ranks

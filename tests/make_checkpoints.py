@@ -1,5 +1,5 @@
 """`python -m tests.make_checkpoints DIR [--only NAME ...] [--shapes] [--weights]`: writes the checkpoints of
-benchmarks/fixtures/tiny_checkpoints, for trying a command without a published model.
+tests/helpers/checkpoints, for trying a command without a published model.
 
 Without --shapes: tiny models with random weights. With it: folders with the dimensions of published models, whose
 weights --weights makes up (bfloat16, as large as the real ones).
@@ -12,8 +12,8 @@ import difflib
 import sys
 from pathlib import Path
 
-from benchmarks.fixtures.tiny_checkpoints import makers
-from benchmarks.fixtures.tiny_checkpoints.common import write_checkpoint
+from benchmarks.checkpoints.common import write_checkpoint
+from tests.helpers.checkpoints import makers
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from benchmarks.fixtures.tiny_checkpoints import makers
 from dyme.config import RunConfig
+from tests.helpers.checkpoints import makers
 from tests.helpers.launching import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from benchmarks.fixtures.tiny_checkpoints import makers
-from benchmarks.fixtures.tiny_checkpoints.common import Tiny
+from benchmarks.checkpoints.common import Tiny
 from dyme.families import ModelError, load_family, open_family
 from dyme.families.files import read_weights
 from tests import make_checkpoints
+from tests.helpers.checkpoints import makers
 from tests.helpers.launching import ROOT
 
 

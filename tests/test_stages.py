@@ -292,7 +292,7 @@ def test_the_plan_is_the_same_on_both_ranks(tmp_path):
     assert first.plan == second.plan and first.weights == second.weights
     assert first.sequences == SEQUENCES[:4] and list(map(len, first.tokens)) == [2, 1, 3, 4]
     assert first.weights == pytest.approx([1 / (9 * 2), 1 / 9, 1 / (9 * 3), 0.5 / (9 * 4)])
-    placed = [[(i.group, i.rows, i.tokens) for m in rank for i in m] for rank in first.plan.micro_batches]
+    placed = [[(i.group, i.sequences, i.tokens) for m in rank for i in m] for rank in first.plan.micro_batches]
     assert placed == [[(1, (1, 2, 3), 16)], [(0, (0,), 7)]]
     assert first.plan.modules == (SEEN,)
     assert first.encode(0) is PROMPTS["seen"] and first.encode(2) is None

@@ -23,9 +23,9 @@ from benchmarks.kernels.accuracy import relative_errors
 from benchmarks.kernels.case import Case, make_inputs
 from benchmarks.kernels.ours import make_eager, make_ours
 from benchmarks.kernels.presets import LARGE, QWEN, SMALL, SMOL
+from benchmarks.kernels.results import ROOT
 from dyme_kernels import SURROGATES, LossSpec, group_advantages, linear_policy_loss, policy_loss
 
-ROOT = Path(__file__).resolve().parents[2]
 RATIO = 1.5  # of plain PyTorch's own error
 ULP = 1.2e-7
 SEEDS = 3

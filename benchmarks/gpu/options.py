@@ -8,11 +8,12 @@ kernels/dyme_kernels/triton_rows.py (`compile_options`, `programs`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -52,13 +53,10 @@ def candidates(block: int) -> list[Launch]:
     return [launch for launch in found if launch.fits]
 
 
-@contextmanager
-def forced(launch: Launch | None) -> Iterator[None]:
-    """The row kernels launch as told, within the block; None: as they do by default."""
+def forced(launch: Launch | None) -> AbstractContextManager[Any]:
+    """Row kernels launch as told, within the block; None: as they do by default."""
     if launch is None:
-        yield
-        return
-    before = triton_rows.compile_options, triton_rows.programs
+        return nullcontext()
 
     def options(vocabulary: int) -> dict[str, int]:
         return {"BLOCK": launch.block, "num_warps": launch.warps, "maxnreg": launch.registers}
@@ -68,11 +66,7 @@ def forced(launch: Launch | None) -> Iterator[None]:
             return 1 << 30
         return launch.per_sm * torch.cuda.get_device_properties(device).multi_processor_count
 
-    triton_rows.compile_options, triton_rows.programs = options, programs
-    try:
-        yield
-    finally:
-        triton_rows.compile_options, triton_rows.programs = before
+    return mock.patch.multiple(triton_rows, compile_options=options, programs=programs)
 
 
 def measure(inputs: Inputs, launches: dict[str, Launch | None], effort: Effort) -> list[dict[str, Any]]:

@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.progress import Options, Skip, parse, require, run_steps
+from benchmarks.gpu.progress import Options, parse, require, run_steps
+from benchmarks.kernels.results import ROOT, deepspeed_command
 
-ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("deepspeed", "pydantic", "transformers", "datasets")
 SMALL = (
     *("model.from_scratch.hidden_size=32", "model.from_scratch.layers=1", "model.from_scratch.vision_hidden_size=32"),
@@ -40,15 +40,12 @@ def train(options: Options, config: str) -> dict[str, Any]:
     """Wall seconds, median seconds of a step after the first fifth, tokens a second, and the most memory the GPU had in
     use while it ran."""
     require(NEEDED)
-    program = shutil.which("deepspeed") or str(Path(sys.executable).parent / "deepspeed")
-    if not Path(program).exists():
-        raise Skip("not installed: the command deepspeed")
     environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if options.rehearse else {})
     environment.pop("TRITON_INTERPRET", None)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [program, "--num_gpus=1", f"--master_port={20000 + os.getpid() % 20000}", "launchers/train.py"]
-        command += ["--config", config, f"run.dir={run}", *overrides(options.rehearse)]
+        command = deepspeed_command("--num_gpus=1", "launchers/train.py", "--config", config, f"run.dir={run}")
+        command += overrides(options.rehearse)
         begin = time.monotonic()
         with gpu_memory() as used:
             done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)

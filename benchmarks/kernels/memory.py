@@ -6,7 +6,6 @@ CASE is the JSON of a case.Case. Prints one JSON line per case.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 from benchmarks.kernels.case import Case, make_inputs
 from benchmarks.kernels.provider import Provider
-from benchmarks.kernels.results import reason
+from benchmarks.kernels.results import json_lines, reason
 from benchmarks.kernels.sweep import PROVIDERS
 
 SECONDS = 120
@@ -56,16 +55,9 @@ def measure(cases: Sequence[Case], provider: Provider) -> list[dict[str, Any]]:
         return []
     if not torch.cuda.is_available():
         return [{"name": case.name, "provider": provider.name, "reason": NO_GPU} for case in mine]
-    command = [sys.executable, "-m", "benchmarks.kernels.memory", provider.name]
-    command += [json.dumps(case.as_dict()) for case in mine]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        text = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]
-    except subprocess.TimeoutExpired:
-        lines, text = [], f"no answer in {SECONDS} s"
-    found = [json.loads(line) for line in lines]
-    found += [{"reason": text}] * (len(mine) - len(found))
+    cases_as_text = [json.dumps(case.as_dict()) for case in mine]
+    found, why = json_lines("benchmarks.kernels.memory", provider.name, *cases_as_text, timeout=SECONDS)
+    found += [{"reason": why or "no answer"}] * (len(mine) - len(found))
     return [{"name": case.name, "provider": provider.name, **row} for case, row in zip(mine, found)]
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -143,17 +144,14 @@ def make_liger_linear_ce(inputs: Inputs) -> Calls:
     return _mean_ce(inputs, lambda hidden, weight: loss(weight, hidden, inputs.labels))
 
 
-def make_cce(inputs: Inputs) -> Calls:
-    from cut_cross_entropy import linear_cross_entropy as loss
-
+def make_summed_ce(inputs: Inputs, module: str, name: str) -> Calls:
+    """A library's function of hidden states, weight, labels and reduction."""
+    loss = getattr(importlib.import_module(module), name)
     return _mean_ce(inputs, lambda hidden, weight: loss(hidden, weight, inputs.labels, reduction="sum"))
 
 
-def make_quack(inputs: Inputs) -> Calls:
-    from quack.linear_cross_entropy import chunked_linear_cross_entropy as loss
-
-    return _mean_ce(inputs, lambda hidden, weight: loss(hidden, weight, inputs.labels, reduction="sum"))
-
+make_cce = partial(make_summed_ce, module="cut_cross_entropy", name="linear_cross_entropy")
+make_quack = partial(make_summed_ce, module="quack.linear_cross_entropy", name="chunked_linear_cross_entropy")
 
 PROVIDERS = (
     Provider("torch linear_cross_entropy", ("linear_ce",), "computes", torch_obstacle, make_torch_linear),

@@ -84,6 +84,12 @@ Result = tuple[Tensor, Tensor | None]
 """loss, logprobs"""
 
 
+def _outcome(result: Result, **gradients: Tensor | None) -> Outcome:
+    loss, logprobs = result
+    known = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+    return Outcome(loss.detach(), None if logprobs is None else logprobs.detach(), known)
+
+
 def linear_calls(inputs: Inputs, compute: Callable[[Tensor, Tensor], Result]) -> Calls:
     """Calls of a function of hidden [N,H] and weight [V,H]."""
 
@@ -93,14 +99,9 @@ def linear_calls(inputs: Inputs, compute: Callable[[Tensor, Tensor], Result]) ->
 
     def both() -> Outcome:
         hidden, weight = (x.detach().requires_grad_() for x in (inputs.hidden, inputs.weight))
-        loss, logprobs = compute(hidden, weight)
-        loss.backward()
-        grads = {"hidden": hidden.grad, "weight": weight.grad}
-        return Outcome(
-            loss.detach(),
-            None if logprobs is None else logprobs.detach(),
-            {k: g for k, g in grads.items() if g is not None},
-        )
+        result = compute(hidden, weight)
+        result[0].backward()
+        return _outcome(result, hidden=hidden.grad, weight=weight.grad)
 
     return Calls(forward, both)
 
@@ -134,9 +135,9 @@ def logits_calls(inputs: Inputs, compute: Callable[[Tensor], Result], extra_row:
         # a tensor over the same memory that is no view: autograd would protect a view's base
         place = torch.empty(0, device=inputs.device, dtype=inputs.scratch.dtype)
         place.set_(inputs.scratch.untyped_storage(), 0, shape, buffer().stride())
-        loss, logprobs = compute(_Source.apply(anchor, place, received))
-        loss.backward()
+        result = compute(_Source.apply(anchor, place, received))
+        result[0].backward()
         gradient = received[0][:, :-1].reshape(case.tokens, -1) if extra_row else received[0]
-        return Outcome(loss.detach(), None if logprobs is None else logprobs.detach(), {"logits": gradient})
+        return _outcome(result, logits=gradient)
 
     return Calls(forward, both, reset)

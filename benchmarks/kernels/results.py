@@ -7,8 +7,10 @@ import math
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,28 @@ def module_environment(**variables: str) -> dict[str, str]:
     """The environment of a process that runs a module of this repository."""
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables}
+
+
+def deepspeed_command(*arguments: str) -> list[str]:
+    """A launch under DeepSpeed on a free port of this machine."""
+    from torch.distributed.elastic.utils.distributed import get_free_port
+
+    return [sys.executable, "-m", "deepspeed.launcher.runner", f"--master_port={get_free_port()}", *arguments]
+
+
+def json_lines(module: str, *arguments: str, timeout: float | None = None) -> tuple[list[Any], str]:
+    """What a module of this repository prints as lines of JSON in a process of its own, and "" or why it failed."""
+    command = [sys.executable, "-m", module, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return [], f"no answer in {timeout} s"
+    lines = []
+    for line in done.stdout.splitlines():
+        with suppress(ValueError):  # what libraries print
+            lines.append(json.loads(line))
+    said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return lines, said[-1][:200] if done.returncode else ""
 
 
 def command() -> str:

@@ -34,7 +34,7 @@ NEEDED = ("transformers", "deepspeed", "pydantic", "tokenizers")
 
 @dataclass(frozen=True)
 class Size:
-    """models: names in tiny_checkpoints; pictures: width and height, in turn; tokens: of a prompt with
+    """models: names in benchmarks.checkpoints; pictures: width and height, in turn; tokens: of a prompt with
     its picture, 0 for whatever a short question takes; repeats: timed calls, after a warm-up."""
 
     models: tuple[str, ...]

@@ -4,11 +4,11 @@ tokens it made, which for all of them are prompts x K x new tokens."""
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from PIL import Image
@@ -76,23 +76,12 @@ def transformers(
             pad_token_id=family.pad_id,
             cache_implementation=cache,
         )
-        with torch.no_grad(), _plain(model):
+        # the checkpoint's own settings would fill what this configuration leaves open
+        with torch.no_grad(), mock.patch.object(model, "generation_config", GenerationConfig()):
             tokens = model.generate(**inputs, generation_config=config)
         return tokens[:, length:].numel()
 
     return run
-
-
-@contextmanager
-def _plain(model: Any) -> Iterator[None]:
-    """Without the checkpoint's own settings, which fill what a configuration leaves open."""
-    from transformers import GenerationConfig
-
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def vllm(

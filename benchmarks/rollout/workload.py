@@ -13,13 +13,13 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from benchmarks.fixtures.tiny_checkpoints import makers
-from benchmarks.fixtures.tiny_checkpoints.common import write_checkpoint
+from benchmarks.checkpoints import makers
+from benchmarks.checkpoints.common import write_checkpoint
 from dyme.families import Family, Prompt, load_family
 
 
 def checkpoint(name: str, folder: Path) -> Path:
-    """Writes the random checkpoint `name` of tiny_checkpoints into a folder of its own, unless it is there: a
+    """Writes the random checkpoint `name` of benchmarks.checkpoints into a folder of its own, unless it is there: a
     tiny one, or one with the dimensions of a published model in bfloat16."""
     place = folder / name
     if not (place / "written").exists():  # a process may be killed while it writes

@@ -18,7 +18,7 @@ RIGHT = 3.0  # format, thinking and accuracy, each with weight 1
 
 @dataclass(frozen=True)
 class Case:
-    """model: a name in tiny_checkpoints. pictures: width and height, in turn. tokens: of a prompt with
+    """model: a name in benchmarks.checkpoints. pictures: width and height, in turn. tokens: of a prompt with
     its picture, 0 for whatever a short question takes. new_tokens: of every reply, and about those of a reference.
     shares: of mixed groups, one block of records each. budget: padded tokens of our micro-batches; micro_rows: rows of
     TRL's. repeats: timed steps of each share. checkpointing: of activations, for everybody."""

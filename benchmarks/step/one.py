@@ -7,7 +7,6 @@ CASE is the JSON of a case.Case. The last line it prints is the JSON of its step
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels.results import finite
+from benchmarks.kernels.results import finite, json_lines
 from benchmarks.step.case import Case
 from dyme.fault_tolerance.launch import run_and_exit
 
@@ -35,21 +34,10 @@ def measure(case: Case, folder: Path, device: torch.device, provider: str) -> li
 
 def isolated(case: Case, folder: Path, device: torch.device, provider: str) -> list[dict[str, Any]]:
     """`measure` in another process. Raises RuntimeError with the last line it said where it failed."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.step.one",
-        provider,
-        json.dumps(asdict(case)),
-        str(folder),
-        str(device),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("[{")]
-    if done.returncode or not lines:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise RuntimeError(said[-1])
-    return json.loads(lines[-1])
+    lines, why = json_lines("benchmarks.step.one", provider, json.dumps(asdict(case)), str(folder), str(device))
+    if why or not lines:
+        raise RuntimeError(why or "no steps")
+    return lines[-1]
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.results import ROOT
 from benchmarks.rollout.meter import Cost, measured, seconds
 from benchmarks.rollout.workload import checkpoint, fix_length
 from benchmarks.step.case import RIGHT, WARM_UP, Case, Counts, scripted, write_records
@@ -27,8 +28,6 @@ from dyme.opening import open_run
 from dyme.sampler import StepBatch
 from dyme.scoring import Scoring
 from dyme.trainer import train_step
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Ours:

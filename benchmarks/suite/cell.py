@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import yaml
 
+from benchmarks.kernels.results import ROOT
 from benchmarks.suite.cells import DONE, Cell, digest, settings
 from benchmarks.suite.grid import GRIDS, Grid
 from benchmarks.suite.measure import curve, mean_of, measure_split
@@ -30,6 +31,7 @@ from dyme import trainer
 from dyme.checkpoint.store import versions
 from dyme.config import RunConfig, load_config
 from dyme.engine.train_engine import close_distributed, init_distributed
+from dyme.evaluation.folder import write_whole
 from dyme.evaluation.held_out import Evaluation, majority_rates
 from dyme.families import load_family
 from dyme.families.attention import resolve_attention, set_attention
@@ -42,8 +44,6 @@ from dyme.rollout.types import Rollout
 from dyme.run_folder import RunFolder
 from dyme.scoring import Scoring
 from dyme.text.json_lines import plain, read_jsonl
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -189,9 +189,7 @@ def main() -> int:
     folder = args.out / "cells" / cell.id
     if cell.id not in grid.kept:
         shutil.rmtree(folder / "run")
-    partial = folder / f"{DONE}.part"
-    partial.write_text(json.dumps(plain(found), separators=(",", ":")) + "\n", encoding="utf-8")
-    partial.replace(folder / DONE)
+    write_whole(folder / DONE, json.dumps(plain(found), separators=(",", ":")) + "\n")
     close_distributed()
     return 0
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernels.results import ROOT
 from benchmarks.suite import tables
 from benchmarks.suite.cells import Cell
 from benchmarks.suite.grid import Grid
@@ -19,7 +20,7 @@ from benchmarks.suite.questions import Question, questions
 from benchmarks.suite.results import Results, load
 from benchmarks.suite.tasks import TASKS
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = ROOT / "docs"
 HEAVY = ("score", "agreed", "read", "samples")  # item by item; they stay in the cells
 PLACE = re.compile(r"(<!-- table: ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

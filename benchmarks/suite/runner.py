@@ -6,10 +6,8 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels.results import ROOT, module_environment
+from benchmarks.kernels.results import ROOT, deepspeed_command, module_environment
 from benchmarks.suite.cells import DONE, FAILED, Cell, digest, settings
 from benchmarks.suite.grid import Grid
 from benchmarks.suite.methods import MERGE
@@ -29,6 +27,8 @@ from dyme.settings.errors import explain
 ATTEMPTS = 2
 """A cell that failed is tried once more by the next start, and then no more."""
 TAIL = 12  # lines of a failed cell that are kept
+LOG = "log.txt"
+POLL_S = 0.2
 
 
 def not_there(cell: Cell, grid: Grid, out: Path) -> str:
@@ -56,85 +56,78 @@ def attempts(cell: Cell, grid: Grid, out: Path) -> int:
 
 @dataclass
 class Pool:
-    """Cells that wait in order, those that run, and what became of the others, by id."""
+    """Cells that wait in order, those that run by slot, and the ids of the others by what became of them."""
 
     grid: Grid
     preset: str
     out: Path
-
+    jobs: int
     deadline: float
     waiting: list[Cell]
     done: set[str]
-    failed: set[str] = field(default_factory=set)
-    begun: set[str] = field(default_factory=set)
-    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    lock: threading.Condition = field(default_factory=threading.Condition)
-    stopped: bool = False
+    failed: set[str]
+    running: dict[int, tuple[Cell, subprocess.Popen[bytes], float]] = field(default_factory=dict)
 
-    def work(self, slot: int) -> None:
-        """One worker: takes the next cell whose needs are done, until none is left or the time is over."""
-        while (cell := self._next()) is not None:
-            begin = time.monotonic()
-            error = self._run(cell, slot)
-            with self.lock:
-                self.running.pop(cell.id, None)
-                self.begun.discard(cell.id)
-                (self.failed if error else self.done).add(cell.id)
-                left = len(self.waiting) + len(self.begun)
-                _say(f"{cell.id}: {error or 'done'}, {time.monotonic() - begin:.0f} s ({left} left)")
-                self.lock.notify_all()
+    def work(self) -> None:
+        """Runs each cell once what it needs is done, until none is left or the time is over. An exception ends what
+        runs; those cells start again next time."""
+        try:
+            while True:
+                for slot in set(range(self.jobs)) - set(self.running):
+                    if (cell := self._next()) is not None:
+                        self.running[slot] = cell, self._begin(cell, slot), time.monotonic()
+                if not self.running:
+                    return
+                time.sleep(POLL_S)
+                for slot, (cell, process, begin) in list(self.running.items()):
+                    if process.poll() is not None:
+                        del self.running[slot]
+                        error = self._end(cell, process.returncode)
+                        (self.failed if error else self.done).add(cell.id)
+                        left = len(self.waiting) + len(self.running)
+                        _say(f"{cell.id}: {error or 'done'}, {time.monotonic() - begin:.0f} s ({left} left)")
+        finally:
+            for _, process, _ in self.running.values():
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def _next(self) -> Cell | None:
-        with self.lock:
-            while self.waiting and time.monotonic() < self.deadline:
-                for cell in [c for c in self.waiting if {need.id for need in c.needs} & self.failed]:
-                    self.waiting.remove(cell)
-                    self.failed.add(cell.id)
-                    _say(f"{cell.id}: left out, what it needs failed")
-                ready = next((c for c in self.waiting if all(need.id in self.done for need in c.needs)), None)
-                if ready is not None:
-                    self.waiting.remove(ready)
-                    self.begun.add(ready.id)
-                    return ready
-                if not self.begun:
-                    return None
-                self.lock.wait(5.0)
+        """The first cell that waits for nothing; None where there is none, or no time."""
+        for cell in list(self.waiting):
+            needs = {need.id for need in cell.needs}
+            if needs & self.failed:
+                self.waiting.remove(cell)
+                self.failed.add(cell.id)
+                _say(f"{cell.id}: left out, what it needs failed")
+            elif needs <= self.done and time.monotonic() < self.deadline:
+                self.waiting.remove(cell)
+                return cell
         return None
 
-    def _run(self, cell: Cell, slot: int) -> str:
-        """Runs the cell in a process group of its own -> "" or why it failed."""
+    def _begin(self, cell: Cell, slot: int) -> subprocess.Popen[bytes]:
+        """A process group that runs the cell."""
         folder = self.out / "cells" / cell.id
         folder.mkdir(parents=True, exist_ok=True)
-        log = folder / "log.txt"
-        with log.open("wb") as file, self.lock:
-            words = command(cell, self.preset, self.out, slot)
-            process = subprocess.Popen(
-                words, cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True
-            )
-            self.running[cell.id] = process
-        process.wait()
+        words = command(cell, self.preset, self.out, slot)
+        with (folder / LOG).open("wb") as log:
+            return subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True)
+
+    def _end(self, cell: Cell, code: int) -> str:
+        """Whether a cell that ended is done: "", or why it failed."""
+        folder = self.out / "cells" / cell.id
         if is_done(cell, self.grid, self.out):
             (folder / FAILED).unlink(missing_ok=True)
-            log.unlink()
+            (folder / LOG).unlink()
             return ""
-        if self.stopped:
-            return "stopped"
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
         failure = {
             "attempts": attempts(cell, self.grid, self.out) + 1,
             "digest": digest(cell, self.grid.regime, self.out),
-            "code": process.returncode,
+            "code": code,
             "tail": lines,
         }
         (folder / FAILED).write_text(json.dumps(failure, indent=1) + "\n", encoding="utf-8")
         return f"failed ({next((line.strip() for line in reversed(lines) if 'rror' in line), 'see its log.txt')[:160]})"
-
-    def stop(self) -> None:
-        """Ends what runs. Its cells start again next time."""
-        self.deadline, self.stopped = 0.0, True
-        for process in list(self.running.values()):
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 def run_grid(grid: Grid, preset: str, out: Path, *, jobs: int, minutes: float | None, only: str) -> bool:
@@ -152,38 +145,23 @@ def run_grid(grid: Grid, preset: str, out: Path, *, jobs: int, minutes: float | 
     waiting = [cell for cell in wanted if cell.id not in done | given_up | set(refused)]
     _say(f"{len(wanted)} cells, {len(done)} done, {len(given_up)} given up, {len(waiting)} to do with {jobs} jobs")
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
-    pool = Pool(grid, preset, out, deadline, waiting, done, given_up | set(refused))
+    pool = Pool(grid, preset, out, jobs, deadline, waiting, done, given_up | set(refused))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    workers = [threading.Thread(target=pool.work, args=(slot,), daemon=True) for slot in range(jobs)]
-    try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            while worker.is_alive():
-                worker.join(0.5)
-    finally:
-        pool.stop()
+    pool.work()
     return bool(pool.failed - set(refused))
 
 
 def command(cell: Cell, preset: str, out: Path, slot: int) -> list[str]:
     where = f"--include=localhost:{slot % torch.cuda.device_count()}" if torch.cuda.is_available() else "--num_gpus=1"
-    launcher = str(Path(sys.executable).parent / "deepspeed")
-    words = [launcher, where, f"--master_port={_port()}", "--module", "benchmarks.suite.cell"]
+    words = deepspeed_command(where, "--module", "benchmarks.suite.cell")
     return [*words, "--preset", preset, "--id", cell.id, "--out", str(out)]
 
 
 def environment() -> dict[str, str]:
     gpu = torch.cuda.is_available()
     found = module_environment(OMP_NUM_THREADS="1", **({} if gpu else {"DS_ACCELERATOR": "cpu"}))
-    drop = {
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        *(["CUDA_VISIBLE_DEVICES"] if gpu else []),
-    }
+    drop = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    drop |= {"CUDA_VISIBLE_DEVICES"} if gpu else set()
     return {name: value for name, value in found.items() if name not in drop}
 
 
@@ -193,12 +171,6 @@ def _wanted(grid: Grid, only: str) -> Sequence[Cell]:
         if cell.id in chosen:
             chosen |= {need.id for need in cell.needs}
     return [cell for cell in grid.cells if cell.id in chosen]
-
-
-def _port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _say(message: Any) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -23,8 +22,8 @@ from statistics import mean, median_high, stdev
 from typing import Any
 
 from benchmarks import figure
-from benchmarks.fixtures.judge_server import Call, JudgeServer
-from benchmarks.kernels.results import command, load
+from benchmarks.kernels.results import command, deepspeed_command, load
+from benchmarks.supervision.judge import Judge
 from dyme.checkpoint.store import versions
 from dyme.config import load_config
 from dyme.data import load_records
@@ -42,32 +41,36 @@ ARMS = {
 }
 
 
-def answer(call: Call) -> dict[str, Any]:
+def answer(purpose: str, text: str) -> dict[str, Any]:
     """A judge that reads the fenced texts: a rating that depends on the trace alone, a trace of all readings."""
-    texts = dict(re.findall(r"<<<(\w+) \w+\n(.*?)\n\w+ \w+>>>", call.user, re.DOTALL))
-    if call.purpose == "check":
-        traces = [text for name, text in texts.items() if name.startswith("TRACE")]
+    texts = dict(re.findall(r"<<<(\w+) \w+\n(.*?)\n\w+ \w+>>>", text, re.DOTALL))
+    if purpose == "check":
+        traces = [trace for name, trace in texts.items() if name.startswith("TRACE")]
         shares = [contradicted_share(trace, texts.get("FACTS", "")) for trace in traces]
         ratings = ["low" if share > 0.5 else "medium" if share else "high" for share in shares]
         return {"ratings": ratings} if len(ratings) > 1 else {"rating": ratings[0]}
-    if call.purpose == "refine":
+    if purpose == "refine":
         return {"trace": f"{texts.get('FACTS', '')} so {texts['ANSWER']}"}
-    return {"template": "{name} {value} so {answer}"} if call.purpose == "template" else {"better": "first"}
+    return {"template": "{name} {value} so {answer}"} if purpose == "template" else {"better": "first"}
+
+
+def launch(launcher: str, run: Path, *overrides: object, ranks: int) -> None:
+    words = (f"--num_gpus={ranks}", f"launchers/{launcher}.py", "--config", CONFIG, f"run.dir={run}")
+    subprocess.run(deepspeed_command(*words, *map(str, overrides)), check=True)
 
 
 def train(run: Path, *overrides: object, ranks: int) -> list[dict[str, Any]]:
     """The steps of a run in folder `run`, which is made unless it is there."""
     if not (run / "DONE").exists():
-        words = [*_deepspeed(ranks), "launchers/train.py", "--config", CONFIG, f"run.dir={run}"]
-        subprocess.run([*words, *map(str, overrides)], check=True)
+        launch("train", run, *overrides, ranks=ranks)
     return [line for line in read_jsonl(run / "metrics.jsonl") if not line.get("eval")]
 
 
 def calls(options: argparse.Namespace) -> dict[str, Any]:
     """A whole run with a judge that answers at once."""
-    with JudgeServer(answer) as server:
+    with Judge(answer) as server:
         steps = train(options.out / "calls", *_judge(server), *JUDGED, *_base(options), ranks=options.ranks)
-        by_purpose = {purpose: server.count(purpose) for purpose in ("check", "refine", "template", "compare")}
+        by_purpose = {purpose: server.counts[purpose] for purpose in ("check", "refine", "template", "compare")}
     cfg = load_config(CONFIG)
     groups, size = cfg.rollout.prompts_per_step, cfg.rollout.group_size
     sent = [line["supervision/judge/sent"] for line in steps]
@@ -94,7 +97,7 @@ def latency(options: argparse.Namespace) -> dict[str, Any]:
     start = (f"model.path={options.trained}", "train.max_steps=20", "run.eval_every=0", "optim.warmup_steps=0")
     arms = {"0 ms": (0.0, ()), f"{LATENCY_MS} ms": (LATENCY_MS, (cache,)), "cached": (LATENCY_MS, (cache,))}
     for name, (ms, more) in arms.items():
-        with JudgeServer(answer, latency_ms=ms) as server:
+        with Judge(answer, latency_ms=ms) as server:
             run = out / f"latency-{name.replace(' ', '')}"
             steps = train(run, *_judge(server), *JUDGED, *start, *more, "judge.concurrency=64", ranks=options.ranks)
         waits = sorted(line["time/judge"] for line in steps[1:])
@@ -117,8 +120,7 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
             seeded = (f"run.seed={seed}", "run.eval_every=0", "run.eval_records=512", *overrides, *_base(options))
             train(run, *seeded, ranks=options.ranks)
             if not (run / "evaluation" / "summary.json").exists():
-                words = [*_deepspeed(options.ranks), "launchers/evaluate.py", "--config", CONFIG, f"run.dir={run}"]
-                subprocess.run(words, check=True)
+                launch("evaluate", run, ranks=options.ranks)
             found.setdefault(arm, []).append({"seed": seed, **_figures(run)})
             _write(options.out, {"quality": _summed(found)})
     return _summed(found)
@@ -156,11 +158,7 @@ def _summed(found: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _deepspeed(ranks: int) -> list[str]:
-    return ["deepspeed", f"--num_gpus={ranks}", f"--master_port={20000 + os.getpid() % 20000}"]
-
-
-def _judge(server: JudgeServer) -> tuple[str, ...]:
+def _judge(server: Judge) -> tuple[str, ...]:
     return (f"judge.endpoints=[{{url: '{server.url}', model: scripted}}]",)
 
 

@@ -1,10 +1,9 @@
 """Plan: which rank trains which sequences in which micro-batch. Pure, and the same on every rank.
 
-A live group is placed as an item: its prompt once, then the rows it trains as branches. Every rank gets the same
-number of
-micro-batches, and in micro-batch j every rank runs the same modules: where one rank has an image all have one.
-Ranks that run
-different modules break ZeRO-3's collectives (a hang on NCCL), so this is a contract, not an optimization.
+A group is placed as an item: its prompt once, then the sequences it trains as branches. Every rank gets the same number
+of micro-batches, and in micro-batch j every rank runs the same modules: where one rank has an image, all run the vision
+modules. Ranks that run different modules break ZeRO-3's collectives (a hang on NCCL), so this is a contract, not an
+optimization.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PlannedGroup:
-    """Live rows of one group (or of a part of it) that share one copy of the prompt.
+    """Sequences of one group, or of a part of it, that share one copy of the prompt.
 
-    `rows` are indices into the `TrainBatch.sequences` of the step; `tokens` is the packed length: prompt + rows.
+    `sequences` are indices into the `TrainBatch.sequences` of the step; `tokens` is the packed length: prompt and
+    sequences.
     """
 
     group: int
-    rows: tuple[int, ...]
+    sequences: tuple[int, ...]
     tokens: int
 
 
@@ -47,8 +47,8 @@ class Plan:
 
 
 def make_plan(
-    row_groups: Sequence[int],
-    row_lengths: Sequence[int],
+    groups: Sequence[int],
+    lengths: Sequence[int],
     prompt_lengths: Sequence[int],
     modalities: Sequence[frozenset[str]],
     world_size: int,
@@ -60,27 +60,25 @@ def make_plan(
 ) -> Plan:
     """Places every sequence that trains exactly once.
 
-    row_groups, row_lengths: [R] group index and tokens of each sequence. prompt_lengths, modalities: [G] expanded
-    tokens and
-    modalities of each group's prompt. `token_budget` bounds the tokens of one micro-batch on one rank: padded ones,
-    or, where groups are `joined`, those they have; a group over it is
-    split, its prompt repeated; a single row over it stands alone. `first_modules`: modalities with trainable
-    parameters, run in the first micro-batch whatever it holds (ZeRO-3 keeps stale gradients of parameters that
-    are absent there). `share_prompt=False` gives every row its own prompt, for families that cannot pack trees.
-    No sequences: a plan without micro-batches.
+    groups, lengths: [S] group index and tokens of each sequence. prompt_lengths, modalities: [G] tokens, image tokens
+    included, and modalities of each group's prompt. `token_budget` bounds the tokens of one micro-batch on one rank:
+    padded ones, or, with `joined`, real ones. A group over it is split and its prompt repeated; a single sequence over
+    it stands alone. `first_modules`: modalities with trainable parameters, run in the first micro-batch whatever it
+    holds (ZeRO-3 keeps stale gradients of parameters that are absent there). `share_prompt=False` gives every sequence
+    its own prompt, for families that cannot pack trees. No sequences: a plan without micro-batches.
     """
-    if not row_groups:
+    if not groups:
         return Plan(tuple(() for _ in range(world_size)), (), joined)
     items = _split_for_ranks(
-        _items(row_groups, row_lengths, prompt_lengths, token_budget, share_prompt),
+        _items(groups, lengths, prompt_lengths, token_budget, share_prompt),
         world_size,
         prompt_lengths,
-        row_lengths,
+        lengths,
     )
     shares = _balance(items, world_size)
     # Groups with more modalities first, so that image work meets image work at the same index; then long to short,
-    # so that the sequences of a micro-batch pad little.
-    ordered = [sorted(s, key=lambda i: (-len(modalities[i.group]), -i.tokens, i.group, i.rows)) for s in shares]
+    # so that the items of a micro-batch pad little.
+    ordered = [sorted(s, key=lambda i: (-len(modalities[i.group]), -i.tokens, i.group, i.sequences)) for s in shares]
     fill = _fill_joined if joined else _fill
     count = max(len(fill(share, token_budget)) for share in ordered)
     micro_batches = tuple(_spread(fill(share, token_budget), count) for share in ordered)
@@ -92,45 +90,44 @@ def make_plan(
 
 
 def _items(
-    row_groups: Sequence[int],
-    row_lengths: Sequence[int],
+    groups: Sequence[int],
+    lengths: Sequence[int],
     prompt_lengths: Sequence[int],
     budget: int,
     share_prompt: bool,
 ) -> list[PlannedGroup]:
-    rows_of: dict[int, list[int]] = {}
-    for row, group in enumerate(row_groups):
-        rows_of.setdefault(group, []).append(row)
+    sequences_of: dict[int, list[int]] = {}
+    for sequence, group in enumerate(groups):
+        sequences_of.setdefault(group, []).append(sequence)
     items = []
-    for group in sorted(rows_of):
+    for group in sorted(sequences_of):
         part: list[int] = []
         tokens = prompt_lengths[group]
-        for row in rows_of[group]:
-            if part and (not share_prompt or tokens + row_lengths[row] > budget):
+        for sequence in sequences_of[group]:
+            if part and (not share_prompt or tokens + lengths[sequence] > budget):
                 items.append(PlannedGroup(group, tuple(part), tokens))
                 part, tokens = [], prompt_lengths[group]
-            part.append(row)
-            tokens += row_lengths[row]
+            part.append(sequence)
+            tokens += lengths[sequence]
         items.append(PlannedGroup(group, tuple(part), tokens))
     return items
 
 
 def _split_for_ranks(
-    items: list[PlannedGroup], world_size: int, prompt_lengths: Sequence[int], row_lengths: Sequence[int]
+    items: list[PlannedGroup], world_size: int, prompt_lengths: Sequence[int], lengths: Sequence[int]
 ) -> list[PlannedGroup]:
-    """Halves the costliest groups until every rank can have one (or only single rows are left)."""
+    """Halves the costliest groups until every rank can have one (or only single sequences are left)."""
     items = list(items)
     while len(items) < world_size:
-        splittable = [i for i in items if len(i.rows) > 1]
+        splittable = [i for i in items if len(i.sequences) > 1]
         if not splittable:
             break
-        worst = max(splittable, key=lambda i: (i.tokens, -i.group, i.rows))
+        worst = max(splittable, key=lambda i: (i.tokens, -i.group, i.sequences))
         items.remove(worst)
-        half = len(worst.rows) // 2
-        for rows in (worst.rows[:half], worst.rows[half:]):
-            items.append(
-                PlannedGroup(worst.group, rows, prompt_lengths[worst.group] + sum(row_lengths[r] for r in rows))
-            )
+        half = len(worst.sequences) // 2
+        for part in (worst.sequences[:half], worst.sequences[half:]):
+            tokens = prompt_lengths[worst.group] + sum(lengths[sequence] for sequence in part)
+            items.append(PlannedGroup(worst.group, part, tokens))
     return items
 
 
@@ -138,7 +135,7 @@ def _balance(items: list[PlannedGroup], world_size: int) -> list[list[PlannedGro
     """Longest processing time first: each item to the rank with the least work so far."""
     shares: list[list[PlannedGroup]] = [[] for _ in range(world_size)]
     load = [0] * world_size
-    for item in sorted(items, key=lambda i: (-i.tokens, i.group, i.rows)):
+    for item in sorted(items, key=lambda i: (-i.tokens, i.group, i.sequences)):
         rank = min(range(world_size), key=lambda r: (load[r], r))
         shares[rank].append(item)
         load[rank] += item.tokens
@@ -146,7 +143,7 @@ def _balance(items: list[PlannedGroup], world_size: int) -> list[list[PlannedGro
 
 
 def _fill(share: list[PlannedGroup], budget: int) -> list[list[PlannedGroup]]:
-    """Consecutive micro-batches whose padded size (sequences x longest) stays within the budget."""
+    """Consecutive micro-batches whose padded size (items x longest) stays within the budget."""
     micro: list[list[PlannedGroup]] = []
     longest = 0
     for item in share:
@@ -161,8 +158,8 @@ def _fill(share: list[PlannedGroup], budget: int) -> list[list[PlannedGroup]]:
 
 
 def _fill_joined(share: list[PlannedGroup], budget: int) -> list[list[PlannedGroup]]:
-    """Micro-batches whose tokens stay within the budget: each group into the first that has room for it, so that text
-    fills up what pictures leave."""
+    """Micro-batches whose tokens stay within the budget: each item goes into the first one with room for it, so that
+    text fills the room that pictures leave."""
     micro: list[list[PlannedGroup]] = []
     room: list[int] = []
     for item in share:
@@ -176,8 +173,7 @@ def _fill_joined(share: list[PlannedGroup], budget: int) -> list[list[PlannedGro
 
 
 def _spread(micro: list[list[PlannedGroup]], count: int) -> tuple[tuple[PlannedGroup, ...], ...]:
-    """Halves the fullest micro-batches until there are `count`; what cannot be halved is padded with anchors at the
-    end."""
+    """Halves the fullest micro-batches until there are `count`. Where none can be halved, anchors follow at the end."""
     while len(micro) < count:
         at = max(range(len(micro)), key=lambda j: (len(micro[j]), -j), default=-1)
         if at < 0 or len(micro[at]) < 2:

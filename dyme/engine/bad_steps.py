@@ -22,11 +22,11 @@ def write_bad_step(
     if not path.exists() and len(list(path.parent.glob("step-*.json"))) >= KEPT:
         return None
     trained_by = {
-        row: rank
+        sequence: rank
         for rank, micro_batches in enumerate(train_batch.plan.micro_batches)
         for micro_batch in micro_batches
         for item in micro_batch
-        for row in item.rows
+        for sequence in item.sequences
     }
     ids = sorted({records[each.group] for each in train_batch.sequences})
     rows = [

@@ -170,12 +170,12 @@ class _MicroBatch:
 def _micro_batches(engine: TrainEngine, train_batch: TrainBatch, weights: Sequence[float]) -> Iterator[_MicroBatch]:
     for items, modules in zip(train_batch.plan.micro_batches[engine.rank], train_batch.plan.modules, strict=True):
         readable = [(item, prompt) for item in items if (prompt := train_batch.encode(item.group)) is not None]
-        index = [row for item, _ in readable for row in item.rows]
+        index = [sequence for item, _ in readable for sequence in item.sequences]
         lengths = [len(train_batch.tokens[r]) for r in index]
-        sequences = [(prompt, [train_batch.tokens[r] for r in item.rows]) for item, prompt in readable]
+        sequences = [(prompt, [train_batch.tokens[r] for r in item.sequences]) for item, prompt in readable]
         batch = pack(engine.family, sequences, modules, joined=train_batch.plan.joined)
         inputs = loss_inputs([train_batch.sequences[r] for r in index], [weights[r] for r in index], lengths)
-        lost = sum(len(item.rows) for item in items) - len(index)
+        lost = sum(len(item.sequences) for item in items) - len(index)
         yield _MicroBatch(
             batch,
             replace(inputs, token_shaping=train_batch.token_shaping, kl_share=train_batch.kl_share),

@@ -4,7 +4,6 @@ here by docs/make_metrics.py."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 MODES = ("explore", "memorize", "skip", "joint")
@@ -148,8 +147,3 @@ KEYS = (
     Key("eval/length_mean", "length of an answer", HELD_OUT, "tokens"),
     Key("eval/n", "records evaluated", SUM, "records"),
 )
-
-
-def undeclared(keys: Iterable[str]) -> list[str]:
-    """Those of `keys` that no entry of `KEYS` matches, sorted."""
-    return sorted(key for key in set(keys) if not any(entry.matches(key) for entry in KEYS))

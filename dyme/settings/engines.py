@@ -5,4 +5,4 @@ ENGINES: dict[str, str] = {
     "shared_prefix": "dyme.rollout.shared_prefix:SharedPrefixEngine",
     "hf": "dyme.rollout.hf:HfEngine",
 }
-"""Name -> module and class. `auto` is the first one that can serve the family; hf serves them all."""
+"""Name -> module and class. `auto` takes the first one that can serve the family; hf serves every family."""

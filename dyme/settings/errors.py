@@ -1,4 +1,4 @@
-"""What a pydantic error says about a configuration, in one line that names the user's own keys."""
+"""A pydantic error as one line that names the user's own keys."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ class EvaluateConfig(Schema):
     pass_at: tuple[int, ...] = (1,)
     """Each k of pass@k; at most `samples`."""
     direct: bool = True
-    """Ask for a direct answer too, as a second column: does thinking help?"""
+    """Also ask for a direct answer, as a second column that shows whether thinking helps."""
     direct_template: str = "{question}\nAnswer with a single word, number or phrase."
     """User turn of the direct column; {question} is filled in."""
     direct_max_new_tokens: int = Field(default=32, gt=0)
-    """Direct replies are cut here."""
+    """Most tokens of a direct reply."""
     bootstrap: int = Field(default=10_000, gt=0)
     """Resamples behind every 95 % interval."""
 

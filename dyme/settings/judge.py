@@ -1,4 +1,4 @@
-"""Section `judge:` of a run: which server is asked, for how long, and what its answers cost."""
+"""Section `judge`: the server, its limits and its prices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dyme.settings.supervision import SupervisionConfig
 
 CHAT = "/chat/completions"
 KEY = "judge.endpoints.0"
-"""Of the one endpoint, in messages."""
+"""Name of the one endpoint in messages."""
 _ADDRESS = re.compile(
     r"(?P<server>(?i:https?)://(?:\[[^\]\s/?#@]+\]|[^\s/?#@:\[\]]+)(?::(?P<port>[0-9]{1,5}))?)(?P<path>(?:/[^\s?#]*)?)"
 )
@@ -31,7 +31,7 @@ class JudgeEndpoint(Schema):
     model: str
     """Name of the model, as the server calls it."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the key; the key itself stands in no file."""
+    """Name of the environment variable that holds the key; the key itself is never written to a file."""
     input_price: NonNegativeFloat = 0.0
     """Money per million tokens sent, in any currency."""
     output_price: NonNegativeFloat = 0.0
@@ -44,22 +44,22 @@ class JudgeConfig(Schema):
     endpoints: tuple[JudgeEndpoint, ...] = ()
     """The server: a list of one. None: no judge. Several servers go behind a load balancer."""
     concurrency: PositiveInt = 16
-    """Questions that a rank has under way at once."""
+    """Most questions that a rank asks at the same time."""
     timeout_s: PositiveFloat = 20.0
-    """Seconds a question may take, all its tries together."""
+    """Most seconds for a question, retries included."""
     retries: Annotated[int, Field(ge=0, le=20)] = 3
     """Tries after the first one."""
     max_tokens: PositiveInt = 512
     """Longest answer, for questions that set no length of their own."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """Of the judge's sampling; 0 gives the steadiest verdicts."""
+    """Sampling temperature of the judge; 0 gives the steadiest verdicts."""
     cache: str = ""
     """Folder of the cached answers, which ranks and runs may share; `~` and environment variables are filled in. Empty:
     judge-cache in the run folder."""
     breaker_failures: PositiveInt = 3
-    """Failures in a row after which the server is left alone."""
+    """Consecutive failures after which the client stops asking the server."""
     breaker_pause_s: PositiveFloat = 10.0
-    """Seconds after which it is tried again; each failed try doubles them, up to 16 times."""
+    """Seconds until the server is tried again; each failed try doubles them, up to 16 times the first pause."""
 
     @model_validator(mode="after")
     def _one_server_that_can_be_asked(self) -> JudgeConfig:
@@ -80,15 +80,15 @@ class JudgeConfig(Schema):
 
 
 class Sections(Schema):
-    """What a run's YAML says of its judge and of what it is asked for."""
+    """The sections of a run's YAML that concern the judge."""
 
     judge: JudgeConfig
     supervision: SupervisionConfig = SupervisionConfig()
 
 
 def read_sections(path: Path) -> Sections:
-    """Sections `judge:` and `supervision:` of a run's YAML. ConfigError, one line, if the first is missing or one of
-    them is wrong."""
+    """Sections `judge` and `supervision` of a run's YAML. Raises `ConfigError` if `judge` is missing or either is
+    wrong."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -106,7 +106,7 @@ def read_sections(path: Path) -> Sections:
 
 
 def chat_url(url: str) -> str:
-    """Where chat questions go for the base address `url`. ValueError, one line, if it is not an address."""
+    """The address of chat completions for the base address `url`. Raises `ValueError` if `url` is not an address."""
     match = _ADDRESS.fullmatch(url.strip())
     if not match or not 0 < int(match["port"] or 80) < 1 << 16:  # not shown: it may hold a secret
         raise ValueError(
@@ -120,7 +120,8 @@ def chat_url(url: str) -> str:
 def read_key(cfg: JudgeConfig) -> str:
     """The API key from the endpoint's environment variable, "" if none is named.
 
-    ConfigError if the variable is missing or holds something that no header can carry; its value is never shown.
+    Raises `ConfigError` if the variable is missing or holds characters that an HTTP header cannot carry. The message
+    never shows its value.
     """
     name = cfg.endpoints[0].api_key_env if cfg.endpoints else None
     if name is None:

@@ -12,12 +12,12 @@ from dyme.settings.weight_schedule import WeightSchedule
 
 
 class MemorizeConfig(Schema):
-    """What is memorized."""
+    """How demonstrations are memorized."""
 
     on_missing_trace: Literal["answer", "skip"] = "answer"
-    """A record without a hint memorizes its answer alone, or is skipped."""
+    """For a record without a hint: memorize its answer alone, or skip it."""
     temperature: Literal["one", "sampling"] = "one"
-    """Memorized rows are plain likelihood, or divided by the sampling temperature as in the published code."""
+    """Temperature of a demonstration's log-probabilities: 1, or that of sampling as in the published code."""
 
 
 class ObjectiveConfig(Schema):

@@ -34,7 +34,7 @@ class OptimConfig(Schema):
     grad_clip: NonNegativeFloat = 1.0
     """Global gradient norm clip; 0 is off."""
     modulation: NonNegativeFloat = 0.0
-    """alpha of OGM: in each step slows vision or language down, whichever learns faster; 0 is off."""
+    """alpha of OGM, which slows down vision or language in each step, whichever learns faster; 0 is off."""
 
     @model_validator(mode="after")
     def _parts_exist(self) -> OptimConfig:

@@ -27,7 +27,7 @@ class RolloutConfig(Schema):
     group_size: Annotated[int, Field(ge=2)] = 8
     """Completions K per prompt."""
     max_new_tokens: PositiveInt = 256
-    """Completions are cut here."""
+    """Most tokens of a completion."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature T; the policy's log-probabilities are taken at the same T."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -40,7 +40,7 @@ class RolloutConfig(Schema):
     """Divides the logits of tokens in prompt and completion so far (multiplies negative ones); 1 is off. Training takes
     the log-probabilities of the policy without it."""
     batch_size: PositiveInt = 256
-    """Rows decoded at once on a rank (bounds memory)."""
+    """Completions decoded at once on a rank (bounds memory)."""
     offload: bool = False
     """Keep the rollout copy of the weights in pinned host memory while the model trains; no effect on a CPU."""
     truncated: Literal["wrong", "mask"] = "wrong"

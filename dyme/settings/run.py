@@ -14,7 +14,8 @@ class TrainConfig(Schema):
     max_steps: PositiveInt = 1000
     """Steps: one rollout and `epochs_per_rollout` optimizer updates each."""
     epochs_per_rollout: PositiveInt = 1
-    """Optimizer updates per rollout, each over all sequences that train. The first one's log-probs are the old ones."""
+    """Optimizer updates per rollout, each over all sequences that train. Old log-probabilities are those of the
+    first."""
     token_budget: PositiveInt = 8192
     """Tokens per micro-batch and rank, padded ones unless packed_attention joins groups; a group over it is split."""
     logits_budget_mb: PositiveInt = 256
@@ -33,7 +34,7 @@ class RunSettings(Schema):
     seed: int = 0
     """Seed of weights, data order and sampling noise."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest usable checkpoint; never: refuse a folder that holds a run."""
+    """auto: continue from the newest usable checkpoint; never: refuse a folder that holds a run."""
     save_every: NonNegativeInt = 0
     """Steps between checkpoints; 0 saves at the end only."""
     keep_last: PositiveInt = 2

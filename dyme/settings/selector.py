@@ -23,7 +23,7 @@ SELECTORS = {
     "buffered": "buffered",
     "replay": "replay",
 }
-"""Every selector by name, and its file in dyme/selectors/. A selector more is a line here and that file."""
+"""Every selector by name, and its file in dyme/selectors/. A new selector is a line here and a file there."""
 
 if TYPE_CHECKING:
     SelectorName = str

@@ -51,7 +51,7 @@ class WeightSchedule(Schema):
         return self.start if self.end is None else max(self.start, self.end)
 
     def at(self, step: int) -> float:
-        """The weight in the step after `step` finished ones: exactly `start` in the first, `end` from the last on."""
+        """The weight after `step` finished steps: exactly `start` at first, exactly `end` from `begin` + `steps` on."""
         if self.end is None or self.steps is None:
             return self.start
         progress = min(1.0, max(0, step - self.begin) / self.steps)

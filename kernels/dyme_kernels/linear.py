@@ -56,12 +56,12 @@ def linear_policy_loss(
 
     Raises ValueError naming the argument.
     """
-    tokens = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live)
+    vectors = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments)
     hidden, weight, bias = under_autocast(hidden, weight, bias)
     check_head(hidden, weight, bias, logits_budget_mb)
     kernels = row_kernels(backend, "linear_policy_loss", hidden)
     vocabulary = weight.shape[0]
-    batch = make_batch(hidden.shape[0], compute_dtype(hidden.dtype), vocabulary, *tokens, spec)  # type: ignore
+    batch = make_batch(hidden.shape[0], compute_dtype(hidden.dtype), vocabulary, vectors, live, spec)
     chunk = chunk_rows(hidden, vocabulary, logits_budget_mb)
     return loss_in_chunks(hidden, weight, bias, batch, live, spec, kernels, chunk)
 

@@ -52,10 +52,8 @@ def policy_loss(
     size, vocabulary = logits.shape
     kernels = row_kernels(backend, "policy_loss", logits)
     dtype = compute_dtype(logits.dtype)
-    tokens = make_batch(
-        size, dtype, vocabulary, targets, advantages, weights,
-        old_logprobs, ref_logprobs, memorize, importance, segments, live, spec,
-    )  # fmt: skip
+    vectors = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments)
+    tokens = make_batch(size, dtype, vocabulary, vectors, live, spec)
     grad = torch.is_grad_enabled() and logits.requires_grad
     loss, *stats = _PolicyLoss.apply(logits, tokens, live, spec, kernels, grad, grad and _may_overwrite(logits))
     return PolicyLossOutput(loss, *stats)

@@ -73,6 +73,7 @@ class PolicyLossOutput:
     argmax_match: Tensor
 
 
+VECTORS = tuple(f.name for f in fields(TokenBatch))
 STATISTICS = tuple(f.name for f in fields(PolicyLossOutput) if f.name != "loss")
 
 
@@ -85,41 +86,26 @@ def make_batch(
     size: int,
     dtype: torch.dtype,
     vocabulary: int,
-    targets: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
-    memorize: Tensor | None,
-    importance: Tensor | None,
-    segments: Tensor | None,
+    vectors: Sequence[Tensor | None],
     live: Tensor | None,
     spec: LossSpec,
 ) -> TokenBatch:
     """Check the arguments of a loss, drop the tokens outside `live`, and bring the rest to the compute dtype.
 
-    Raises ValueError naming the argument. Values are looked at on the CPU only: elsewhere that would synchronise.
+    vectors: those of `TokenBatch` in its order, [size] each. Raises ValueError naming the argument. Values are looked
+    at on the CPU only: elsewhere that would synchronise.
     """
-    vectors = {
-        "targets": targets,
-        "advantages": advantages,
-        "weights": weights,
-        "old_logprobs": old_logprobs,
-        "ref_logprobs": ref_logprobs,
-        "memorize": memorize,
-        "importance": importance,
-        "segments": segments,
-    }
-    for name, x in vectors.items():
+    given = dict(zip(VECTORS, vectors, strict=True))
+    for name, x in given.items():
         if x is not None and x.shape != (size,):
             raise ValueError(f"{name} has shape {tuple(x.shape)}, expected ({size},), one entry per token: flatten it")
-    if memorize is not None and memorize.dtype != torch.bool:
+    if (memorize := given["memorize"]) is not None and memorize.dtype != torch.bool:
         raise ValueError(f"memorize is {memorize.dtype}, expected torch.bool: pass memorize.bool()")
     if live is not None and (live.dtype != torch.int64 or live.dim() != 1):
         raise ValueError("live must be a vector of int64 indices: pass mask.nonzero().squeeze(1) for a mask")
-    if spec.beta != 0.0 and ref_logprobs is None:
+    if spec.beta != 0.0 and given["ref_logprobs"] is None:
         raise ValueError(f"LossSpec.beta={spec.beta} needs ref_logprobs: pass them, or set beta=0.0")
-    if spec.surrogate == "gspo" and old_logprobs is not None and segments is None:
+    if spec.surrogate == "gspo" and given["old_logprobs"] is not None and given["segments"] is None:
         raise ValueError("surrogate 'gspo' with old_logprobs needs segments, the row index of each token")
 
     def pick(x: Tensor | None, kind: torch.dtype) -> Tensor | None:
@@ -128,7 +114,7 @@ def make_batch(
         return (x if live is None else x.index_select(0, live)).detach().to(kind)
 
     kinds = {"targets": torch.int64, "memorize": torch.bool, "segments": torch.int64}
-    chosen: dict[str, Any] = {name: pick(x, kinds.get(name, dtype)) for name, x in vectors.items()}
+    chosen: dict[str, Any] = {name: pick(x, kinds.get(name, dtype)) for name, x in given.items()}
     check_targets(chosen["targets"], vocabulary)
     if chosen["segments"] is not None:
         chosen["segments"] = _dense(chosen["segments"])

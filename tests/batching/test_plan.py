@@ -32,7 +32,7 @@ def test_properties(problem, share_prompt, needs_image, joined):
     options = {"first_modules": first, "share_prompt": share_prompt, "joined": joined}
     plan = make_plan(*problem, **options)
     assert plan == make_plan(*problem, **options) and plan.joined == joined  # deterministic
-    placed = [row for rank in plan.micro_batches for micro in rank for item in micro for row in item.rows]
+    placed = [row for rank in plan.micro_batches for micro in rank for item in micro for row in item.sequences]
     assert sorted(placed) == list(range(len(groups)))  # every sequence exactly once
     assert {len(rank) for rank in plan.micro_batches} == {plan.num_micro_batches}  # equal counts on all ranks
     assert (plan.num_micro_batches == 0) == (not groups)
@@ -43,10 +43,10 @@ def test_properties(problem, share_prompt, needs_image, joined):
     for rank in plan.micro_batches:
         for micro in rank:
             for item in micro:
-                assert {groups[r] for r in item.rows} == {item.group}
-                assert item.tokens == prompts[item.group] + sum(lengths[r] for r in item.rows)
-                assert share_prompt or len(item.rows) == 1
-                assert item.tokens <= budget or len(item.rows) == 1
+                assert {groups[r] for r in item.sequences} == {item.group}
+                assert item.tokens == prompts[item.group] + sum(lengths[r] for r in item.sequences)
+                assert share_prompt or len(item.sequences) == 1
+                assert item.tokens <= budget or len(item.sequences) == 1
             if micro:
                 sizes = [i.tokens for i in micro]
                 assert (sum(sizes) if joined else max(sizes) * len(sizes)) <= budget or len(micro) == 1
@@ -62,20 +62,20 @@ def test_balance(problem):
     loads = [plan.tokens(rank) for rank in range(world)]
     if items:
         assert max(loads) <= sum(loads) / world + max(item.tokens for item in items)
-        splittable = any(len(item.rows) > 1 for item in items)
+        splittable = any(len(item.sequences) > 1 for item in items)
         assert min(loads) > 0 or not splittable  # a rank idles only when nothing is left to split
     assert sum(loads) == sum(item.tokens for item in items) and len(loads) == world
 
 
 def test_one_group_is_split_over_ranks():
     plan = make_plan([0] * 8, [10] * 8, [100], [IMAGE], 4, 10_000)
-    assert [sum(len(i.rows) for m in rank for i in m) for rank in plan.micro_batches] == [2, 2, 2, 2]
+    assert [sum(len(i.sequences) for m in rank for i in m) for rank in plan.micro_batches] == [2, 2, 2, 2]
     assert [plan.tokens(rank) for rank in range(4)] == [120] * 4  # the prompt is repeated
 
 
 def test_group_over_the_budget_is_split():
     plan = make_plan([0] * 6, [50] * 6, [100], [NONE], 1, 250)
-    assert [[i.rows for i in m] for m in plan.micro_batches[0]] == [[(0, 1, 2)], [(3, 4, 5)]]
+    assert [[i.sequences for i in m] for m in plan.micro_batches[0]] == [[(0, 1, 2)], [(3, 4, 5)]]
 
 
 def test_joined_groups_share_the_budget():

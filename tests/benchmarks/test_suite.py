@@ -433,7 +433,9 @@ def test_what_others_start_from_is_made_again_where_its_model_is_gone(tmp_path, 
     base, sft = (next(c for c in grid.cells if c.id == name) for name in ("charts-base-nano", "charts-low-sft-s1"))
     (tmp_path / "cells" / base.id).mkdir(parents=True)
     (tmp_path / "cells" / base.id / "cell.json").write_text(json.dumps({"digest": digest(base, grid.regime, tmp_path)}))
-    monkeypatch.setattr("benchmarks.suite.runner.Pool._run", lambda self, cell, slot: begun.append(cell.id) or "")
+    ended = SimpleNamespace(poll=lambda: 0, returncode=0)
+    monkeypatch.setattr("benchmarks.suite.runner.Pool._begin", lambda self, cell, slot: begun.append(cell.id) or ended)
+    monkeypatch.setattr("benchmarks.suite.runner.Pool._end", lambda self, cell, code: "")
     run_grid(grid, "smoke", tmp_path, jobs=1, minutes=None, only=f"^{sft.id}$")
     assert begun == [base.id, sft.id]
     begun.clear()

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from benchmarks.fixtures.tiny_checkpoints import makers
 from dyme.families import FAMILIES, IMAGE, ModelError, load_family, open_family
 from dyme.families.files import chat_template_file, read_weights
 from dyme.rollout.types import RolloutRequest, Sampling
+from tests.helpers.checkpoints import makers
 from tests.helpers.generating import generate
 
 VISION = [name for name, (family, _) in sorted(makers().items()) if FAMILIES[family].modalities]

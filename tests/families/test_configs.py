@@ -83,7 +83,7 @@ def test_three_steps(config, finished):
 
 
 def test_every_family_has_a_configuration():
-    from benchmarks.fixtures.tiny_checkpoints import makers
+    from tests.helpers.checkpoints import makers
 
     assert {makers()[name][0] for name in RUNS.values()} == set(FAMILIES)
     for config in RUNS:

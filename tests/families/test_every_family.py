@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.fixtures.tiny_checkpoints import makers
 from dyme.batching.packing import pack
 from dyme.families import IMAGE, ModelError, Prompt, PromptError, load_family
 from dyme.rollout.noise import row_key
 from dyme.rollout.types import RolloutRequest, Sampling
+from tests.helpers.checkpoints import makers
 from tests.helpers.generating import generate
 from tests.helpers.groups import NONE, SIZES, groups, picture, sees
 from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs

@@ -11,11 +11,11 @@ import torch
 import transformers
 from PIL import Image
 
-from benchmarks.fixtures.tiny_checkpoints import makers
 from dyme.batching.packing import pack
 from dyme.families import FAMILIES, Family, Prompt, load_family
 from dyme.families.attention import set_attention
 from dyme.rollout.types import Rollout, RolloutRequest, Sampling
+from tests.helpers.checkpoints import makers
 from tests.helpers.generating import generate
 from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.fixtures.tiny_checkpoints import makers
-from benchmarks.fixtures.tiny_checkpoints.common import write_checkpoint
-from benchmarks.fixtures.tiny_checkpoints.internvl import published_tokenizer_config, tiny, tokenizer
+from benchmarks.checkpoints.common import write_checkpoint
 from dyme.batching.packing import pack
 from dyme.families import ModelError, load_family
 from dyme.families.attention import set_attention
+from tests.helpers.checkpoints import makers
+from tests.helpers.checkpoints.internvl import published_tokenizer_config, tiny, tokenizer
 from tests.helpers.groups import picture
 from tests.helpers.packed import assert_close, gradients, packed_logprobs, separate_logprobs
 

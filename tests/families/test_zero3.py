@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.fixtures.tiny_checkpoints import makers
 from dyme.families import FAMILIES
+from tests.helpers.checkpoints import makers
 from tests.helpers.packed import separate_logprobs
 
 pytestmark = [pytest.mark.dist, pytest.mark.feature("ZeRO-3, 2 ranks")]

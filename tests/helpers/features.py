@@ -64,7 +64,7 @@ def tell(item: pytest.Item) -> None:
     params = getattr(getattr(item, "callspec", None), "params", {})
     name = params.get("opened", params.get("name"))
     if mark is not None and name is not None:
-        from benchmarks.fixtures.tiny_checkpoints import makers
+        from tests.helpers.checkpoints import makers
 
         told = {"feature": mark.args[0], "checkpoint": name, "family": makers()[name][0]}
         item.user_properties.extend(told.items())

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fixtures.judge_server import JudgeServer, default_answer
 from dyme.supervision.judge import Judge, JudgeConfig, Question, open_judge, worker
+from tests.helpers.judge_server import JudgeServer, default_answer
 
 RATING: dict[str, Any] = {
     "type": "object",

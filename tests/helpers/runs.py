@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dyme.metrics.keys import undeclared
+from dyme.metrics.keys import KEYS
 from tests.helpers.tiny import TINY
 
 
@@ -38,6 +39,11 @@ def write_config(folder: Path, **changes: object) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
+
+
+def undeclared(keys: Iterable[str]) -> list[str]:
+    """Those of `keys` that no entry of `dyme.metrics.keys` matches, sorted."""
+    return sorted(key for key in set(keys) if not any(entry.matches(key) for entry in KEYS))
 
 
 def lines(run: Path) -> list[dict]:

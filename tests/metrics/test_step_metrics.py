@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dyme.metrics.columns import RolloutColumns, gather_columns, place_rows, rollout_columns
-from dyme.metrics.keys import KEYS, MODES, undeclared
+from dyme.metrics.keys import KEYS, MODES
 from dyme.metrics.step_metrics import (
     MAX_KINDS,
     MemorizeLog,
@@ -23,6 +23,7 @@ from dyme.metrics.step_metrics import (
 from dyme.rewards.compose import Scores, UserScores
 from dyme.rollout.types import Rollout
 from dyme.selectors.base import GroupStats, Mode, ModeDecision, group_stats, memorize_all
+from tests.helpers.runs import undeclared
 
 COLUMNS = ("format", "thinking", "accuracy", "reward", "correct", "scored", "truncated", "length", "stopped", "entropy")
 # three groups of three rows: some right, all wrong (one row unscored), one scored row only

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fixtures.judge_server import Call, JudgeServer
+from tests.helpers.judge_server import Call, JudgeServer
 from tests.helpers.launching import run_on_ranks
 from tests.helpers.runs import lines, same, same_weights, write_config
 

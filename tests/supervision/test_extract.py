@@ -8,7 +8,6 @@ import threading
 import pytest
 from PIL import Image
 
-from benchmarks.fixtures.judge_server import JudgeServer, status
 from dyme.data import ChartsSource, load_records
 from dyme.data.jsonl import JsonlSource
 from dyme.data.record import LazyImage, Record
@@ -20,6 +19,7 @@ from dyme.supervision.judge.types import JudgeCounts
 from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.templates import Candidate, TemplatePool, write_pool
 from tests.helpers.fake_judge import FakeJudge
+from tests.helpers.judge_server import JudgeServer, status
 
 PROMPTS = load_prompts()
 JUDGE = "judge: {endpoints: [{url: http://a, model: m}]}"

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from benchmarks.fixtures.judge_server import JudgeServer, free_port
 from dyme.data.record import LazyImage, Record
 from dyme.metrics.progress import ProgressLine
 from dyme.settings.supervision import SupervisionConfig
@@ -18,6 +17,7 @@ from dyme.supervision.checker import CheckRow
 from dyme.supervision.judge import JudgeConfig
 from dyme.supervision.supervisor import Supervisor
 from dyme.supervision.templates import read_pool
+from tests.helpers.judge_server import JudgeServer, free_port
 
 LATENCY = 1.5  # long beside what a busy machine adds
 WHOLE = [Record(f"r{i}", "red plus blue?", ("6",), facts="red 4, blue 2", hint=f"hm {i} so 6") for i in range(16)]

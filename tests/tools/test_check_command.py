@@ -14,7 +14,6 @@ import yaml
 from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.fixtures.tiny_checkpoints import makers
 from dyme.batching.packing import pack
 from dyme.config import load_config
 from dyme.engine.lora import add_lora
@@ -24,6 +23,7 @@ from dyme.settings.lora import LoraConfig
 from dyme.tools import footprint as mem
 from dyme.tools.check.__main__ import main
 from dyme.tools.check.report import adapted_linears, check, decoder_sizes
+from tests.helpers.checkpoints import makers
 from tests.helpers.launching import ROOT, environment
 
 VISION = [name for name, (family, _) in sorted(makers().items()) if FAMILIES[family].modalities]

@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.fixtures.tiny_checkpoints import makers
-from benchmarks.fixtures.tiny_checkpoints.common import write_checkpoint
+from benchmarks.checkpoints.common import write_checkpoint
 from dyme.config import load_config
 from dyme.tools import memory
+from tests.helpers.checkpoints import makers
 from tests.helpers.launching import ROOT, environment
 
 GIB = 2**30

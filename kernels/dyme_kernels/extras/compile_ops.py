@@ -7,6 +7,7 @@ buffer of its own, because a compiler must know every tensor that an operator wr
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, ParamSpec, TypeVar
@@ -17,7 +18,7 @@ from torch import Tensor
 from dyme_kernels.linear import check_head, linear_policy_loss, under_autocast
 from dyme_kernels.policy import policy_loss
 from dyme_kernels.spec import LossSpec
-from dyme_kernels.tokens import STATISTICS, PolicyLossOutput, compute_dtype
+from dyme_kernels.tokens import STATISTICS, VECTORS, PolicyLossOutput, compute_dtype
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,61 +41,52 @@ def unpack_spec(texts: str, numbers: Sequence[float]) -> LossSpec:
     return LossSpec(**given)
 
 
-@torch.library.custom_op("dyme_kernels::policy_loss", mutates_args=())
-def _policy_op(
-    logits: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None, segments: Tensor | None,
-    live: Tensor | None, texts: str, numbers: list[float], backend: str, grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+_GIVEN = ("targets", "advantages", "weights")
+_TOKENS = (*VECTORS, "live")
+_VECTORS = ", ".join(f"Tensor{'' if name in _GIVEN else '?'} {name}" for name in _TOKENS)
+_OUTPUTS = ", ".join(["Tensor"] * (1 + len(STATISTICS)))  # loss and statistics, before the gradients
+_SPEC = "str texts, float[] numbers"
+_POLICY = f"(Tensor logits, {_VECTORS}, {_SPEC}, str backend, bool grad) -> ({_OUTPUTS}, Tensor)"
+_LINEAR = (
+    f"(Tensor hidden, Tensor weight, Tensor? bias, {_VECTORS}, {_SPEC}, float budget, str backend, bool[] needs) -> "
+    f"({_OUTPUTS}, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.custom_op("dyme_kernels::policy_loss", mutates_args=(), schema=_POLICY)
+def _policy_op(logits: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    *vectors, texts, numbers, backend, grad = given
+    tokens = dict(zip(_TOKENS, vectors, strict=True))
     leaf = logits.detach().requires_grad_(grad)  # a leaf is never overwritten
     with torch.set_grad_enabled(grad):
-        out = policy_loss(
-            leaf, targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live,
-            unpack_spec(texts, numbers), backend,
-        )  # fmt: skip
+        out = policy_loss(leaf, **tokens, spec=unpack_spec(texts, numbers), backend=backend)
         gradient = torch.autograd.grad(out.loss, leaf)[0] if grad else logits.new_empty(0)
-    return (*_detached(out), gradient)  # type: ignore[return-value]
+    return (*_detached(out), gradient)
 
 
 @_policy_op.register_fake
-def _(
-    logits: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None, segments: Tensor | None,
-    live: Tensor | None, texts: str, numbers: list[float], backend: str, grad: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    return (*_fake_output(logits), torch.empty_like(logits) if grad else logits.new_empty(0))
+def _(logits: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    return (*_fake_output(logits), torch.empty_like(logits) if given[-1] else logits.new_empty(0))
 
 
-@torch.library.custom_op("dyme_kernels::linear_policy_loss", mutates_args=())
-def _linear_op(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, advantages: Tensor, weights: Tensor,
-    old_logprobs: Tensor | None, ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None,
-    segments: Tensor | None, live: Tensor | None, texts: str, numbers: list[float], budget: float, backend: str,
-    needs: list[bool],
-) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
-]:  # fmt: skip
-    given: list[Any] = [None if x is None else x.detach() for x in (hidden, weight, bias)]
-    wanted = [x.requires_grad_() for x, need in zip(given, needs, strict=True) if need and x is not None]
+@torch.library.custom_op("dyme_kernels::linear_policy_loss", mutates_args=(), schema=_LINEAR)
+def _linear_op(*given: Any) -> tuple[Tensor, ...]:
+    *head, texts, numbers, budget, backend, needs = given
+    tokens = dict(zip(_TOKENS, head[3:], strict=True))
+    hidden, weight, bias = head = [None if x is None else x.detach() for x in head[:3]]
+    wanted = [x.requires_grad_() for x, need in zip(head, needs, strict=True) if need and x is not None]
     with torch.set_grad_enabled(bool(wanted)):
-        out = linear_policy_loss(
-            given[0], given[1], targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance,
-            segments, live, given[2], unpack_spec(texts, numbers), budget, backend,
-        )  # fmt: skip
+        settings: dict[str, Any] = {"spec": unpack_spec(texts, numbers), "logits_budget_mb": budget, "backend": backend}
+        out = linear_policy_loss(hidden, weight, **tokens, bias=bias, **settings)
         found = iter(torch.autograd.grad(out.loss, wanted) if wanted else ())
-    grads = [next(found) if need and x is not None else hidden.new_empty(0) for x, need in zip(given, needs)]
-    return (*_detached(out), *grads)  # type: ignore[return-value]
+    grads = [next(found) if need and x is not None else hidden.new_empty(0) for x, need in zip(head, needs)]
+    return (*_detached(out), *grads)
 
 
 @_linear_op.register_fake
-def _(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, advantages: Tensor, weights: Tensor,
-    old_logprobs: Tensor | None, ref_logprobs: Tensor | None, memorize: Tensor | None, importance: Tensor | None,
-    segments: Tensor | None, live: Tensor | None, texts: str, numbers: list[float], budget: float, backend: str,
-    needs: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    given = (hidden, weight, bias)
-    grads = [torch.empty_like(x) if need and x is not None else hidden.new_empty(0) for x, need in zip(given, needs)]
+def _(hidden: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    head = (hidden, *given[:2])
+    grads = [torch.empty_like(x) if need and x is not None else hidden.new_empty(0) for x, need in zip(head, given[-1])]
     return (*_fake_output(hidden), *grads)
 
 
@@ -110,61 +102,34 @@ def _scaled(gradient: Tensor, factor: Tensor) -> Tensor | None:
 
 
 def _policy_backward(ctx: Any, loss_grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    return (_scaled(ctx.saved_tensors[0], loss_grad), *(None,) * 13)
+    return (_scaled(ctx.saved_tensors[0], loss_grad), *(None,) * (len(_TOKENS) + 4))
 
 
 def _linear_backward(ctx: Any, loss_grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    return (*(_scaled(x, loss_grad) for x in ctx.saved_tensors), *(None,) * 14)
+    return (*(_scaled(x, loss_grad) for x in ctx.saved_tensors), *(None,) * (len(_TOKENS) + 5))
 
 
 torch.library.register_autograd("dyme_kernels::policy_loss", _policy_backward, setup_context=_keep(1))
 torch.library.register_autograd("dyme_kernels::linear_policy_loss", _linear_backward, setup_context=_keep(3))
 
 
-def compiled_policy_loss(
-    logits: Tensor,
-    targets: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None,
-    memorize: Tensor | None = None,
-    importance: Tensor | None = None,
-    segments: Tensor | None = None,
-    live: Tensor | None = None,
-    spec: LossSpec = LossSpec(),  # noqa: B008  frozen
-    backend: str = "auto",
-) -> PolicyLossOutput:
-    """`policy_loss` inside a compiled graph."""
-    tokens = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live)
+def compiled_policy_loss(logits: Tensor, spec: LossSpec, backend: str, **tokens: Tensor | None) -> PolicyLossOutput:
+    """`policy_loss` inside a compiled graph, all arguments by name."""
     grad = torch.is_grad_enabled() and logits.requires_grad
-    return _output(_policy_op(logits, *tokens, *pack_spec(spec), backend, grad))
+    return _output(_policy_op(logits, *(tokens[name] for name in _TOKENS), *pack_spec(spec), backend, grad))
 
 
 def compiled_linear_policy_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None,
-    memorize: Tensor | None = None,
-    importance: Tensor | None = None,
-    segments: Tensor | None = None,
-    live: Tensor | None = None,
-    bias: Tensor | None = None,
-    spec: LossSpec = LossSpec(),  # noqa: B008  frozen
-    logits_budget_mb: float = 256,
-    backend: str = "auto",
-) -> PolicyLossOutput:
-    """`linear_policy_loss` inside a compiled graph."""
-    tokens = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live)
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: LossSpec, logits_budget_mb: float, backend: str,
+    **tokens: Tensor | None,
+) -> PolicyLossOutput:  # fmt: skip
+    """`linear_policy_loss` inside a compiled graph, all arguments by name."""
     hidden, weight, bias = under_autocast(hidden, weight, bias)
     check_head(hidden, weight, bias, logits_budget_mb)
     enabled = torch.is_grad_enabled()
     needs = [enabled and x is not None and x.requires_grad for x in (hidden, weight, bias)]
-    return _output(_linear_op(hidden, weight, bias, *tokens, *pack_spec(spec), logits_budget_mb, backend, needs))
+    rest = (*pack_spec(spec), logits_budget_mb, backend, needs)
+    return _output(_linear_op(hidden, weight, bias, *(tokens[name] for name in _TOKENS), *rest))
 
 
 def _output(found: tuple[Tensor, ...]) -> PolicyLossOutput:
@@ -181,11 +146,19 @@ def _fake_output(x: Tensor) -> tuple[Tensor, ...]:
     return (x.new_empty((), dtype=dtype), *(x.new_empty(x.shape[0], dtype=dtype) for _ in STATISTICS))
 
 
-def in_graphs(eager: Callable[P, R], compiled: Callable[P, R]) -> Callable[P, R]:
-    """`eager`, and where torch.compile makes a graph, `compiled`."""
+def in_graphs(eager: Callable[P, R], compiled: Callable[..., R]) -> Callable[P, R]:
+    """`eager`, and where torch.compile makes a graph, `compiled` with all arguments of `eager` by name."""
+    parameters = inspect.signature(eager).parameters
+    names = tuple(parameters)
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
     @functools.wraps(eager)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return (compiled if torch.compiler.is_compiling() else eager)(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            return eager(*args, **kwargs)
+        given = {**defaults, **dict(zip(names, args)), **kwargs}
+        if len(args) > len(names) or given.keys() != {*names}:
+            raise TypeError(f"the arguments are {', '.join(names)}; got {', '.join(given)}")
+        return compiled(**given)
 
     return call

@@ -73,11 +73,11 @@ def vocab_parallel_linear_policy_loss(
             f"weight has {weight.shape[0]} rows, the shard {shard.size} (from {shard.first} of {shard.vocabulary}): "
             "pass this rank's rows"
         )
-    tokens = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments, live)
+    vectors = (targets, advantages, weights, old_logprobs, ref_logprobs, memorize, importance, segments)
     hidden, weight, bias = under_autocast(hidden, weight, bias)
     check_head(hidden, weight, bias, logits_budget_mb)
     rows = ShardedRows(row_kernels(backend, "vocab_parallel_linear_policy_loss", hidden), shard)
-    batch = make_batch(hidden.shape[0], compute_dtype(hidden.dtype), shard.vocabulary, *tokens, spec)  # type: ignore
+    batch = make_batch(hidden.shape[0], compute_dtype(hidden.dtype), shard.vocabulary, vectors, live, spec)
     chunk = chunk_rows(hidden, shard.widest, logits_budget_mb)
     return loss_in_chunks(hidden, weight, bias, batch, live, spec, rows, chunk, rows.sum_hidden)
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fixtures.judge_server import Call, JudgeServer, status
 from dyme.data.errors import DataError
 from dyme.supervision.judge import JudgeConfig, cache, open_judge, worker
 from tests.helpers import judge_asking as asking
 from tests.helpers.judge_asking import judge_of, question
+from tests.helpers.judge_server import Call, JudgeServer, status
 from tests.helpers.launching import environment
 
 running_server, server = asking.SERVER

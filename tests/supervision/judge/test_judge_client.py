@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.fixtures.judge_server import JudgeServer, raw, reset, silence, status
 from dyme.supervision.judge import JudgeConfig, open_judge
 from tests.helpers import judge_asking as asking
 from tests.helpers.judge_asking import RATING, config, judge_of, question
+from tests.helpers.judge_server import JudgeServer, raw, reset, silence, status
 from tests.helpers.launching import environment
 
 running_server, server = asking.SERVER

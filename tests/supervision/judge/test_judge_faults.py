@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fixtures.judge_server import (
+from dyme.supervision.judge import worker
+from tests.helpers import judge_asking as asking
+from tests.helpers.judge_asking import judge_of, question
+from tests.helpers.judge_server import (
     TRUNCATED_JSON,
     WRONG_SCHEMA,
     Fault,
@@ -23,9 +26,6 @@ from benchmarks.fixtures.judge_server import (
     status,
     truncated,
 )
-from dyme.supervision.judge import worker
-from tests.helpers import judge_asking as asking
-from tests.helpers.judge_asking import judge_of, question
 
 running_server, server = asking.SERVER
 short_pauses = asking.short_pauses

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.fixtures.judge_server import TRUNCATED_JSON, JudgeServer, free_port, raw, says, silence, status
 from dyme.supervision.judge.__main__ import main
+from tests.helpers.judge_server import TRUNCATED_JSON, JudgeServer, free_port, raw, says, silence, status
 
 
 def write(folder: Path, url: str, **fields: Any) -> Path:

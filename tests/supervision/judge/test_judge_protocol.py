@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.fixtures.judge_server import free_port
 from dyme.supervision.judge import JudgeConfig, Question, open_judge
 from dyme.supervision.judge.__main__ import main
 from dyme.supervision.judge.endpoint import PING
 from tests.helpers.judge_asking import RATING, question
+from tests.helpers.judge_server import free_port
 from tests.helpers.launching import environment
 
 TAUGHT = {

@@ -21,11 +21,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from benchmarks.fixtures.judge_server import Fault, JudgeServer, raw, reset, status
 from dyme.supervision.judge import JudgeConfig, endpoint, open_judge
 from dyme.supervision.judge.__main__ import main
 from dyme.supervision.judge.endpoint import printable
 from tests.helpers.judge_asking import question
+from tests.helpers.judge_server import Fault, JudgeServer, raw, reset, status
 
 KEY = "sk-DyMe9f8e7d6c5b4a-secret"
 LEAKS: list[Fault | None] = [
