@@ -41,8 +41,8 @@ def verify_choice(answer: str, record: Record) -> float:
 
 def pick(answer: str, choices: tuple[str, ...]) -> Picked:
     """The option that an answer picks."""
-    identical = frozenset(i for i, choice in enumerate(choices) if visible(choice) == visible(answer))
-    if identical and answer.strip():
+    identical = _same_text(visible(answer), choices)
+    if identical:
         return identical
     answer = clean_value(answer)
     lead = _LEAD_IN.match(answer)
@@ -56,7 +56,7 @@ def pick(answer: str, choices: tuple[str, ...]) -> Picked:
 
 
 def _labelled(text: str, choices: tuple[str, ...]) -> Picked | None:
-    """The option that `text` picks by label or loosely by words; empty for a label that contradicts the words after it."""
+    """The option that `text` picks by label or loosely by words; empty for a label that its words contradict."""
     label = _LABEL.match(text)
     if label is None:
         return _option_of(text, choices)
@@ -67,7 +67,7 @@ def _labelled(text: str, choices: tuple[str, ...]) -> Picked | None:
     index = ascii_uppercase.find((label["inside"] or label["bare"]).upper())
     if not 0 <= index < (len(choices) or len(ascii_uppercase)):
         return None
-    same = frozenset(i for i, choice in enumerate(choices) if visible(choice) == visible(choices[index])) | {index}
+    same = _same_text(visible(choices[index]), choices) if choices else frozenset((index,))
     rest = clean_value(text[label.end() :].lstrip(" ).:,]-"))
     named = _option_of(rest, choices)
     if named is not None:
@@ -75,23 +75,23 @@ def _labelled(text: str, choices: tuple[str, ...]) -> Picked | None:
     return same if (marked or not rest) and not _OTHER_LABEL.search(rest) else None
 
 
+def _same_text(text: str, choices: tuple[str, ...]) -> Picked:
+    return frozenset(i for i, choice in enumerate(choices) if text and visible(choice) == text)
+
+
 @lru_cache(maxsize=16384)
 def _option_of(text: str, choices: tuple[str, ...], *, drop_articles: bool = True) -> Picked | None:
-    """The option with this text or value; None where no option has it, and where options that differ have."""
+    """The option with this text, else with this value; None where none has it, or several that differ."""
     if not text:
         return None
-    forms = _forms(choices)
-    for matches in (
-        lambda form: form == written(text),
-        lambda form: (
-            normalise_text(form, drop_articles=drop_articles) == normalise_text(text, drop_articles=drop_articles)
-        ),
-        lambda form: _valued(form) and _valued(text) and same_value(text, form, _RULES),
-    ):
-        same = frozenset(i for i, form in enumerate(forms) if matches(form))
-        if same:
-            return same if len({forms[i] for i in same}) == 1 else None
-    return None
+    forms, form = _forms(choices), written(text)
+    same = [i for i, each in enumerate(forms) if each == form]
+    if not same:
+        form = normalise_text(form, drop_articles=drop_articles)
+        same = [i for i, each in enumerate(forms) if normalise_text(each, drop_articles=drop_articles) == form]
+    if not same and _valued(text):
+        same = [i for i, each in enumerate(forms) if _valued(each) and same_value(text, each, _RULES)]
+    return frozenset(same) if len({forms[i] for i in same}) == 1 else None
 
 
 @lru_cache(maxsize=4096)
@@ -101,4 +101,4 @@ def _forms(choices: tuple[str, ...]) -> tuple[str, ...]:
 
 def _valued(text: str) -> bool:
     """Whether `text` is more than words."""
-    return any(not char.isalpha() and not char.isspace() for char in text)
+    return not text.replace(" ", "").isalpha()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from dyme.text.units import read_unit
+
 MAX_CHARS = 2000
 """Characters; LaTeX in longer text is left as it is."""
 
 _SYMBOL_TEXT = r"""
 pi π theta θ alpha α beta β gamma γ delta δ epsilon ε varepsilon ε lambda λ mu μ sigma σ phi φ varphi φ omega ω rho ρ
 tau τ eta η Delta Δ Omega Ω Sigma Σ Phi Φ Gamma Γ Theta Θ Lambda Λ times × cdot · div ÷ ast * pm ± mp ∓ infty ∞ le ≤
-leq ≤ leqslant ≤ ge ≥ geq ≥ geqslant ≥ ne ≠ neq ≠ lt < gt > approx ≈ sim ~ cup ∪ cap ∩ in ∈ to → rightarrow → degree ° circ °
-lbrace { rbrace } lvert | rvert | vert | mid | colon : emptyset ∅ varnothing ∅ subset ⊂ angle ∠ triangle △ perp ⊥
+leq ≤ leqslant ≤ ge ≥ geq ≥ geqslant ≥ ne ≠ neq ≠ lt < gt > approx ≈ sim ~ cup ∪ cap ∩ in ∈ to → rightarrow →
+degree ° circ ° lbrace { rbrace } lvert | rvert | vert | mid | colon : emptyset ∅ varnothing ∅ subset ⊂ angle ∠
+triangle △ perp ⊥
 parallel ∥ prime ' ldots ... cdots ... dots ...
 """
 _SYMBOLS = dict(zip(_SYMBOL_TEXT.split()[::2], _SYMBOL_TEXT.split()[1::2], strict=True))
@@ -84,6 +87,10 @@ def _fraction(match: re.Match[str]) -> str:
     before = match.string[: match.start()].rstrip()[-1:]
     follows = match.string[match.end() :].lstrip()[:1]
     top, bottom = (top or "").strip(), (bottom or "").strip()
+    if before.isdecimal() and not top.isdecimal():
+        unit = read_unit(f"{top}/{bottom}")
+        if unit and unit.known and unit.end == len(top) + len(bottom) + 1:
+            return f" {top}/{bottom}"
     if top.isdecimal() and bottom.isdecimal() and not (follows.isalnum() or (follows and follows in "([{√π^_\\/!")):
         if before.isdecimal():
             return f" {top}/{bottom}"

@@ -202,7 +202,8 @@ def _read_fields(text: str) -> tuple[str, tuple[str, ...], str] | None:
 def _same_fields(given: str, gold: str, rules: Rules, depth: int) -> bool | None:
     a, b = _read_fields(given), _read_fields(gold)
     if a is None or b is None:
-        return None
+        # "10-20" is a range, not a difference
+        return None if rules.mathematics or a == b else _same_as_text(given, gold)
     if a == b:
         return True
     if a[0] in (":", "date") or b[0] in (":", "date"):
@@ -268,7 +269,7 @@ def _same_relations(ours: Relation, theirs: Relation, rules: Rules, depth: int) 
         return None
     flipped = tuple(reversed(a)), tuple(_FLIPPED.get(mark, mark) for mark in reversed(our_marks))
     for sides, marks in ((a, our_marks), flipped):
-        if marks == their_marks and all(same_value(x, y, rules, depth + 1) for x, y in zip(sides, b, strict=True)):
+        if marks == their_marks and all(_same_side(x, y, rules, depth) for x, y in zip(sides, b, strict=True)):
             return True
     if len(a) != 2 or len(b) != 2:
         return False
@@ -279,6 +280,11 @@ def _same_relations(ours: Relation, theirs: Relation, rules: Rules, depth: int) 
         return False
     mark = our_marks[0] if ratio > 0 else _FLIPPED.get(our_marks[0], our_marks[0])
     return mark == their_marks[0]
+
+
+def _same_side(given: str, gold: str, rules: Rules, depth: int) -> bool:
+    # a letter beside "=" is a variable, in its own case
+    return given == gold if len(given) == len(gold) == 1 else same_value(given, gold, rules, depth + 1)
 
 
 def _same_expressions(given: str, gold: str, rules: Rules) -> bool | None:

@@ -55,7 +55,7 @@ def get_verifier(name: str, *, relative_tolerance: float = 1e-6) -> Verifier:
 
 
 def verify_auto(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
-    """`choice` if the record has choices, else `numeric`; with several gold answers numbers are texts unless all are."""
+    """`choice` if the record has choices, else `numeric`; a number among gold answers of other kinds is a text."""
     if record.choices:
         return verify_choice(answer, record)
     golds = [clean_value(gold) for gold in gold_answers(record)]

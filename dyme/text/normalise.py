@@ -30,9 +30,11 @@ _LETTERLIKE = range(0x2100, 0x2150)
 # every pattern takes time in proportion to the text: none can match one stretch in two ways
 _EMPHASIS = re.compile(r"(?<!\w)(\*{1,3}|_{1,3}|`{1,3})(?![\s*_`])([^*_`]+)(?<!\s)\1(?!\w)")
 _QUOTED = re.compile(r"(?<!\w)(?:['‘]([^'‘’]+)['’]|[\"“„«]([^\"“”„«»]+)[\"“”»])(?!\w)")
-_MARKS_OF_QUOTE = re.compile(r"((?:(?<![^\W\d_])[^\W\d_]|[\d)\]}])(?:'+|[’\"])(?!\w))|['‘’‚‛\"“”„«»‹›`´]")
+_MARKS_OF_QUOTE = re.compile(r"((?:(?<![^\W\d_])[^\W\d_](?!\w)|[\d)\]}])(?:'+|[’\"])(?![^\W\d_]))|['‘’‚‛\"“”„«»‹›`´]")
 _POWER = re.compile(r"(?<=[\w)\]}])\*\*(?=[-\w({])")
-_BLANKS_AT_MARKS = re.compile(r" (?=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;%‰°)\]}])|(?<=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;(\[{$€£¥₹]) ")
+_BLANKS_AT_MARKS = re.compile(
+    r" (?=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;%‰°)\]}])|(?<=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;(\[{$€£¥₹]) |(?<=\d') (?=\d)"
+)
 # punctuation of running text, each with what takes its place; what is left belongs to the answer
 _RUNNING = [
     (re.compile(r"[—―]"), "-"),
@@ -59,7 +61,7 @@ _RUNNING = [
 
 
 def plain(text: str) -> str:
-    """`visible(text)` with one spelling for any script's digits, "½" as " 1/2", "²" as "^2", "Ⅳ" as "IV", minus signs."""
+    """`visible(text)` with one spelling for the digits of any script, "½" (" 1/2"), "²" ("^2"), "Ⅳ" and minus signs."""
     text = visible(text)
     return text if text.isascii() else " ".join("".join(_plain_characters(text)).split())
 
@@ -94,7 +96,7 @@ def written(text: str) -> str:
 
 def _unquoted(text: str) -> str:
     """`text` without emphasis and quotes; a prime ("f'", "5''") is neither."""
-    text = _POWER.sub("^", _EMPHASIS.sub(r"\2", text)).replace("!=", "≠")
+    text = _POWER.sub("^", _EMPHASIS.sub(r"\2", text)).replace("!=", "≠").replace("<=", "≤").replace(">=", "≥")
     text = _QUOTED.sub(lambda match: match[1] or match[2], text)
     return _MARKS_OF_QUOTE.sub(lambda match: (match[1] or "").replace("’", "'").replace('"', "''"), text)
 

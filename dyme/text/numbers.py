@@ -59,16 +59,18 @@ _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
 _PARTS = r"hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|eighths?|tenths?|hundredths?|dozens?"
 _FUNCTIONS = r"sin|cos|tan|cot|log|ln|exp|sqrt"
 _GOES_ON = re.compile(
-    rf" ?[\^+*×÷·/√∞±\\]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d|e[-+]?\d| ?(?:pi|{_FUNCTIONS}|x|y)\b"
+    rf" ?[\^+*×÷·/√∞±\\]|\)+ ?[\^*×÷·/\w(]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d|e[-+]?\d| ?(?:pi|{_FUNCTIONS}|x|y)\b"
     rf"| ?- ?(?:[a-z\u0370-\u03ff](?![^\W_])|[(√\\])|[ -](?:and a )?(?:{_PARTS})\b",
     re.IGNORECASE,
 )
 # a letter that is no unit is a variable or a constant; a blank may part it, unless words follow ("12 a day")
 _SYMBOL = re.compile(
-    r" ?([a-zA-Z\u0370-\u03ff])(?![^\W_])(?! [^\W\d_]{2})|([a-zA-Z]{2,3})(?![^\W_])| ([abcnxyz]{2})(?![^\W_])"
+    r" ?(?:[a-zA-Z](?![^\W_])|[\u0370-\u03ff](?![\u0370-\u03ff\u1f00-\u1fff]))(?! [^\W\d_]{2})"
+    r"|([a-zA-Z]{2,3})(?![^\W_])| ([abcnxyz]{2})(?![^\W_])"
 )
 _BEGUN_BEFORE = re.compile(
-    rf"(?:[<>≤≥√±^+*×÷/] ?|√ ?\(|[-+]|-\(|{_LETTER}[({{]|[\w)\]]-|\d:|\\[a-z]+ ?[{{(\[]?|\b(?:not|than|{_FUNCTIONS}) )$",
+    rf"(?:[<>≤≥√±^+*×÷/] ?|[√^*×÷·/] ?[(\[]+|\]\(|[-+]|-\(|{_LETTER}[({{]|[\w)\]]-|\d:|\\[a-z]+ ?[{{(\[]?"
+    rf"|\b(?:not|than|{_FUNCTIONS}) )$",
     re.IGNORECASE,
 )
 _TAIL_WORD = re.compile(r"[ -]?([^\s,;:!?()\[\]]+)")
