@@ -41,7 +41,7 @@ def verify_choice(answer: str, record: Record) -> float:
 
 def pick(answer: str, choices: tuple[str, ...]) -> Picked:
     """The option that an answer picks."""
-    identical = _same_text(visible(answer), choices)
+    identical = _same_text(answer, choices)
     if identical:
         return identical
     answer = clean_value(answer)
@@ -67,7 +67,7 @@ def _labelled(text: str, choices: tuple[str, ...]) -> Picked | None:
     index = ascii_uppercase.find((label["inside"] or label["bare"]).upper())
     if not 0 <= index < (len(choices) or len(ascii_uppercase)):
         return None
-    same = _same_text(visible(choices[index]), choices) if choices else frozenset((index,))
+    same = _same_text(choices[index], choices) if choices else frozenset((index,))
     rest = clean_value(text[label.end() :].lstrip(" ).:,]-"))
     named = _option_of(rest, choices)
     if named is not None:
@@ -76,7 +76,8 @@ def _labelled(text: str, choices: tuple[str, ...]) -> Picked | None:
 
 
 def _same_text(text: str, choices: tuple[str, ...]) -> Picked:
-    return frozenset(i for i, choice in enumerate(choices) if text and visible(choice) == text)
+    seen = visible(text)
+    return frozenset(i for i, each in enumerate(choices) if (each == text and text) or (seen and visible(each) == seen))
 
 
 @lru_cache(maxsize=16384)

@@ -270,6 +270,10 @@ class _Reader:
 
     def function(self, text: str) -> Node:
         name, _, base = text.partition("_")
+        if base and not base.isdecimal():
+            if len(base) > 1 or base in _RESERVED:
+                raise _Unread
+            self.names.add(base)
         exponent: Node | None = None
         if self.take("^"):
             if self.take("-"):

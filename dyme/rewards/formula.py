@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dyme.data.record import Record
 from dyme.rewards.answer import gold_answers
-from dyme.rewards.values import Rules, clean_value, same_value
+from dyme.rewards.values import Rules, same_as_any
 
 
 def verify_math(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
@@ -12,6 +12,4 @@ def verify_math(answer: str, record: Record, relative_tolerance: float = 1e-6) -
 
     An expression need not be worked out: "12 + 3" is right for 15. Text with words is never an expression.
     """
-    rules = Rules(relative_tolerance, mathematics=True)
-    given = clean_value(answer)
-    return float(any(same_value(given, clean_value(gold), rules) for gold in gold_answers(record)))
+    return float(same_as_any(answer, gold_answers(record), Rules(relative_tolerance, mathematics=True)))

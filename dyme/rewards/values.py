@@ -8,6 +8,7 @@ kind is rewritten into another.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -83,6 +84,12 @@ def _unwrapped(text: str) -> str:
         if len(text) > len(mark) + len(closing) and text.startswith(mark) and text.endswith(closing):
             return text[len(mark) : -len(closing)]
     return text[:-1] if len(text) > 1 and text.endswith(".") else text
+
+
+def same_as_any(answer: str, golds: Iterable[str], rules: Rules) -> bool:
+    """Whether `answer` is the same value as one of the gold answers, all as they are written."""
+    given = clean_value(answer)
+    return bool(answer.strip()) and any(answer == gold or same_value(given, clean_value(gold), rules) for gold in golds)
 
 
 def same_value(given: str, gold: str, rules: Rules, depth: int = 0) -> bool:

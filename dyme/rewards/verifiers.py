@@ -17,7 +17,7 @@ from dyme.rewards.choice import verify_choice
 from dyme.rewards.formula import verify_math
 from dyme.rewards.multi import verify_multi
 from dyme.rewards.relaxed import verify_relaxed
-from dyme.rewards.values import Rules, clean_value, same_value
+from dyme.rewards.values import Rules, clean_value, same_as_any
 from dyme.rewards.vqa import verify_vqa
 from dyme.rewards.yes_no import verify_yes_no
 from dyme.text.numbers import Quantity, find_quantities, parse_number, same_quantity
@@ -58,21 +58,17 @@ def verify_auto(answer: str, record: Record, relative_tolerance: float = 1e-6) -
     """`choice` if the record has choices, else `numeric`; a number among gold answers of other kinds is a text."""
     if record.choices:
         return verify_choice(answer, record)
-    golds = [clean_value(gold) for gold in gold_answers(record)]
-    numbers = all(parse_number(gold) for gold in golds)
-    if numbers or len(golds) == 1:
+    golds = gold_answers(record)
+    numbers = [gold for gold in golds if parse_number(clean_value(gold))]
+    if len(golds) == 1 or len(numbers) in (0, len(golds)):
         return verify_numeric(answer, record, relative_tolerance)
-    given, rules = clean_value(answer), Rules(relative_tolerance)
-    return float(
-        answer in record.answers
-        or any(same_value(given, gold, _LITERAL if parse_number(gold) else rules) for gold in golds)
-    )
+    rest = [gold for gold in golds if gold not in numbers]
+    return float(same_as_any(answer, numbers, _LITERAL) or same_as_any(answer, rest, Rules(relative_tolerance)))
 
 
 def verify_exact(answer: str, record: Record) -> float:
     """1.0 if the answer equals a gold answer up to case, white space, articles and the punctuation of running text."""
-    given = clean_value(answer)
-    return float(bool(given) and any(same_value(given, clean_value(gold), _LITERAL) for gold in gold_answers(record)))
+    return float(same_as_any(answer, gold_answers(record), _LITERAL))
 
 
 def verify_numeric(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
@@ -81,12 +77,13 @@ def verify_numeric(answer: str, record: Record, relative_tolerance: float = 1e-6
     A gold answer that is not a number is compared as what it is: an expression, a list, a date, a text.
     """
     given, rules = clean_value(answer), Rules(relative_tolerance)
-    for written in gold_answers(record):
-        gold = clean_value(written)
-        number = parse_number(gold)
-        if answer == written or (_says(given, number, rules.tolerance) if number else same_value(given, gold, rules)):
+    for gold in gold_answers(record):
+        number = parse_number(clean_value(gold))
+        if (number and _says(given, number, relative_tolerance)) or (
+            not number and same_as_any(answer, (gold,), rules)
+        ):
             return 1.0
-    return 0.0
+    return float(bool(answer.strip()) and answer in gold_answers(record))
 
 
 def _says(given: str, number: Quantity, tolerance: float) -> bool:

@@ -112,12 +112,16 @@ def normalise_text(text: str, *, drop_articles: bool = True) -> str:
     for pattern, instead in _RUNNING:
         form = pattern.sub(instead, form)
     if not form.isascii():
-        form = "".join(" " if unicodedata.category(char)[0] == "P" and char not in "·‰" else char for char in form)
+        form = "".join(" " if _is_foreign_mark(char) else char for char in form)
     form = _BLANKS_AT_MARKS.sub("", " ".join(form.split()))
     dropped = _ARTICLES if drop_articles else frozenset()
     kept = form.casefold().split()
     rest = [word for word, after in zip(kept, [*kept[1:], None]) if after is None or word not in dropped]
     return " ".join(rest) or text.casefold()
+
+
+def _is_foreign_mark(char: str) -> bool:
+    return not char.isascii() and unicodedata.category(char)[0] == "P" and char not in "·‰"
 
 
 @lru_cache(maxsize=65536)

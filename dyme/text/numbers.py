@@ -59,7 +59,8 @@ _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
 _PARTS = r"hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|eighths?|tenths?|hundredths?|dozens?"
 _FUNCTIONS = r"sin|cos|tan|cot|log|ln|exp|sqrt"
 _GOES_ON = re.compile(
-    rf" ?[\^+*×÷·/√∞±\\]|\)+ ?[\^*×÷·/\w(]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d|e[-+]?\d| ?(?:pi|{_FUNCTIONS}|x|y)\b"
+    rf" ?[\^+*×÷·/√∞±\\<>≤≥≠]|-$|[a-z]+\d|\)+ ?[\^*×÷·/\w(]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d"
+    rf"|e[-+]?\d| ?(?:pi|{_FUNCTIONS}|x|y)\b"
     rf"| ?- ?(?:[a-z\u0370-\u03ff](?![^\W_])|[(√\\])|[ -](?:and a )?(?:{_PARTS})\b",
     re.IGNORECASE,
 )
@@ -105,7 +106,7 @@ def _find(text: str) -> list[Quantity]:
         whole = (
             not _GOES_ON.match(after)
             and not _BEGUN_BEFORE.search(before)
-            and (unit is not None or not _SYMBOL.match(tail))
+            and not (after[:1].isalnum() if unit else _SYMBOL.match(tail))
         )
         money = _money_before(match["money"] or before)
         units = (
