@@ -28,7 +28,7 @@ _EXACT = 1e-9
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\w))?(?![\d.]*\d)"
 _TOKEN = re.compile(
     rf" *(?:(?P<mixed>(?<![\w^_.)\]}}/*] )(?<![\w^_.)\]}}/*])\d+ \d+/\d+(?![\d.]))|(?P<number>{_NUMBER})"
-    r"|(?P<name>[a-zA-Z]+|[\u0370-\u03ff∞])(?P<mark>(?:_(?:\w|\(\w+\)|\{\w+\}))?'*)|(?P<sign>[-+*/^()\[\]{}|√!%°·×÷]))"
+    r"|(?P<name>[a-zA-Z]+|[\u0370-\u03ff∞])(?P<mark>(?:_(?:\d+|\w|\(\w+\)|\{\w+\}))?'*)|(?P<sign>[-+*/^()\[\]{}|√!%°·×÷]))"
 )
 _RESERVED = {"pi": math.pi, "π": math.pi, "e": math.e, "∞": math.inf}
 # the base of "log" is not said, so it is equal to itself and to no other logarithm

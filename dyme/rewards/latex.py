@@ -42,7 +42,9 @@ _FRACTION = re.compile(rf"\\[dtc]?frac(?![a-zA-Z]){_ARGUMENT}{_ARGUMENT}|\\[dtc]
 _ROOT = re.compile(r"\\sqrt(?![a-zA-Z]) ?(?:\[([^\[\]{}]*)\])?(?: ?\{([^{}]*)\})?")
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 _ESCAPED = re.compile(r"\\([%$#&_])")
-_SIMPLE = re.compile(r"[-+]?\d+|\w")
+_SIMPLE = re.compile(r"[-+]?\d+|\w|\d*[-+]")
+# after these a fraction needs brackets; words may follow it ("\frac{3}{4}\text{ cup}")
+_GOES_ON = re.compile(r" ?[(\[{√π^_\\/!\d]| ?[^\W\d_](?![^\W\d_])|[^\W\d_]")
 
 
 @lru_cache(maxsize=16384)
@@ -85,13 +87,13 @@ def _script(match: re.Match[str]) -> str:
 def _fraction(match: re.Match[str]) -> str:
     top, bottom = match[1] or match[2] or match[5], match[3] or match[4] or match[6]
     before = match.string[: match.start()].rstrip()[-1:]
-    follows = match.string[match.end() :].lstrip()[:1]
+    goes_on = _GOES_ON.match(match.string, match.end())
     top, bottom = (top or "").strip(), (bottom or "").strip()
     if before.isdecimal() and not top.isdecimal():
         unit = read_unit(f"{top}/{bottom}")
         if unit and unit.known and unit.end == len(top) + len(bottom) + 1:
             return f" {top}/{bottom}"
-    if top.isdecimal() and bottom.isdecimal() and not (follows.isalnum() or (follows and follows in "([{√π^_\\/!")):
+    if top.isdecimal() and bottom.isdecimal() and not goes_on:
         if before.isdecimal():
             return f" {top}/{bottom}"
         if not before or before in "=,;([+-<>≤≥$:⦃":

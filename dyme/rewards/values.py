@@ -30,6 +30,7 @@ _CLOSING = {"(": ")]", "[": "])", "{": "}"}
 _BRACKET = r"[()\[\]{}]"
 _COMMA = re.compile(rf"{_BRACKET}|(?<!\d),|,(?!\d{{3}}(?!\d))|;")
 _ANY_COMMA = re.compile(rf"{_BRACKET}|[,;]")
+_POINT = re.compile(r"[^\W\d_]{1,3}(?=[(\[{])")
 _UNION = re.compile(rf"{_BRACKET}|∪")
 _RELATION = re.compile(rf"{_BRACKET}|<=|>=|≤|≥|≠|!=|==|=|<|>|≈|∈")
 _SPELLED = {"<=": "≤", ">=": "≥", "!=": "≠", "==": "="}
@@ -156,7 +157,11 @@ def _same_lists(given: str, gold: str, rules: Rules, depth: int) -> bool | None:
         (ours, our_marks), (theirs, their_marks) = split_parts(given, pattern), split_parts(gold, pattern)
         if our_marks and their_marks and all(ours) and all(theirs):
             return same_set(tuple(ours), tuple(theirs), rules, depth + 1)
-    a, b = _read_list(given), _read_list(gold)
+    name = _POINT.match(given)
+    if name and gold.startswith(name[0]):
+        a, b = _read_list(given[name.end() :]), _read_list(gold[name.end() :])
+    else:
+        a, b = _read_list(given), _read_list(gold)
     if a is None or b is None:
         one, other = (a, gold) if a else (b, given)
         if one is None:

@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 from dyme.data.record import Record
 from dyme.rewards.answer import gold_answers
@@ -86,9 +86,14 @@ def verify_numeric(answer: str, record: Record, relative_tolerance: float = 1e-6
     return float(bool(answer.strip()) and answer in gold_answers(record))
 
 
+@lru_cache(maxsize=1024)
+def _quantities(text: str) -> tuple[Quantity, ...]:
+    return tuple(find_quantities(text))
+
+
 def _says(given: str, number: Quantity, tolerance: float) -> bool:
     """Whether `given` holds numbers that are all the same, and equal to `number`."""
-    found = find_quantities(given)
+    found = _quantities(given)
     if not found or not all(each.whole and math.isclose(each.value, found[0].value) for each in found):
         return False
     return not _JOINED.search(given) and all(same_quantity(each, number, tolerance) for each in found)

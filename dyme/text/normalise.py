@@ -24,7 +24,7 @@ STOP_WORDS = frozenset(_STOP_TEXT.split())
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _SPELLINGS = dict.fromkeys("‐‑‒–−", "-") | {"\u2044": "/", "\u2215": "/", "\u066a": "%", "\u066b": ".", "\u066c": ","}
-_SPELLINGS |= {"،": ",", "؛": ";", "、": ", ", "。": ".", "′": "'", "″": "''"}
+_SPELLINGS |= {"،": ",", "؛": ";", "、": ", ", "。": ".", "′": "'", "″": "''", "∘": "°"}
 _LETTERLIKE = range(0x2100, 0x2150)
 
 # every pattern takes time in proportion to the text: none can match one stretch in two ways
@@ -33,7 +33,7 @@ _QUOTED = re.compile(r"(?<!\w)(?:['‘]([^'‘’]+)['’]|[\"“„«]([^\"“�
 _MARKS_OF_QUOTE = re.compile(r"((?:(?<![^\W\d_])[^\W\d_](?!\w)|[\d)\]}])(?:'+|[’\"])(?![^\W\d_]))|['‘’‚‛\"“”„«»‹›`´]")
 _POWER = re.compile(r"(?<=[\w)\]}])\*\*(?=[-\w({])")
 _BLANKS_AT_MARKS = re.compile(
-    r" (?=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;%‰°)\]}])|(?<=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;(\[{$€£¥₹]) |(?<=\d') (?=\d)"
+    r" (?=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&%‰°)\]}])|(?<=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&∠△(\[{$€£¥₹]) |(?<=\d') (?=\d)"
 )
 # punctuation of running text, each with what takes its place; what is left belongs to the answer
 _RUNNING = [
@@ -63,7 +63,9 @@ _RUNNING = [
 def plain(text: str) -> str:
     """`visible(text)` with one spelling for the digits of any script, "½" (" 1/2"), "²" ("^2"), "Ⅳ" and minus signs."""
     text = visible(text)
-    return text if text.isascii() else " ".join("".join(_plain_characters(text)).split())
+    if text.isascii():
+        return text
+    return " ".join("".join(_plain_characters(text)).replace("^°", "°").split())
 
 
 def _plain_characters(text: str) -> list[str]:
@@ -89,6 +91,7 @@ def _plain_character(char: str) -> str:
     return str(unicodedata.decimal(char)) if char.isdecimal() else _SPELLINGS.get(char, char)
 
 
+@lru_cache(maxsize=8192)
 def written(text: str) -> str:
     """`plain(text)` without emphasis, quotes, a full stop at the end, and blanks that change nothing ("x - 1")."""
     return _BLANKS_AT_MARKS.sub("", _unquoted(plain(text)).rstrip(" ."))
@@ -101,6 +104,7 @@ def _unquoted(text: str) -> str:
     return _MARKS_OF_QUOTE.sub(lambda match: (match[1] or "").replace("’", "'").replace('"', "''"), text)
 
 
+@lru_cache(maxsize=8192)
 def normalise_text(text: str, *, drop_articles: bool = True) -> str:
     """`text` without case, articles and the punctuation of running text: quotes, hyphens between words, full stops.
 
