@@ -21,11 +21,10 @@ from dyme.text.units import read_unit
 
 MAX_CHARS = 1000
 """Longest value in characters; longer ones are compared as text only."""
-MAX_PARTS = 200
+MAX_PARTS = 100
 MAX_DEPTH = 4
 """Lists within lists."""
 
-_BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _CLOSING = {"(": ")]", "[": "])", "{": "}"}
 _BRACKET = r"[()\[\]{}]"
 _COMMA = re.compile(rf"{_BRACKET}|(?<!\d),|,(?!\d{{3}}(?!\d))|;")
@@ -41,7 +40,7 @@ _TIMES = re.compile(r"(?<=[\d%°]) ?[xX×] ?(?=[\d$])")
 _LEADING_ZEROS = re.compile(r"^0+(?=\d)")
 # without such a mark a text of letters is a word, not a variable
 _MATHEMATICAL = re.compile(r"[-+*/^=<>√π∞·×÷|!°≤≥≠∈±]|\d ?[^\W\d_]|[^\W\d_]_|\(")
-_LETTER_PAIR = re.compile(r"[a-zA-Z] ?[-/] ?[a-zA-Z]")
+_WORDLIKE = re.compile(r"[a-zA-Z] ?[-/] ?[a-zA-Z]|\d[dD]")
 _SUM = re.compile(r"(?<!^)[-+=]")
 _NAME = re.compile(r"(?:[^\W\d_](?:_\w+)?'*|[^\W\d_]\([^\W\d_]\)|[^\W\d_]{2,}(?: [^\W\d_]+){0,3})")
 
@@ -242,9 +241,7 @@ def _same_numbers(given: str, gold: str, rules: Rules, depth: int) -> bool | Non
 def _same_share(given: Quantity, gold: Quantity, tolerance: float) -> bool:
     """Whether one is a percentage and the other the same share of 1."""
     percent = frozenset(("%",))
-    a, b = (
-        replace(each, value=each.value / 100, units=()) if percent in each.units else each for each in (given, gold)
-    )
+    a, b = (replace(q, value=q.value / 100, units=()) if percent in q.units else q for q in (given, gold))
     return (percent in given.units) != (percent in gold.units) and same_quantity(a, b, tolerance)
 
 
@@ -307,8 +304,8 @@ def _same_expressions(given: str, gold: str, rules: Rules) -> bool | None:
         return None
     same = all(same_expression(x, y, rules.tolerance) for x, y in zip(a, b, strict=True))
     same = same and (not our_unit or not their_unit or bool(our_unit & their_unit))
-    # "n/a" is a word too
-    return same or (None if _LETTER_PAIR.fullmatch(gold) else False)
+    # "n/a" and "3D" are words too
+    return same or (None if _WORDLIKE.fullmatch(gold) else False)
 
 
 @lru_cache(maxsize=16384)
