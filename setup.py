@@ -38,10 +38,8 @@ setup(
         "transformers>=5.17,<6",
         "triton>=3.6; platform_system == 'Linux'",
         "datasets>=4",
-        "antlr4-python3-runtime>=4.11,<=4.13.2",  # the parser under math-verify, which does not ask for it by itself
         "httpx2>=2",  # the judge's client
         "jinja2",  # pages; chat templates
-        "math-verify>=0.9,<0.10",
         "matplotlib",
         "ninja",  # DeepSpeed builds its CPU communication op with it
         "num2words",  # SmolVLM2's processor asks for it

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 
 from dyme.data.record import Record
 from dyme.rewards.answer import clean_answer, gold_answers
+from dyme.text.visible import visible
 
 TOLERANCE = 0.05
 """Error allowed as a fraction of the gold value, never of the prediction."""
@@ -23,7 +25,9 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]{1,4})?", r
 
 def verify_relaxed(answer: str, record: Record) -> float:
     """1.0 if the answer is within 5 % of a gold number, or equals a gold answer but for case."""
-    return float(any(_relaxed(clean_answer(answer), clean_answer(gold)) for gold in gold_answers(record)))
+    return float(
+        any(_relaxed(clean_answer(visible(answer)), clean_answer(visible(gold))) for gold in gold_answers(record))
+    )
 
 
 def _relaxed(given: str, gold: str) -> bool:
@@ -36,7 +40,11 @@ def _relaxed(given: str, gold: str) -> bool:
 
 def _number(text: str) -> float | None:
     digits = text.removesuffix("%").strip()
-    if len(digits) > MAX_NUMBER_CHARS or not _FLOAT.fullmatch(digits):
+    if len(digits) > MAX_NUMBER_CHARS:
+        return None
+    # float() of the published metric reads the digits of any script
+    digits = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in digits)
+    if not _FLOAT.fullmatch(digits):
         return None
     value = float(digits)
     if not math.isfinite(value):

@@ -9,28 +9,26 @@ import difflib
 import math
 import re
 from collections.abc import Callable
-from functools import partial
-from string import ascii_uppercase
+from functools import lru_cache, partial
 
 from dyme.data.record import Record
-from dyme.rewards.answer import clean_answer, gold_answers
+from dyme.rewards.answer import gold_answers
+from dyme.rewards.choice import verify_choice
 from dyme.rewards.formula import verify_math
 from dyme.rewards.mathvista import verify_mathvista
 from dyme.rewards.multi import verify_multi
 from dyme.rewards.relaxed import verify_relaxed
 from dyme.rewards.tabmwp import verify_tabmwp
+from dyme.rewards.values import Rules, clean_value, same_as_any
 from dyme.rewards.vqa import verify_vqa
 from dyme.rewards.yes_no import verify_yes_no
-from dyme.text.normalise import normalise_text, plain
-from dyme.text.numbers import find_quantities, parse_number, same_quantity
+from dyme.text.numbers import Quantity, find_quantities, parse_number, same_quantity
 
 Verifier = Callable[[str, Record], float]
 
-_LEAD_IN = re.compile(
-    r"(?:the )?(?:(?:correct|right|best) )?(?:answer|option|choice)(?: is|:)? ?(?:(?:option|choice) )?", re.IGNORECASE
-)
-_LABEL = re.compile(r"(?:[(\[](?P<inside>[a-z])[)\]]|(?P<bare>[a-z])(?P<mark> ?[).:,\]]| -)?)(?![^\W_])", re.IGNORECASE)
-_OTHER_LABEL = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
+# "5 - 5" and "1 : 1" are no number said twice, and "|-5|" and "5!" are other numbers
+_JOINED = re.compile(r"\d ?[:±-] ?\d|^-?\|.*\|$|^\d+!")
+_LITERAL = Rules(literal=True)
 
 
 def get_verifier(name: str, *, relative_tolerance: float = 1e-6) -> Verifier:
@@ -62,82 +60,45 @@ def get_verifier(name: str, *, relative_tolerance: float = 1e-6) -> Verifier:
 
 
 def verify_auto(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
-    """`choice` if the record has choices, `numeric` if every gold answer is a number, else `exact`."""
+    """`choice` if the record has choices, else `numeric`; a number among gold answers of other kinds is a text."""
     if record.choices:
         return verify_choice(answer, record)
-    if all(parse_number(gold) for gold in gold_answers(record)):
+    golds = gold_answers(record)
+    numbers = [gold for gold in golds if parse_number(clean_value(gold))]
+    if len(golds) == 1 or len(numbers) in (0, len(golds)):
         return verify_numeric(answer, record, relative_tolerance)
-    return verify_exact(answer, record)
+    rest = [gold for gold in golds if gold not in numbers]
+    return float(same_as_any(answer, numbers, _LITERAL) or same_as_any(answer, rest, Rules(relative_tolerance)))
 
 
 def verify_exact(answer: str, record: Record) -> float:
-    """1.0 if the answer equals a gold answer up to case, white space, punctuation and articles."""
-    given = normalise_text(answer)
-    return float(bool(given) and any(given == normalise_text(gold) for gold in gold_answers(record)))
+    """1.0 if the answer equals a gold answer up to case, white space, articles and the punctuation of running text."""
+    return float(same_as_any(answer, gold_answers(record), _LITERAL))
 
 
 def verify_numeric(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:
     """1.0 if the answer holds one number, repeated or not, and that equals a gold number.
 
-    A gold answer that is not a number is compared as text.
+    A gold answer that is not a number is compared as what it is: an expression, a list, a date, a text.
     """
-    found = find_quantities(answer)
-    usable = bool(found) and all(each.whole and math.isclose(each.value, found[0].value) for each in found)
-    targets = [parse_number(gold) for gold in gold_answers(record)]
-    numbers = [target for target in targets if target] if usable else []
-    if any(all(same_quantity(each, target, relative_tolerance) for each in found) for target in numbers):
-        return 1.0
-    return verify_exact(answer, record) if None in targets else 0.0
+    given, rules = clean_value(answer), Rules(relative_tolerance)
+    for gold in gold_answers(record):
+        number = parse_number(clean_value(gold))
+        if (number and _says(given, number, relative_tolerance)) or (
+            not number and same_as_any(answer, (gold,), rules)
+        ):
+            return 1.0
+    return float(bool(answer.strip()) and answer in gold_answers(record))
 
 
-def verify_choice(answer: str, record: Record) -> float:
-    """1.0 if the answer picks a gold option, by its label ("(B)", "b.", "option B"), its text, or both.
-
-    Without choices in the record the gold answers must be labels, as with options spelled out in the question.
-    """
-    golds = {_pick(gold, record.choices) for gold in gold_answers(record)} - {None}
-    if not golds:
-        options = f"none of its choices {record.choices}" if record.choices else "no letter, and it has no choices"
-        raise ValueError(
-            f"record {record.id!r}: the gold answer {record.answers[0]!r} is {options}; correct the record or set "
-            "reward.verifier to exact"
-        )
-    return float(_pick(answer, record.choices) in golds)
+@lru_cache(maxsize=1024)
+def _quantities(text: str) -> tuple[Quantity, ...]:
+    return tuple(find_quantities(text))
 
 
-def _pick(answer: str, choices: tuple[str, ...]) -> int | None:
-    """The index of the option that an answer picks; None if it picks none or several."""
-    answer = clean_answer(plain(answer))
-    lead = _LEAD_IN.match(answer)
-    for text in (answer, clean_answer(answer[lead.end() :])) if lead else (answer,):
-        # the letter of "A) 42" is not an article, and that of the option "C. elegans" is not a label
-        verbatim = _option_of(text, choices, drop_articles=False)
-        picked = verbatim if verbatim is not None else _labelled(text, choices)
-        if picked is not None:
-            return picked if picked >= 0 else None
-    return None
-
-
-def _labelled(text: str, choices: tuple[str, ...]) -> int | None:
-    """The option that `text` picks by label or loosely by words; -1 for a label that contradicts the words after it."""
-    label = _LABEL.match(text)
-    if label is None:
-        return _option_of(text, choices)
-    marked = bool(label["inside"] or label["mark"])
-    loose = None if marked else _option_of(text, choices)
-    if loose is not None:
-        return loose
-    index = ascii_uppercase.find((label["inside"] or label["bare"]).upper())
-    if not 0 <= index < (len(choices) or len(ascii_uppercase)):
-        return None
-    rest = clean_answer(text[label.end() :].lstrip(" ).:,]-"))
-    named = _option_of(rest, choices)
-    if named is not None:
-        return index if named == index else -1
-    return index if (marked or not rest) and not _OTHER_LABEL.search(rest) else None
-
-
-def _option_of(text: str, choices: tuple[str, ...], *, drop_articles: bool = True) -> int | None:
-    given = normalise_text(text, drop_articles=drop_articles)
-    same = [i for i, choice in enumerate(choices) if given == normalise_text(choice, drop_articles=drop_articles)]
-    return same[0] if given and len(same) == 1 else None
+def _says(given: str, number: Quantity, tolerance: float) -> bool:
+    """Whether `given` holds numbers that are all the same, and equal to `number`."""
+    found = _quantities(given)
+    if not found or not all(each.whole and math.isclose(each.value, found[0].value) for each in found):
+        return False
+    return not _JOINED.search(given) and all(same_quantity(each, number, tolerance) for each in found)

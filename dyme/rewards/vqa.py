@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from dyme.data.record import Record
 from dyme.rewards.answer import gold_votes
+from dyme.text.visible import visible
 
 AGREEING = 3
 """An answer that so many people gave scores 1."""
@@ -57,7 +58,7 @@ def verify_vqa(answer: str, record: Record) -> float:
 @lru_cache(maxsize=16384)
 def vqa_form(text: str) -> str:
     """`text` in lower case without punctuation and articles, number words as digits, contractions with apostrophe."""
-    text = " ".join(text.replace("’", "'").split())
+    text = visible(text).replace("’", "'")
     # next to a blank or beside a number such as "1,000" a mark vanishes, elsewhere it parts two words
     joined = _DIGIT_COMMA.search(text) is not None
     out = text

@@ -39,7 +39,7 @@ def verify_yes_no(answer: str, record: Record) -> float:
 
 def reads_yes(text: str) -> bool | None:
     """True for yes, False for no, None for neither or both ("yes or no")."""
-    form = normalise_text(text)
+    form = " ".join(re.findall(r"\w+", normalise_text(text)))
     lead = _LEAD_IN.match(form)
     form = form[lead.end() :] if lead else form
     negated = _NOT.match(form)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dyme.text.normalise import STOP_WORDS, stem
-from dyme.text.numbers import Quantity, find_quantities, is_unit, prepare
+from dyme.text.numbers import Quantity, find_quantities, prepare
+from dyme.text.units import is_unit
 
 MAX_LABEL_WORDS = 4
 """A longer label is a sentence about a number, not the name of a mark."""

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import snowballstemmer
 
+from dyme.text.visible import visible
+
 _STOP_TEXT = """
 a about after again all also although am an and any approximately are as at be because been before being between both
 but by can could did do does doing down during each either even exactly few for from further had has have having he
@@ -21,19 +23,49 @@ STOP_WORDS = frozenset(_STOP_TEXT.split())
 """Words that carry grammar, not content; "more", "less" and "total" are content in a chart."""
 
 _ARTICLES = frozenset(("a", "an", "the"))
-# "12%", "C#" and "R&D" mean something else without these, although Unicode calls them punctuation
-_MEANINGFUL = frozenset("%‰#&@/")
-_SILENT = frozenset(".'’`")
+_SPELLINGS = dict.fromkeys("‐‑‒–−", "-") | {"\u2044": "/", "\u2215": "/", "\u066a": "%", "\u066b": ".", "\u066c": ","}
+_SPELLINGS |= {"،": ",", "؛": ";", "、": ", ", "。": ".", "′": "'", "″": "''", "∘": "°"}
+_LETTERLIKE = range(0x2100, 0x2150)
+
+# every pattern takes time in proportion to the text: none can match one stretch in two ways
+_EMPHASIS = re.compile(r"(?<!\w)(\*{1,3}|_{1,3}|`{1,3})(?![\s*_`])([^*_`]+)(?<!\s)\1(?!\w)")
+_QUOTED = re.compile(r"(?<!\w)(?:['‘]([^'‘’]+)['’]|[\"“„«]([^\"“”„«»]+)[\"“”»])(?!\w)")
+_MARKS_OF_QUOTE = re.compile(r"((?:(?<![^\W\d_])[^\W\d_](?!\w)|[\d)\]}])(?:'+|[’\"])(?![^\W\d_]))|['‘’‚‛\"“”„«»‹›`´]")
+_POWER = re.compile(r"(?<=[\w)\]}])\*\*(?=[-\w({])")
+_BLANKS_AT_MARKS = re.compile(
+    r" (?=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&%‰°)\]}])|(?<=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&∠△(\[{$€£¥₹]) |(?<=\d') (?=\d)"
+)
+# punctuation of running text, each with what takes its place; what is left belongs to the answer
+_RUNNING = [
+    (re.compile(r"[—―]"), "-"),
+    (re.compile(r"^- (?=[^\W\d_]{2})"), ""),
+    # a hyphen or dash beside a word; between numbers and single letters it is a minus
+    (re.compile(r"(?<=[^\W\d_]{2})-(?=\w)|(?<=\w)-(?=[^\W\d_]{2})"), " "),
+    (re.compile(r"(?<=[^\W\d_]{2}) - (?=[^\W\d_]\w)|(?<=[^\W\d_]\w) - (?=[^\W\d_]{2})"), " "),
+    (re.compile(r"(?<=[^\W\d_]{2})_(?=\w)|(?<=\w)_(?=[^\W\d_]{2})|(?<![^\W_)\]}])_+|_+(?![\w({])"), " "),
+    # a comma within a number stays, one between other values parts them
+    (re.compile(r"(?<=[^\W\d_]{2}) ?[,;]|[,;](?= ?[^\W\d_]{2})|^[,;]|[,;]$"), " "),
+    (re.compile(r"(?<=\d), (?=\d)|,(?!\d)|(?<!\d),"), ";"),
+    (re.compile(r"(?<=[^\W_]) : (?=[^\W_])|(?<=\d) ?: ?(?=\d)"), ":"),
+    (re.compile(r":(?!\S)|(?<!\S):"), " "),
+    (re.compile(r"\.{2,}|…"), " "),
+    (re.compile(r"\.(?!\d)|(?<=[^\W\d])\."), ""),
+    (re.compile(r"[?¿¡]|(?<=[^\W\d_]{2})!+"), ""),
+    # an aside ("Paris (France)") or a label, but no bracket that a formula could have
+    (
+        re.compile(r"(?:^|(?<=\w ))[(\[](?=[^()\[\]]*[^\W\d_]{2})((?:[^\W_]|[ .,'/&]|-(?! ))*)[)\]](?=[\s,.;:]|$)"),
+        r"\1",
+    ),
+    (re.compile(r"^[(\[]([^\W_]+)[)\]]$"), r"\1"),
+]
 
 
 def plain(text: str) -> str:
-    """One spelling for compatibility characters: any script's digits, "½" as " 1/2", "²" as "^2", minus signs.
-
-    White space collapses to single blanks.
-    """
-    if not text.isascii():
-        text = "".join(_plain_characters(text))
-    return " ".join(text.split())
+    """`visible(text)` with one spelling for the digits of any script, "½" (" 1/2"), "²" ("^2"), "Ⅳ" and minus signs."""
+    text = visible(text)
+    if text.isascii():
+        return text
+    return " ".join("".join(_plain_characters(text)).replace("^°", "°").split())
 
 
 def _plain_characters(text: str) -> list[str]:
@@ -41,45 +73,59 @@ def _plain_characters(text: str) -> list[str]:
     raised = False
     for char in text:
         kind = unicodedata.decomposition(char).partition(" ")[0]
-        form = unicodedata.normalize("NFKC", char)
+        # "ℝ" is no "R", while "℃" is two characters in one
+        form = char if kind == "<font>" and ord(char) in _LETTERLIKE else unicodedata.normalize("NFKC", char)
         if kind == "<fraction>":
             # NFKC would run "1½" together into "11/2"
             form = " " + form
         if kind == "<super>" and not raised and not char.isalpha():
             form = "^" + form
+        if kind == "<sub>" and out and out[-1][-1:].isdigit():
+            form = "_" + form
         raised = kind == "<super>"
         out.extend(_plain_character(each) for each in form)
     return out
 
 
 def _plain_character(char: str) -> str:
-    if char in "\u2212\u2013":
-        return "-"
-    if char == "\u2044":
-        return "/"
-    return str(unicodedata.decimal(char)) if char.isdecimal() else char
+    return str(unicodedata.decimal(char)) if char.isdecimal() else _SPELLINGS.get(char, char)
 
 
+@lru_cache(maxsize=8192)
+def written(text: str) -> str:
+    """`plain(text)` without emphasis, quotes, a full stop at the end, and blanks that change nothing ("x - 1")."""
+    return _BLANKS_AT_MARKS.sub("", _unquoted(plain(text)).rstrip(" ."))
+
+
+def _unquoted(text: str) -> str:
+    """`text` without emphasis and quotes; a prime ("f'", "5''") is neither."""
+    text = _POWER.sub("^", _EMPHASIS.sub(r"\2", text)).replace("!=", "≠").replace("<=", "≤").replace(">=", "≥")
+    text = _QUOTED.sub(lambda match: match[1] or match[2], text)
+    return _MARKS_OF_QUOTE.sub(lambda match: (match[1] or "").replace("’", "'").replace('"', "''"), text)
+
+
+@lru_cache(maxsize=8192)
 def normalise_text(text: str, *, drop_articles: bool = True) -> str:
-    """Case, white space, punctuation and articles removed; what makes a number stays ("3.5", "-5", "10:30").
+    """`text` without case, articles and the punctuation of running text: quotes, hyphens between words, full stops.
 
-    An article goes only where another word follows it ("Vitamin A" stays), and text of nothing but punctuation stays.
+    What belongs to a value stays: "3.5", "-5", "10:30", "A-", "x - 1", "(0, 1)", "5!", "f'". An article goes only where
+    another word follows it ("Vitamin A" stays), and text of nothing but punctuation stays.
     """
+    text = plain(text)
+    form = _unquoted(text)
+    for pattern, instead in _RUNNING:
+        form = pattern.sub(instead, form)
+    if not form.isascii():
+        form = "".join(" " if _is_foreign_mark(char) else char for char in form)
+    form = _BLANKS_AT_MARKS.sub("", " ".join(form.split()))
     dropped = _ARTICLES if drop_articles else frozenset()
-    text = plain(text).casefold()
-    kept = "".join(_comparable(text, i) for i in range(len(text))).split()
+    kept = form.casefold().split()
     rest = [word for word, after in zip(kept, [*kept[1:], None]) if after is None or word not in dropped]
-    return " ".join(rest) or text
+    return " ".join(rest) or text.casefold()
 
 
-def _comparable(text: str, i: int) -> str:
-    char = text[i]
-    if not unicodedata.category(char).startswith("P") or char in _MEANINGFUL:
-        return char
-    before, after = text[i - 1 : i], text[i + 1 : i + 2]
-    if after.isdigit() and (before.isdigit() or (char in "-." and not before.isalnum())):
-        return char
-    return "" if char in _SILENT else " "
+def _is_foreign_mark(char: str) -> bool:
+    return not char.isascii() and unicodedata.category(char)[0] == "P" and char not in "·‰"
 
 
 @lru_cache(maxsize=65536)

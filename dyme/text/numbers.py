@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dyme.text.normalise import STOP_WORDS, plain, stem
+from dyme.text.normalise import plain
+from dyme.text.units import CURRENCIES, Unit, is_unit, names_unit, read_unit, unit_readings
 
 MAX_DIGITS = 40
 """A longer run of digits is noise, not a number."""
@@ -41,32 +42,11 @@ NUMBER_WORDS = frozenset(_WORD_VALUES) | frozenset(_SCALES)
 # case matters: "5m" is five metres
 _SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "mn": 1e6, "B": 1e9, "bn": 1e9}
 
-_CURRENCIES = {"$": "$ us$ usd dollar dollars", "€": "€ eur euro euros", "£": "£ gbp pound pounds"}
-_CURRENCIES |= {"¥": "¥ jpy yen", "₹": "₹ inr rs rupee rupees"}
-_UNIT_WORDS = _CURRENCIES | {
-    "%": "% percent pct percentage",
-    "°": "° degree degrees deg",
-    "°c": "°c celsius centigrade",
-    "°f": "°f fahrenheit",
-    "mm": "mm millimeter millimeters millimetre millimetres",
-    "cm": "cm centimeter centimeters centimetre centimetres",
-    "m": "m meter meters metre metres",
-    "km": "km kilometer kilometers kilometre kilometres",
-    "inch": "inch inches",
-    "ft": "ft foot feet",
-    "g": "g gram grams",
-    "kg": "kg kilogram kilograms",
-    "lb": "lb lbs pound pounds",
-    "s": "s sec secs second seconds",
-    "min": "min mins minute minutes",
-    "h": "h hr hrs hour hours",
-    "am": "am a.m",
-    "pm": "pm p.m",
-}
-
-_SIGN = r"(?:(?<![\w)\]%])(?P<sign>[-+])|\b(?P<minus>minus|negative) )?"
+# Chinese, Japanese, Korean and Thai set no blanks around numbers
+_LETTER = r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+_SIGN = rf"(?:(?<!{_LETTER})(?<![)\]%])(?P<sign>[-+])|\b(?P<minus>minus|negative) )?"
 _MONEY = r"(?:(?P<money>[$€£¥₹]) ?(?P<inner>[-+])?)?"
-_EDGE = r"(?<!\w)(?<!\d[.,])"
+_EDGE = rf"(?<!{_LETTER})(?<!第)(?<!\d[.,])"
 _MIXED = _EDGE + r"(?P<integer>\d{1,15}) (?P<top1>\d{1,15}) ?/ ?(?P<bottom1>\d{1,15})(?!\d|[.,]\d)"
 _FRACTION = _EDGE + r"(?P<top2>\d{1,15}) ?/ ?(?P<bottom2>\d{1,15})(?!\d|[.,]\d)"
 _DIGITS = r"(?P<digits>(?<![\w.])\.\d(?:[\d.,]*\d)?|" + _EDGE + r"\d(?:[\d.,]*\d)?)"
@@ -77,9 +57,26 @@ _NUMBER = re.compile(f"{_SIGN}{_MONEY}(?:{_MIXED}|{_FRACTION}|{_DIGITS}{_POWER}|
 
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
 _PARTS = r"hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|eighths?|tenths?|hundredths?|dozens?"
-_GOES_ON = re.compile(rf" ?[\^+*×÷/√π]|:\d|e[-+]?\d| ?(?:pi|x|y)\b|[ -](?:and a )?(?:{_PARTS})\b", re.IGNORECASE)
-_BEGUN_BEFORE = re.compile(r"(?:[<>≤≥√±^+*×÷/] ?|[\w)\]]-|\d:|\b(?:not|than) )$", re.IGNORECASE)
+_FUNCTIONS = r"sin|cos|tan|cot|log|ln|exp|sqrt"
+_GOES_ON = re.compile(
+    rf" ?[\^+*×÷·/√∞±\\<>≤≥≠]|-$|[a-z]+\d|\)+ ?[\^*×÷·/\w(]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d"
+    rf"|e[-+]?\d| ?(?:pi|{_FUNCTIONS}|x|y)\b"
+    rf"| ?- ?(?:[a-z\u0370-\u03ff](?![^\W_])|[(√\\])|[ -](?:and a )?(?:{_PARTS})\b",
+    re.IGNORECASE,
+)
+# a letter that is no unit is a variable or a constant; a blank may part it, unless words follow ("12 a day")
+_SYMBOL = re.compile(
+    r" ?(?:[a-zA-Z](?![^\W_])|[\u0370-\u03ff](?![\u0370-\u03ff\u1f00-\u1fff]))(?! [^\W\d_]{2})"
+    r"|([a-zA-Z]{2,3})(?![^\W_])| ([abcnxyz]{2})(?![^\W_])"
+)
+_BEGUN_BEFORE = re.compile(
+    rf"(?:[<>≤≥√±^+*×÷/] ?|[√^*×÷·/] ?[(\[]+|\]\(|[-+]|-\(|{_LETTER}[({{]|[\w)\]]-|\d:|\\[a-z]+ ?[{{(\[]?"
+    rf"|\b(?:not|than|{_FUNCTIONS}) )$",
+    re.IGNORECASE,
+)
 _TAIL_WORD = re.compile(r"[ -]?([^\s,;:!?()\[\]]+)")
+# "2**3" is a power
+_EMPHASIS = re.compile(r"`|(?<![\d)])\*\*|\*\*(?![\w(])")
 _DETACHED_MINUS = re.compile(r"(^|=) ?- (?=[\d.$€£])")
 _GROUPED = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _DECIMAL_COMMA = re.compile(r"\d+,\d+")
@@ -93,13 +90,30 @@ def find_quantities(text: str) -> list[Quantity]:
 
 def _find(text: str) -> list[Quantity]:
     found = []
+    unit_end = 0
     for match in _NUMBER.finditer(text):
         end = match.end()
-        if _ORDINAL.match(text, end):
+        # the 2 of "cm^2" belongs to the unit
+        if match.start() < unit_end or _ORDINAL.match(text, end):
             continue
         before = text[max(0, match.start() - 8) : match.start()]
-        whole = not _GOES_ON.match(text, end) and not _BEGUN_BEFORE.search(before)
-        units = _money_before(match["money"] or before) + _units_after(text[end : end + 64])
+        tail = text[end : end + 64]
+        unit = read_unit(tail)
+        if unit is not None and not unit.known:
+            unit = None
+        unit_end = end + unit.end if unit else end
+        after = tail[unit.end :] if unit else tail
+        whole = (
+            not _GOES_ON.match(after)
+            and not _BEGUN_BEFORE.search(before)
+            and not (after[:1].isalnum() if unit else _SYMBOL.match(tail))
+        )
+        money = _money_before(match["money"] or before)
+        units = (
+            _per(money[0], unit)
+            if money and unit and tail.startswith(("/", " /", " per"))
+            else money + _units_after(tail, unit)
+        )
         found.append(Quantity(_value(match), units, whole, match.start(), end))
     return found
 
@@ -111,8 +125,13 @@ def parse_number(text: str) -> Quantity | None:
     found = _find(text)
     if len(found) != 1 or not found[0].whole or math.isnan(found[0].value):
         return None
-    head, tail = text[: found[0].start].strip(" ."), text[found[0].end :].strip()
-    named = not tail or (len(tail.split()) == 1 and bool(_units_after(tail)) and _TAIL_WORD.fullmatch(tail) is not None)
+    head, tail = text[: found[0].start].strip(" ."), text[found[0].end :].rstrip()
+    unit = read_unit(tail)
+    named = (
+        not tail
+        or (unit is not None and unit.end == len(tail))
+        or (len(tail.split()) == 1 and bool(_units_after(tail, None)) and _TAIL_WORD.fullmatch(tail) is not None)
+    )
     return found[0] if named and (not head or _money_before(head)) else None
 
 
@@ -124,32 +143,9 @@ def same_quantity(given: Quantity, gold: Quantity, relative_tolerance: float) ->
     return not given.units or not gold.units or any(ours & theirs for ours in given.units for theirs in gold.units)
 
 
-def unit_readings(word: str) -> frozenset[str]:
-    """What a unit word may mean, in canonical units ("pounds": "£" or "lb"); an unknown word means its stem."""
-    word = word.casefold()
-    return _READINGS.get(word) or frozenset((stem(word),))
-
-
-def is_unit(word: str) -> bool:
-    """Whether `word` is a unit by itself ("%", "cm"), as opposed to any noun that is counted ("apples")."""
-    return word.casefold() in _READINGS
-
-
-def _readings() -> dict[str, frozenset[str]]:
-    table: dict[str, frozenset[str]] = {}
-    for unit, spellings in _UNIT_WORDS.items():
-        for spelling in spellings.split():
-            table[spelling] = table.get(spelling, frozenset()) | {unit}
-    return table
-
-
-_READINGS = _readings()
-_NO_UNITS = STOP_WORDS | {"total", "altogether", "more", "less"}
-
-
 def prepare(text: str) -> str:
     """`plain(text)` without emphasis, as numbers are looked for in it."""
-    text = plain(text).replace("**", "").replace("`", "")
+    text = _EMPHASIS.sub("", plain(text))
     text = re.sub(r"\bper cent\b", "percent", text, flags=re.IGNORECASE)
     return _DETACHED_MINUS.sub(r"\1-", text)
 
@@ -189,18 +185,25 @@ def _decimal(digits: str, exponent: str) -> float:
 
 
 def _money_before(text: str) -> tuple[frozenset[str], ...]:
-    last = text.rstrip(" .").rpartition(" ")[2].casefold()
-    readings = _READINGS.get(last, frozenset())
-    return (readings,) if readings & _CURRENCIES.keys() else ()
+    last = text.rstrip(" .").rpartition(" ")[2]
+    readings = unit_readings(last) if is_unit(last) else frozenset()
+    return (readings,) if readings & CURRENCIES.keys() else ()
 
 
-def _units_after(tail: str) -> tuple[frozenset[str], ...]:
+def _per(money: frozenset[str], unit: Unit) -> tuple[frozenset[str], ...]:
+    """The unit of "$5/kg"."""
+    return (frozenset(f"{'|'.join(sorted(money))}^1 {each}" for each in unit.readings),)
+
+
+def _units_after(tail: str, unit: Unit | None) -> tuple[frozenset[str], ...]:
+    """A known unit, else the readings of up to three words, since "red apples" names its unit in the second."""
+    if unit is not None:
+        return (unit.readings,)
     units: list[frozenset[str]] = []
     position = 0
     while len(units) < 3 and (match := _TAIL_WORD.match(tail, position)):
         word = match[1].rstrip(".\"'”’")
-        known = word.casefold() in _READINGS
-        if not known and (word.casefold() in _NO_UNITS or not any(char.isalpha() for char in word)):
+        if not names_unit(word):
             break
         units.append(unit_readings(word))
         if word != match[1]:
