@@ -23,6 +23,7 @@ from dyme.settings.lora import LoraConfig
 from dyme.settings.numbers import Fraction, PositiveInt
 from dyme.settings.objective import MemorizeConfig, ObjectiveConfig
 from dyme.settings.optim import OptimConfig, Part
+from dyme.settings.paths import UserPath
 from dyme.settings.prompt import PromptConfig
 from dyme.settings.rewards import RewardConfig
 from dyme.settings.rollout import RolloutConfig
@@ -147,7 +148,7 @@ class RunConfig(Schema):
     train: TrainConfig = TrainConfig()
     run: RunSettings = RunSettings()
     evaluate: EvaluateConfig = EvaluateConfig()
-    deepspeed: str = "ds_configs/zero3.json"
+    deepspeed: UserPath = "ds_configs/zero3.json"
     """DeepSpeed JSON; batch size, accumulation, clipping and precision come from this configuration."""
 
     @model_validator(mode="after")

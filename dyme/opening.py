@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 
 from dyme.batching.objective import resolve
 from dyme.checkpoint import store
@@ -15,15 +19,17 @@ from dyme.clock import StepClock
 from dyme.config import RunConfig
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
-from dyme.engine.train_engine import TrainEngine, deepspeed_config
+from dyme.engine.train_engine import TrainEngine, deepspeed_config, gather_tokens
 from dyme.families import Family, build_family, load_family
 from dyme.families.scratch import FREQUENT
+from dyme.fault_tolerance.lock import Lock, LockedError, take
 from dyme.fault_tolerance.watchdog import Watchdog
 from dyme.metrics.logger import open_metrics
 from dyme.metrics.profile import Profile
 from dyme.metrics.progress import ProgressLine
 from dyme.position import Position
 from dyme.prompts import PromptCache, check_context, prompt_text, reply_text
+from dyme.provenance.place import check_place, check_writable
 from dyme.rewards.calls import Failures, UserRewards
 from dyme.rewards.round_trip import round_trip
 from dyme.rewards.user import load_rewards
@@ -39,25 +45,74 @@ from dyme.supervision.supervisor import Supervisor
 TOKENIZER_RECORDS = 4000  # records per source a from-scratch tokenizer is trained on
 
 
-def open_run(cfg: RunConfig) -> Run:
-    """Checks the folder, loads data and model, and resumes where the run stopped. The process group must be there."""
-    watchdog = Watchdog(Path(cfg.run.dir), dist.get_rank(), dist.get_world_size(), cfg.run.hang_timeout_s)
-    with watchdog.opening():
-        return _open(cfg, watchdog)
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs that no other rank and no device is asked for."""
+
+    rewards: UserRewards
+    records: RecordSet
+    eval_records: RecordSet | None
 
 
-def _open(cfg: RunConfig, watchdog: Watchdog) -> Run:
-    folder, rank = Path(cfg.run.dir), dist.get_rank()
-    say = partial(_say, folder.name, rank)
-    schedule = Schedule(cfg)
-    deepspeed_config(cfg)  # a mistake in it must show before data and model load
-    user_rewards = UserRewards(load_rewards(cfg.reward.user))  # and so must one in them
-    check_unused(folder, cfg.run.resume)
-    supervisor = Supervisor(cfg.supervision, cfg.judge, folder, rank=rank, flag=cfg.prompt.answer_flag, say=say)
-    watchdog.stage("records")
+def prepare(cfg: RunConfig) -> Prepared:
+    """Checks everything that one process can check, before the ranks meet, and loads the records. Raises `ConfigError`,
+    `DataError` and `ModelError`; the folder is as before."""
+    check_place(Path(cfg.run.dir), expand(cfg.model.path) if cfg.model.path else None)
+    deepspeed_config(cfg)
+    rewards = UserRewards(load_rewards(cfg.reward.user))
     usable = round_trip(cfg.reward, cfg.prompt)
     records = load_records(cfg.data.train, cfg.data.max_bad_fraction, usable)
     eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction, usable) if cfg.data.eval else None
+    return Prepared(rewards, records, eval_records)
+
+
+def open_run(cfg: RunConfig, prepared: Prepared | None = None) -> Run:
+    """Locks the folder, loads the model, and resumes where the run stopped. The process group must be there."""
+    prepared = prepared or prepare(cfg)
+    folder = Path(cfg.run.dir)
+    lock = _lock(folder)
+    watchdog = Watchdog(folder, dist.get_rank(), dist.get_world_size(), cfg.run.hang_timeout_s)
+    try:
+        with watchdog.opening():
+            return _open(cfg, prepared, watchdog, lock)
+    except BaseException:
+        if lock:
+            lock.release()
+            with suppress(OSError):  # it may hold other files
+                folder.rmdir()
+        raise
+
+
+def lock_early(folder: Path) -> None:
+    """Locks the folder before the ranks meet (rank 0 only; `open_run` then finds the lock). Raises `LockedError`, and
+    `ConfigError` where the folder cannot be written."""
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    take(folder, partial(_say_first, folder.name, 0))
+
+
+def _lock(folder: Path) -> Lock | None:
+    """The lock on rank 0, None on the others. Collective: all ranks raise `ConfigError` where rank 0 does not get it."""
+    lock, problem = None, ""
+    if dist.get_rank() == 0:
+        try:
+            lock_early(folder)
+            lock = take(folder, print)
+        except (LockedError, ConfigError, OSError) as error:
+            problem = str(error)
+    device = torch.device(get_accelerator().current_device_name())
+    if problem := bytes(gather_tokens([list(problem.encode())], device)[0][0]).decode():
+        raise ConfigError(problem)
+    return lock
+
+
+def _open(cfg: RunConfig, prepared: Prepared, watchdog: Watchdog, lock: Lock | None) -> Run:
+    folder, rank = Path(cfg.run.dir), dist.get_rank()
+    say = partial(_say, folder.name, rank)
+    schedule = Schedule(cfg)
+    check_unused(folder, cfg.run.resume)
+    supervisor = Supervisor(cfg.supervision, cfg.judge, folder, rank=rank, flag=cfg.prompt.answer_flag, say=say)
+    records, eval_records = prepared.records, prepared.eval_records
     spec, _ = resolve(cfg)
     watchdog.stage("model")
     family, model = _open_model(cfg, records)
@@ -90,12 +145,12 @@ def _open(cfg: RunConfig, watchdog: Watchdog) -> Run:
         engine=engine,
         rollout_engine=rollout_engine,
         prompt_cache=PromptCache(family, cfg.prompt, say, cfg.model.max_pixels, clock.background, cfg.longest_reply),
-        scorer=Scorer(cfg, family, user_rewards, supervisor, position.failures, clock.background),
+        scorer=Scorer(cfg, family, prepared.rewards, supervisor, position.failures, clock.background),
         supervisor=supervisor,
         schedule=schedule,
         position=position,
         clock=clock,
-        folder=RunFolder(folder, cfg, engine, position, clock, logger, progress),
+        folder=RunFolder(folder, cfg, engine, position, clock, logger, progress, lock),
     )
     _announce(run, changed)
     clock.start()

@@ -16,6 +16,7 @@ from dyme.config import RunConfig, changed_keys, dump_config
 from dyme.data import RecordSet
 from dyme.engine.train_engine import TrainEngine
 from dyme.evaluation.held_out import Evaluation
+from dyme.fault_tolerance.lock import Lock
 from dyme.fault_tolerance.preemption import MARKER
 from dyme.metrics.cut_replies import CutReplies
 from dyme.metrics.logger import MetricsLogger, SilentLogger
@@ -65,6 +66,8 @@ class RunFolder:
     logger: MetricsLogger | SilentLogger
     progress: ProgressLine
     cut_replies: CutReplies = field(default_factory=CutReplies)
+    lock: Lock | None = None
+    """Rank 0's, until the run ends."""
 
     @property
     def checkpoints(self) -> Path:
@@ -114,6 +117,7 @@ class RunFolder:
             asked = schedule.preemption.asked or "a signal to another rank"
             (self.path / MARKER).write_text(json.dumps({"step": step, "asked_by": asked}), encoding="utf-8")
             self.progress.say(f"left at step {step} for {asked}: start again to go on")
+        self._unlock()
         self.engine.barrier()
 
     def finish(self, records: RecordSet, eval_records: RecordSet | None, unreadable: Mapping[str, str]) -> None:
@@ -140,6 +144,7 @@ class RunFolder:
                 report_on(self.path)
             (self.path / DONE).write_text("", encoding="utf-8")
             self.progress.say(f"done in {self.clock.elapsed():.0f} s of training: {self.path}")
+        self._unlock()
         self.engine.barrier()
 
     def _recipe(self) -> Recipe:
@@ -154,3 +159,7 @@ class RunFolder:
     def _close(self) -> None:
         self.logger.close()
         self.position.supervisor.close()
+
+    def _unlock(self) -> None:
+        if self.lock:
+            self.lock.release()

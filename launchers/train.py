@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dyme.fault_tolerance.launch import quiet, rank, run_and_exit, say_error
+from dyme.fault_tolerance.launch import one_node, quiet, rank, run_and_exit, say_error
 from dyme.fault_tolerance.preemption import die_with_parent, keep_warning
 
 if TYPE_CHECKING:
@@ -49,15 +49,19 @@ def main() -> int:
     from dyme.data import DataError
     from dyme.engine.train_engine import close_distributed, init_distributed
     from dyme.families import ModelError
-    from dyme.opening import open_run
+    from dyme.fault_tolerance.lock import LockedError
+    from dyme.opening import lock_early, open_run, prepare
     from dyme.supervision.judge_prompts import PromptFileError
     from dyme.supervision.templates import PoolError
     from dyme.trainer import train
 
-    init_distributed(cfg.run.seed, cfg.run.hang_timeout_s)
     try:
-        train(open_run(cfg))
-    except (CheckpointError, ConfigError, DataError, ModelError, PoolError, PromptFileError) as error:
+        prepared = prepare(cfg)
+        if first and one_node():  # else the launchers of other nodes would not hear of a refusal: open_run tells all
+            lock_early(Path(cfg.run.dir))
+        init_distributed(cfg.run.seed, cfg.run.hang_timeout_s)
+        train(open_run(cfg, prepared))
+    except (CheckpointError, ConfigError, DataError, LockedError, ModelError, PoolError, PromptFileError) as error:
         return say_error(error)
     close_distributed()
     return 0

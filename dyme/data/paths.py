@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 
 from dyme.data.errors import DataError
+from dyme.settings import paths
 
 
 def expand(text: str) -> Path:
     """`~` and environment variables (`$NAME`, `${NAME}`) filled in; relative paths stay relative to the working folder.
 
-    Raises `DataError` naming a variable that is not set: left in place it would read as a missing file.
+    Raises `DataError` naming a variable that is not set.
     """
-    full = os.path.expanduser(os.path.expandvars(text))
-    unset = re.search(r"\$\{?(\w+)\}?", full)
-    if unset:
-        raise DataError(f"{text}: environment variable {unset[1]} is not set; export it or write the path out")
-    return Path(full)
+    try:
+        return Path(paths.expand(text))
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def existing_file(text: str, mend: str = "name a .jsonl file, or use source: imagefolder") -> Path:

@@ -1,1 +1,1 @@
-"""Preemption, hung ranks and the way a launcher ends."""
+"""Preemption, hung ranks, the lock of a run folder and the way a launcher ends."""

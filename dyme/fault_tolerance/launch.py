@@ -19,6 +19,12 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def one_node() -> bool:
+    """Whether all ranks run on this node, from the launcher's environment (DeepSpeed's or torchrun's)."""
+    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
+    return here == os.environ.get("WORLD_SIZE", "1")
+
+
 def quiet() -> None:
     """Silences messages of libraries that would mix with those of the run."""
     warnings.filterwarnings("ignore", category=FutureWarning)

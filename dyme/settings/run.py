@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dyme.settings.numbers import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from dyme.settings.paths import UserPath
 from dyme.settings.schema import Schema
 
 
@@ -29,8 +30,8 @@ class TrainConfig(Schema):
 class RunSettings(Schema):
     """The run folder, evaluation, checkpoints and logging."""
 
-    dir: str = ""
-    """Run folder; default runs/<name of the YAML>."""
+    dir: UserPath = ""
+    """Run folder; default runs/<name of the YAML>. It must be new, empty, or that of a run."""
     seed: int = 0
     """Seed of weights, data order and sampling noise."""
     resume: Literal["auto", "never"] = "auto"
