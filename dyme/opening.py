@@ -20,7 +20,8 @@ from dyme.config import RunConfig
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
 from dyme.engine.train_engine import TrainEngine, deepspeed_config, gather_tokens
-from dyme.families import Family, build_family, load_family
+from dyme.families import Family, ModelError, build_family, load_family
+from dyme.families.processors import strays
 from dyme.families.scratch import FREQUENT
 from dyme.fault_tolerance.lock import Lock, LockedError, take
 from dyme.fault_tolerance.watchdog import Watchdog
@@ -63,6 +64,11 @@ def prepare(cfg: RunConfig) -> Prepared:
     usable = round_trip(cfg.reward, cfg.prompt)
     records = load_records(cfg.data.train, cfg.data.max_bad_fraction, usable)
     eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction, usable) if cfg.data.eval else None
+    if cfg.model.path and cfg.run.export and (lost := strays(expand(cfg.model.path))):
+        raise ModelError(
+            f"model.path: {lost[0]} is a link out of the folder, and the export would publish what it points at: put "
+            "the file itself there, or set run.export=false"
+        )
     return Prepared(rewards, records, eval_records)
 
 
@@ -92,7 +98,7 @@ def lock_early(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> Lock | None:
-    """The lock on rank 0, None on the others. Collective: all ranks raise `ConfigError` where rank 0 does not get it."""
+    """The lock on rank 0, None on the others. All ranks raise `ConfigError` where rank 0 does not get it. Collective."""
     lock, problem = None, ""
     if dist.get_rank() == 0:
         try:

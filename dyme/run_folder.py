@@ -124,7 +124,9 @@ class RunFolder:
         """Export, summary, profile and report; the DONE marker last. `unreadable`: ids of the records whose prompt
         could not be encoded, and why."""
         if self.cfg.run.export:
-            store.export(self.engine, self.path / "export", self._recipe())
+            aside = store.export(self.engine, self.path / "export", self._recipe())
+            if aside:
+                self.progress.say(f"export was not as this run had written it: it is kept as {aside.name}")
         self._close()
         if self.engine.rank == 0:
             write_summary(

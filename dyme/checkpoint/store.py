@@ -20,6 +20,7 @@ from typing import Any
 import deepspeed
 import torch
 
+from dyme.checkpoint.exported import clear, level_modes, note
 from dyme.checkpoint.manifest import damage, files_in, listed, measure, share_of, write_manifest
 from dyme.checkpoint.recipe import Recipe, write_recipe
 from dyme.checkpoint.universal import ConversionError, group_settings, load_universal
@@ -33,6 +34,7 @@ ADAPTER = "adapter"
 """Folder of the adapters in an export."""
 TRAINED, STAGE, GROUPS = "trained", "zero_stage", "parameter_groups"  # in state.json beside TrainState
 _NAME = re.compile(r"step-(\d{8})$")
+_LEFT = re.compile(rf"({re.escape(PARTIAL)}(old-|universal-)?|{DAMAGED})step-\d{{8}}")  # other names are not ours
 
 
 class CheckpointError(Exception):
@@ -114,8 +116,9 @@ def prune(folder: Path, keep_last: int) -> None:
     for step in set(steps(folder)) - keep:  # so a kill during removal leaves nothing that looks complete
         path = checkpoint_dir(folder, step)
         path.rename(folder / f"{PARTIAL}old-{path.name}")
-    for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DAMAGED}*")]:
-        shutil.rmtree(path, ignore_errors=True)
+    for path in list(folder.iterdir()):
+        if _LEFT.match(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load_newest(engine: TrainEngine, folder: Path, say: Callable[[str], None]) -> TrainState | None:
@@ -207,18 +210,23 @@ def _load_other_world(
     say(f"{path.name}: converted and loaded in {time.monotonic() - begin:.1f} s")
 
 
-def export(engine: TrainEngine, folder: Path, recipe: Recipe) -> None:
+def export(engine: TrainEngine, folder: Path, recipe: Recipe) -> Path | None:
     """Writes the current weights as a Hugging Face folder (see `write_export`); all ranks together. They are taken from
-    the rollout copy, into which adapters are merged."""
+    the rollout copy, into which adapters are merged. Returns where an earlier folder lies that is not as `export` wrote
+    it."""
     model = engine.rollout_copy.refresh()
     adapter = adapter_of(engine.module.model, engine.family.source, partitioned=engine.stage == 3)
+    aside = None
     if engine.rank == 0:
         partial = folder.with_name(f"{PARTIAL}{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         write_export(partial, engine.family, model, recipe, adapter)
-        shutil.rmtree(folder, ignore_errors=True)
+        level_modes(partial)
+        aside = clear(folder)
         partial.rename(folder)
+        note(folder)
     engine.barrier()
+    return aside
 
 
 def write_export(folder: Path, family: Family, model: Any, recipe: Recipe, adapter: Adapter | None = None) -> None:

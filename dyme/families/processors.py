@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,25 @@ def pil_class(name: str) -> Any:
 
 
 def copy_processor(source: Path, folder: Path) -> int:
-    """Copies the files of a checkpoint's processor, tokenizer and chat template. Returns how many."""
-    files = {file for pattern in FILES for file in source.glob(pattern) if file.is_file()}
+    """Copies the files of a checkpoint's processor, tokenizer and chat template with their permissions, as far as new
+    files have them too. Returns how many. Raises `ValueError` for a link out of the checkpoint, see `strays`."""
+    if strays(source):
+        raise ValueError(f"{strays(source)[0]} is a link out of its folder: put the file itself there")
+    files = _files(source)
     for file in files:
-        shutil.copyfile(file, folder / file.name)
+        target = folder / file.name
+        shutil.copyfile(file, target)
+        target.chmod(target.stat().st_mode & file.stat().st_mode | stat.S_IWUSR)
     return len(files)
+
+
+def strays(source: Path) -> list[Path]:
+    """The files `copy_processor` does not copy: links to what lies outside the checkpoint, which may be meant for other
+    eyes. In a snapshot of the Hugging Face cache the links into its `blobs` belong to the checkpoint."""
+    full = source.resolve()
+    inside = [full, *([full.parent.parent / "blobs"] if full.parent.name == "snapshots" else [])]
+    return [file for file in _files(source) if not any(place in file.resolve().parents for place in inside)]
+
+
+def _files(source: Path) -> list[Path]:
+    return sorted({file for pattern in FILES for file in source.glob(pattern) if file.is_file()})

@@ -2,9 +2,9 @@
 
 run.lock   host, process id and time of the owner; its modification time is renewed every few seconds
 
-The file is made by `link`, which exactly one of several processes on any hosts wins, on NFS too. An owner on this machine
-is looked up by its process id. One elsewhere is taken for dead when it has not renewed the file for `STALE_S` seconds
-by the clock of the file system, so no clocks are compared.
+The file is made by `link`, which exactly one of several processes on any hosts wins, on NFS too. An owner on this
+machine is looked up by its process id. One elsewhere is taken for dead when it has not renewed the file for `STALE_S`
+seconds by the clock of the file system, so no clocks are compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class LockedError(ValueError):
 @dataclass(frozen=True)
 class Owner:
     """Who holds a lock. `machine`: names one boot of one machine, and the container in it, so that process ids can be
-    compared. `born`: start time of the process in ticks since that boot. `since`: seconds since 1970. `token`: random."""
+    compared. `born`: start time of the process in ticks since that boot. `since`: seconds since 1970. `token`: random.
+    """
 
     host: str
     pid: int
@@ -61,8 +62,9 @@ def read_lock(folder: Path) -> Owner | None:
 
 
 def take(folder: Path, say: Callable[[str], None]) -> Lock:
-    """Takes the lock of an existing folder; again in the same process it returns the same lock. Waits for up to `STALE_S`
-    seconds to learn whether an owner on another host is alive. `say` gets a line where a dead owner is replaced.
+    """Takes the lock of an existing folder; again in the same process it returns the same lock. Waits for up to
+    `STALE_S` seconds to learn whether an owner on another host is alive. `say` gets a line where a dead owner is
+    replaced.
 
     Raises `LockedError`, and OSError where the folder cannot be written."""
     path = folder.resolve() / LOCK
@@ -129,8 +131,8 @@ class Lock:
             alive = self._renewed()
         if alive:
             raise LockedError(
-                f"run.dir: {self.path.parent} is in use by another start of a run ({owner or 'which just began'}): wait "
-                "for its end, or choose another run.dir="
+                f"run.dir: {self.path.parent} is in use by another start of a run ({owner or 'which just began'}): "
+                "wait for its end, or choose another run.dir="
             )
         aside = self._mine.with_suffix(".dead")
         try:

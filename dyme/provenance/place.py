@@ -37,7 +37,7 @@ _SHOWN = 3
 
 
 def check_place(folder: Path, model: Path | None = None) -> None:
-    """Raises `ConfigError` where a run must not use the folder. Changes nothing. `model`: the folder of `model.path`."""
+    """Raises `ConfigError` where a run must not use the folder. Changes nothing. `model`: that of `model.path`."""
     try:
         _check_place(folder, model)
     except (OSError, RuntimeError, ValueError) as error:

@@ -162,3 +162,12 @@ def test_groups_get_their_own_settings_and_steps_back():
     a.grad = b.grad = torch.ones(2)
     optimizer.step()
     assert [float(optimizer.state[p]["step"]) for p in (a, b)] == [4.0, 4.0]  # shared, both would be 5
+
+
+def test_what_has_another_name_is_never_pruned(tmp_path):
+    make(tmp_path, 1, 2, 3)
+    names = (".partial-notes", "damaged-goods", "mine", "step-3", ".partial-universal-x")
+    for name in names:
+        (tmp_path / name).mkdir()
+    store.prune(tmp_path, keep_last=1)
+    assert {p.name for p in tmp_path.iterdir()} == {*names, "step-00000003"}

@@ -1,4 +1,4 @@
-"""One start at a time in a run folder: refusals, dead owners, and owners on other hosts, which show by a renewed file."""
+"""One start at a time in a run folder: refusals, dead owners, and owners on other hosts, which renew the file."""
 
 from __future__ import annotations
 
