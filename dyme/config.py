@@ -222,8 +222,14 @@ def _replaced(cfg: RunConfig) -> Any:
 
 def changed_keys(before: str, after: str) -> list[str]:
     """Dotted keys whose values differ between two configurations as `dump_config` writes them."""
+    return [key for key, _, _ in changed_leaves(before, after)]
+
+
+def changed_leaves(before: str, after: str) -> list[tuple[str, Any, Any]]:
+    """The keys of `changed_keys` with the value before and after, None where there is none."""
     old, new = (_leaves(yaml.safe_load(text)) for text in (before, after))
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [(key, old.get(key), new.get(key)) for key in keys]
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

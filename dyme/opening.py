@@ -16,13 +16,13 @@ from deepspeed.accelerator import get_accelerator
 from dyme.batching.objective import resolve
 from dyme.checkpoint import store
 from dyme.clock import StepClock
-from dyme.config import RunConfig
+from dyme.config import RunConfig, dump_config
 from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
 from dyme.engine.train_engine import TrainEngine, deepspeed_config, gather_tokens
 from dyme.families import Family, ModelError, build_family, load_family
 from dyme.families.processors import strays
-from dyme.families.scratch import FREQUENT
+from dyme.families.scratch import FREQUENT, kept_tokenizer
 from dyme.fault_tolerance.lock import Lock, LockedError, take
 from dyme.fault_tolerance.watchdog import Watchdog
 from dyme.metrics.logger import open_metrics
@@ -30,6 +30,7 @@ from dyme.metrics.profile import Profile
 from dyme.metrics.progress import ProgressLine
 from dyme.position import Position
 from dyme.prompts import PromptCache, check_context, prompt_text, reply_text
+from dyme.provenance.contents import changed_data, describe, fingerprints
 from dyme.provenance.place import check_place, check_writable
 from dyme.rewards.calls import Failures, UserRewards
 from dyme.rewards.round_trip import round_trip
@@ -43,6 +44,8 @@ from dyme.selectors import make_selector, needs_of
 from dyme.settings.errors import ConfigError
 from dyme.supervision.supervisor import Supervisor
 
+TOKENIZER = "tokenizer.json"
+"""Of a run from scratch, beside its checkpoints."""
 TOKENIZER_RECORDS = 4000  # records per source a from-scratch tokenizer is trained on
 
 
@@ -98,7 +101,7 @@ def lock_early(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> Lock | None:
-    """The lock on rank 0, None on the others. All ranks raise `ConfigError` where rank 0 does not get it. Collective."""
+    """The lock on rank 0, None on the others. All raise `ConfigError` where rank 0 does not get it. Collective."""
     lock, problem = None, ""
     if dist.get_rank() == 0:
         try:
@@ -106,8 +109,7 @@ def _lock(folder: Path) -> Lock | None:
             lock = take(folder, print)
         except (LockedError, ConfigError, OSError) as error:
             problem = str(error)
-    device = torch.device(get_accelerator().current_device_name())
-    if problem := bytes(gather_tokens([list(problem.encode())], device)[0][0]).decode():
+    if problem := _told(problem):
         raise ConfigError(problem)
     return lock
 
@@ -121,7 +123,8 @@ def _open(cfg: RunConfig, prepared: Prepared, watchdog: Watchdog, lock: Lock | N
     records, eval_records = prepared.records, prepared.eval_records
     spec, _ = resolve(cfg)
     watchdog.stage("model")
-    family, model = _open_model(cfg, records)
+    kept = _kept_tokenizer(checkpoints_of(folder))
+    family, model = _open_model(cfg, records, kept)
     check_modalities(cfg, family, records)
     check_context(family, cfg.prompt, cfg.longest_reply)
     watchdog.stage("engine")
@@ -133,12 +136,23 @@ def _open(cfg: RunConfig, prepared: Prepared, watchdog: Watchdog, lock: Lock | N
     if state:
         position.load(state)
     first = position.first_step
+    data = engine.gather_json(fingerprints(records, eval_records) if rank == 0 else None)[0]
+    replaced = changed_data(state.data, data) if state else []
+    if replaced and not cfg.run.allow_changed_data:
+        raise ConfigError(
+            f"{folder}: the records are not those that this run was trained on ({describe(replaced)}): put them back, "
+            "set run.allow_changed_data=true, or start in a new run.dir"
+        )
+    position.config, position.data = dump_config(cfg), data
     position.best = store.best(checkpoints_of(folder), first)[1]
-    changed = claim(folder, cfg, resumed=first > 0) if rank == 0 else []
+    changed = claim(folder, cfg, state, data, engine.world_size) if rank == 0 else []
+    if rank == 0 and cfg.model.from_scratch and kept is None:
+        store.keep_text(checkpoints_of(folder) / TOKENIZER, kept_tokenizer(family.tokenizer))
     about = {"project": cfg.run.wandb, "name": folder.name, "config": cfg.model_dump(mode="json")}
     wandb = about if cfg.run.wandb else None
     logger = open_metrics(folder, rank=rank, tensorboard=cfg.run.tensorboard, wandb=wandb)
-    logger.truncate(first or -1)  # without a checkpoint the first evaluation is made again too
+    if torn := logger.truncate(first or -1):  # without a checkpoint the first evaluation is made again too
+        say(f"{torn} torn lines of its logs left out, as a power loss leaves them")
     progress = ProgressLine(folder.name, cfg.train.max_steps, first, rank)
     profile = Profile(folder) if cfg.run.profile and rank == 0 else None
     clock = StepClock(watchdog, profile, first, position.elapsed_s)
@@ -177,11 +191,28 @@ def check_modalities(cfg: RunConfig, family: Family, records: RecordSet | list[R
         )
 
 
-def _open_model(cfg: RunConfig, records: RecordSet) -> tuple[Any, Any]:
+def _kept_tokenizer(checkpoints: Path) -> str | None:
+    """The tokenizer that a resumed run from scratch began with, as rank 0 finds it; the records may have changed since.
+    Collective."""
+    path, text = checkpoints / TOKENIZER, ""
+    if dist.get_rank() == 0 and path.is_file() and store.steps(checkpoints):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    return _told(text) or None
+
+
+def _told(text: str) -> str:
+    """Rank 0's text on all ranks. Collective."""
+    device = torch.device(get_accelerator().current_device_name())
+    return bytes(gather_tokens([list(text.encode())], device)[0][0]).decode()
+
+
+def _open_model(cfg: RunConfig, records: RecordSet, kept: str | None) -> tuple[Any, Any]:
     if cfg.model.path is not None:
         return load_family(expand(cfg.model.path), cfg.model.family, cfg.model.dtype)
     spec = cfg.model.from_scratch
     assert spec is not None
+    if kept is not None:
+        return build_family(cfg.model.family, spec, [], cfg.model.dtype, kept)
     texts = [*spec.tokenizer_texts, cfg.prompt.answer_flag] * FREQUENT
     for source in [records, *(load_records(s, cfg.data.max_bad_fraction) for s in spec.tokenizer_sources)]:
         for record in list(source)[:TOKENIZER_RECORDS]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from dyme.checkpoint.store import TrainState
 from dyme.data import Record
@@ -20,7 +21,7 @@ class Position:
 
     `selector`: that of the configuration. `first_step`, `elapsed_s`: finished steps and seconds of training before this
     start of the run. `best`: the best held-out accuracy so far, -1 before the first one. `memorized`: share of the
-    groups of the last step that memorized.
+    groups of the last step that memorized. `config`, `data`: config.yaml and fingerprints of the records of this start.
     """
 
     selector: ModeSelector
@@ -32,6 +33,8 @@ class Position:
     elapsed_s: float = 0.0
     best: float = -1.0
     memorized: float = 1.0
+    config: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
 
     def load(self, state: TrainState) -> None:
         """Goes on from a checkpoint."""
@@ -54,6 +57,8 @@ class Position:
             reward_errors=dict(self.failures.counts),
             supervision=self.supervisor.state_dict(engine.gather_json),
             evaluated=self.schedule.evaluated,
+            config=self.config,
+            data=self.data,
         )
 
     def likely_memorized(self, record: Record, epoch: float) -> bool:

@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from dyme.checkpoint import store
 from dyme.checkpoint.recipe import Recipe
+from dyme.checkpoint.store import TrainState
 from dyme.clock import StepClock
-from dyme.config import RunConfig, changed_keys, dump_config
+from dyme.config import RunConfig
 from dyme.data import RecordSet
 from dyme.engine.train_engine import TrainEngine
 from dyme.evaluation.held_out import Evaluation
@@ -23,10 +25,11 @@ from dyme.metrics.logger import MetricsLogger, SilentLogger
 from dyme.metrics.profile import EVERY
 from dyme.metrics.progress import ProgressLine
 from dyme.position import Position
+from dyme.provenance.contents import changed_data
+from dyme.provenance.history import DONE, Change, changes, record, written
+from dyme.provenance.origin import origin
 from dyme.run_summary import draw_profile, report_on, write_summary
 from dyme.settings.errors import ConfigError
-
-DONE = "DONE"
 
 
 def checkpoints_of(folder: Path) -> Path:
@@ -42,16 +45,19 @@ def check_unused(folder: Path, resume: str) -> None:
     dist.barrier()
 
 
-def claim(folder: Path, cfg: RunConfig, *, resumed: bool) -> list[str]:
+def claim(folder: Path, cfg: RunConfig, state: TrainState | None, data: dict[str, Any], ranks: int) -> list[str]:
     """Takes the folder over, once nothing can fail any more (rank 0 only). Returns the settings that a resumed run
-    changes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    before = folder / "config.yaml"
-    changed = changed_keys(before.read_text(encoding="utf-8"), dump_config(cfg)) if resumed else []
+    changes. `data`: the records' fingerprints."""
+    changed: list[Change] = []
+    if state is not None:
+        before = written(folder) or state.config  # checkpoints may have been copied without their config.yaml
+        changed = changes(before, cfg) if before else []
+        changed += changed_data(state.data, data)
     for marker in (DONE, MARKER):
         (folder / marker).unlink(missing_ok=True)
-    before.write_text(dump_config(cfg), encoding="utf-8")
-    return changed
+    start = {**origin(ranks), "versions": store.versions(), "data": data}
+    record(folder, cfg, state.step if state else 0, changed, start)
+    return [change.key for change in changed]
 
 
 @dataclass

@@ -14,6 +14,7 @@ from dyme.data import RecordSet
 from dyme.evaluation.held_out import majority_rates
 from dyme.metrics.logger import summarize
 from dyme.metrics.profile import Profile
+from dyme.provenance.origin import command
 from dyme.text.json_lines import read_jsonl
 
 
@@ -31,9 +32,8 @@ def write_summary(
 ) -> None:
     """summary.json: the command, figures, failures and versions of a run. unreadable: ids of the records whose prompt
     could not be encoded, and why; the last two: counts of the whole run."""
-    arguments = [a for a in sys.argv if not a.startswith("--local_rank")]
     summary: dict[str, Any] = {
-        "command": " ".join(["deepspeed", f"--num_gpus {ranks}", *arguments]),
+        "command": command(ranks),
         "method": cfg.method,
         **summarize(read_jsonl(folder / "metrics.jsonl")),
         **(majority_rates(eval_records[: cfg.run.eval_records]) if eval_records else {}),

@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dyme.fault_tolerance.launch import one_node, quiet, rank, run_and_exit, say_error
 from dyme.fault_tolerance.preemption import die_with_parent, keep_warning
-
-if TYPE_CHECKING:
-    from dyme.config import RunConfig
 
 
 def main() -> int:
@@ -26,6 +22,7 @@ def main() -> int:
     args = parser.parse_intermixed_args()
 
     from dyme.config import dump_config, load_config
+    from dyme.provenance.history import finished
     from dyme.settings.errors import ConfigError
 
     overrides = args.overrides + ([f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else [])
@@ -39,7 +36,11 @@ def main() -> int:
             print(dump_config(cfg), end="")
         return 0
 
-    if finished(cfg):
+    try:
+        done = finished(Path(cfg.run.dir), cfg)
+    except ConfigError as error:
+        return say_error(error)
+    if done:
         if first:
             print(f"{cfg.run.dir} is finished with this configuration (DONE): nothing to do", file=sys.stderr)
         return 0
@@ -65,14 +66,6 @@ def main() -> int:
         return say_error(error)
     close_distributed()
     return 0
-
-
-def finished(cfg: RunConfig) -> bool:
-    """Whether the run folder holds a finished run of exactly this configuration."""
-    from dyme.config import dump_config
-
-    folder = Path(cfg.run.dir)
-    return (folder / "DONE").exists() and (folder / "config.yaml").read_text(encoding="utf-8") == dump_config(cfg)
 
 
 if __name__ == "__main__":

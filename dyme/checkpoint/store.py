@@ -23,7 +23,7 @@ import torch
 from dyme.checkpoint.exported import clear, level_modes, note
 from dyme.checkpoint.manifest import damage, files_in, listed, measure, share_of, write_manifest
 from dyme.checkpoint.recipe import Recipe, write_recipe
-from dyme.checkpoint.universal import ConversionError, group_settings, load_universal
+from dyme.checkpoint.universal import ConversionError, choose_settings, group_settings, load_universal
 from dyme.engine.lora import Adapter, adapter_of
 from dyme.engine.train_engine import TrainEngine
 from dyme.families.base import Family
@@ -32,7 +32,7 @@ from dyme.rollout.generation import greedy_generation
 STATE, BEST, PARTIAL, DAMAGED = "state.json", "best.json", ".partial-", "damaged-"
 ADAPTER = "adapter"
 """Folder of the adapters in an export."""
-TRAINED, STAGE, GROUPS = "trained", "zero_stage", "parameter_groups"  # in state.json beside TrainState
+TRAINED, STAGE, GROUPS, DTYPE = "trained", "zero_stage", "parameter_groups", "dtype"  # in state.json beside TrainState
 _NAME = re.compile(r"step-(\d{8})$")
 _LEFT = re.compile(rf"({re.escape(PARTIAL)}(old-|universal-)?|{DAMAGED})step-\d{{8}}")  # other names are not ours
 
@@ -44,7 +44,8 @@ class CheckpointError(Exception):
 @dataclass(frozen=True)
 class TrainState:
     """State of a run besides DeepSpeed's files; with it a resumed run gives the same results. `step`: finished
-    optimizer steps; `evaluated`: step of the last evaluation."""
+    optimizer steps; `evaluated`: step of the last evaluation; `config`: config.yaml; `data`: fingerprints of the
+    records."""
 
     step: int
     elapsed_s: float
@@ -55,6 +56,8 @@ class TrainState:
     reward_errors: dict[str, int] = field(default_factory=dict)
     evaluated: int = -1
     supervision: dict[str, Any] = field(default_factory=dict)
+    config: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def checkpoint_dir(folder: Path, step: int) -> Path:
@@ -76,7 +79,7 @@ def save(engine: TrainEngine, folder: Path, state: TrainState, keep_last: int) -
     engine.ds.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
     if engine.rank == 0:
         groups = group_settings(engine.ds.optimizer.optimizer)
-        ours = {**asdict(state), TRAINED: engine.trained, STAGE: engine.stage, GROUPS: groups}
+        ours = {**asdict(state), TRAINED: engine.trained, STAGE: engine.stage, GROUPS: groups, DTYPE: str(engine.dtype)}
         _write_json(partial / STATE, ours)
     engine.barrier()
     entries = engine.gather_json(measure(partial, share_of(files_in(partial), engine.rank, engine.world_size)))
@@ -95,11 +98,14 @@ def mark_best(folder: Path, step: int, accuracy: float) -> None:
 
 
 def best(folder: Path, up_to: int | None = None) -> tuple[int, float]:
-    """Step and accuracy of the best checkpoint, (-1, -1.0) without one. `up_to` ignores a best of later steps."""
-    if not (folder / BEST).exists():
+    """Step and accuracy of the best checkpoint, (-1, -1.0) without one or where a power loss tore the file. `up_to`
+    ignores a best of later steps."""
+    try:
+        found = json.loads((folder / BEST).read_text(encoding="utf-8"))
+        step, accuracy = int(found["step"]), float(found["accuracy"])
+    except (OSError, ValueError, TypeError, KeyError):
         return -1, -1.0
-    found = json.loads((folder / BEST).read_text(encoding="utf-8"))
-    return (found["step"], found["accuracy"]) if up_to is None or found["step"] <= up_to else (-1, -1.0)
+    return (step, accuracy) if up_to is None or step <= up_to else (-1, -1.0)
 
 
 def steps(folder: Path) -> list[int]:
@@ -133,6 +139,7 @@ def load_newest(engine: TrainEngine, folder: Path, say: Callable[[str], None]) -
     try:
         fields = json.loads((path / STATE).read_text(encoding="utf-8"))
         trained, stage, groups = (fields.pop(key) for key in (TRAINED, STAGE, GROUPS))
+        dtype = fields.pop(DTYPE, str(engine.dtype))
         state = TrainState(**fields)
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -149,12 +156,19 @@ def load_newest(engine: TrainEngine, folder: Path, say: Callable[[str], None]) -
             f"{path} was written with ZeRO stage {stage}, this run has {engine.stage}: set deepspeed as in its "
             "config.yaml, or start in a new run.dir"
         )
+    if dtype != str(engine.dtype):
+        raise CheckpointError(
+            f"{path} was written in {dtype.removeprefix('torch.')}, this run has another model.dtype: set it as in its "
+            "config.yaml, or start in a new run.dir"
+        )
+    chosen = group_settings(engine.ds.optimizer.optimizer)
     if state.world_size == engine.world_size:
         loaded, _ = engine.ds.load_checkpoint(str(folder), tag=path.name)
         if loaded is None:
             raise CheckpointError(f"{path} holds no DeepSpeed checkpoint: delete the folder to use the one before")
     else:
         _load_other_world(engine, path, state, groups, say)
+    choose_settings(engine.ds.optimizer.optimizer, chosen)
     engine.rollout_copy.outdated(whole=True)
     return state
 
@@ -258,7 +272,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def _write_json(path: Path, value: Any) -> None:
+def keep_text(path: Path, text: str) -> None:
+    """Writes a file beside the checkpoints, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{PARTIAL}{path.name}")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    keep_text(path, json.dumps(value, indent=1))

@@ -62,6 +62,15 @@ def restore_groups(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, 
             state["step"] = state["step"].clone()
 
 
+def choose_settings(optimizer: torch.optim.Optimizer, chosen: Sequence[dict[str, Any]]) -> None:
+    """Gives each parameter group the settings of the configuration again: loading replaced them by those of the
+    checkpoint. `chosen`: what `group_settings` gave before. Learning rates are set at every step anyway."""
+    for group, settings in zip(optimizer.param_groups, chosen, strict=True):
+        for key in ("weight_decay", "betas", "eps"):
+            value = settings[key]
+            group[key] = tuple(value) if isinstance(value, list) else value
+
+
 def _convert(engine: TrainEngine, path: Path, scratch: Path) -> None:
     process = None
     if engine.rank == 0:

@@ -124,7 +124,10 @@ def _one_line(folder: Path) -> Iterator[None]:
         raise ModelError(f"model.path: {folder} cannot be loaded: {kind}{' '.join(str(error).split())}") from error
 
 
-def build_family(family: str, spec: object, texts: Sequence[str], dtype: str = "fp32") -> tuple[Family, nn.Module]:
-    """A tiny random model of the family (`auto`: idefics3)."""
+def build_family(
+    family: str, spec: object, texts: Sequence[str], dtype: str = "fp32", kept: str | None = None
+) -> tuple[Family, nn.Module]:
+    """A tiny random model of the family (`auto`: idefics3), with a tokenizer trained on `texts`, or the `kept` one (see
+    `kept_tokenizer` in scratch.py)."""
     _check_name(family)
-    return FAMILIES["idefics3" if family == "auto" else family].build(spec, texts, DTYPES[dtype])
+    return FAMILIES["idefics3" if family == "auto" else family].build(spec, texts, DTYPES[dtype], kept)

@@ -81,8 +81,10 @@ class Family(Chat, ABC):
         return model
 
     @classmethod
-    def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:
-        """A tiny random model (`model.from_scratch`) with a tokenizer trained on `texts`."""
+    def build(
+        cls, spec: Any, texts: Sequence[str], dtype: torch.dtype, kept: str | None = None
+    ) -> tuple[Family, nn.Module]:
+        """A tiny random model (`model.from_scratch`) with a tokenizer trained on `texts`, or the `kept` one."""
         raise ModelError(f"model.from_scratch: family '{cls.name}' is loaded from checkpoints only: set model.path")
 
     def parts(self, model: Any) -> dict[str, nn.Module]:

@@ -30,9 +30,11 @@ class CausalLM(Family):
     model_class = "AutoModelForCausalLM"
 
     @classmethod
-    def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:
+    def build(
+        cls, spec: Any, texts: Sequence[str], dtype: torch.dtype, kept: str | None = None
+    ) -> tuple[Family, nn.Module]:
         texts = [*texts, *["user\n", "assistant\n"] * scratch.FREQUENT]  # the words of the chat template
-        tokenizer = scratch.train_tokenizer(texts, spec.vocab_size)
+        tokenizer = scratch.train_tokenizer(texts, spec.vocab_size, kept=kept)
         tokenizer.chat_template = CHAT_TEMPLATE
         config = LlamaConfig(**llama_fields(spec, tokenizer))
         return cls(tokenizer, config), LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")

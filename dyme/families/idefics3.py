@@ -41,7 +41,9 @@ class Idefics3(Family):
     pixel_keys = ("pixel_values", "pixel_attention_mask")
 
     @classmethod
-    def build(cls, spec: Any, texts: Sequence[str], dtype: torch.dtype) -> tuple[Family, nn.Module]:
+    def build(
+        cls, spec: Any, texts: Sequence[str], dtype: torch.dtype, kept: str | None = None
+    ) -> tuple[Family, nn.Module]:
         grid = spec.image_size // spec.patch_size
         if spec.image_size % spec.patch_size or grid % spec.scale_factor:
             raise ModelError(
@@ -51,7 +53,7 @@ class Idefics3(Family):
         # the processor needs all row and column tags even when pictures are never split
         tags = [GLOBAL_TOKEN, *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))]
         texts = [*texts, *["User: ", "Assistant: "] * scratch.FREQUENT]  # the words of the chat template
-        tokenizer = scratch.train_tokenizer(texts, spec.vocab_size, [IMAGE_TOKEN, FAKE_TOKEN, *tags])
+        tokenizer = scratch.train_tokenizer(texts, spec.vocab_size, [IMAGE_TOKEN, FAKE_TOKEN, *tags], kept)
         side = {"longest_edge": spec.image_size}
         image_processor = pil_class("Idefics3ImageProcessor")(do_image_splitting=False, size=side, max_image_size=side)
         processor = Idefics3Processor(

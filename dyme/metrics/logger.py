@@ -115,14 +115,15 @@ class MetricsLogger:
             unfinished.replace(target)
         return name
 
-    def truncate(self, step: int) -> None:
-        """Forget what was logged after `step`, the step of the checkpoint that a resumed run goes on from.
+    def truncate(self, step: int) -> int:
+        """Forget what was logged after `step`, the step of the checkpoint that a resumed run goes on from. Returns the
+        number of torn lines, which go too.
 
         Call it before the first `log`: TensorBoard hides the later points from the moment its writer opens.
         """
-        for name in ("metrics.jsonl", "samples.jsonl", "modes.jsonl"):
-            truncate_jsonl(self.run_dir / name, step)
         self._purge_step = step + 1
+        names = ("metrics.jsonl", "samples.jsonl", "modes.jsonl")
+        return sum(truncate_jsonl(self.run_dir / name, step) for name in names)
 
     def close(self) -> None:
         """Flush and close TensorBoard and wandb; the JSON files are complete after every call."""
@@ -171,8 +172,9 @@ class SilentLogger:
         """An empty name; the picture is not loaded."""
         return ""
 
-    def truncate(self, step: int) -> None:
+    def truncate(self, step: int) -> int:
         """Nothing."""
+        return 0
 
     def close(self) -> None:
         """Nothing."""

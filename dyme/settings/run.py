@@ -36,6 +36,8 @@ class RunSettings(Schema):
     """Seed of weights, data order and sampling noise."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the newest usable checkpoint; never: refuse a folder that holds a run."""
+    allow_changed_data: bool = False
+    """Continue where the records are not those that the run was trained on; otherwise it is refused."""
     save_every: NonNegativeInt = 0
     """Steps between checkpoints; 0 saves at the end only."""
     keep_last: PositiveInt = 2

@@ -42,14 +42,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def truncate_jsonl(path: Path, step: int) -> None:
-    """Keep the lines of `path` with "step" <= `step`; a half-written last line goes too. No file is no work."""
+def truncate_jsonl(path: Path, step: int) -> int:
+    """Keep the lines of `path` with "step" <= `step`. Returns how many went that are no such lines at all, as a power
+    loss leaves them. No file is no work."""
     if not path.exists():
-        return
-    kept = [row for row in read_jsonl(path) if row["step"] <= step]
+        return 0
+    kept, torn = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+            if row["step"] <= step:
+                kept.append(json.dumps(row) + "\n")
+        except (ValueError, TypeError, KeyError):
+            torn += bool(line)
     shorter = path.with_name(path.name + ".cut")
-    shorter.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    shorter.write_text("".join(kept), encoding="utf-8")
     shorter.replace(path)
+    return torn
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

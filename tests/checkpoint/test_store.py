@@ -171,3 +171,12 @@ def test_what_has_another_name_is_never_pruned(tmp_path):
         (tmp_path / name).mkdir()
     store.prune(tmp_path, keep_last=1)
     assert {p.name for p in tmp_path.iterdir()} == {*names, "step-00000003"}
+
+
+@pytest.mark.parametrize("torn", [b"", b"\0" * 20, b'{"step": 4', b"[]", b'{"step": "x", "accuracy": 1}', b"\xff"])
+def test_a_torn_best_is_none(tmp_path, torn):
+    (tmp_path / store.BEST).write_bytes(torn)
+    assert store.best(tmp_path) == (-1, -1.0)
+    make(tmp_path, 1, 2)
+    store.prune(tmp_path, keep_last=1)
+    assert store.steps(tmp_path) == [2]
