@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
@@ -33,13 +34,16 @@ class Schedule:
         self.evaluated = -1
         self.skipped_in_a_row = 0
         self._save_due = False
+        self._next_save = self._in_minutes()
 
     def must_stop(self, elapsed_s: float, all_reduce: Callable[[Sequence[float], Any], list[float]]) -> Stop | None:
-        """None to go on. One collective."""
+        """None to go on. One collective, in which the ranks also agree on a checkpoint that is due by time."""
         limit = self._cfg.run.max_minutes
         late = Stop.TIME if limit is not None and elapsed_s > 60 * limit else None
         vote = Stop.PREEMPTED if self.preemption.asked else late
-        gravest = all_reduce([_VOTES.index(vote)], dist.ReduceOp.MAX)[0]
+        by_time = [float(time.monotonic() >= self._next_save)] if self._cfg.run.save_every_minutes else []
+        gravest, *due = all_reduce([_VOTES.index(vote), *by_time], dist.ReduceOp.MAX)
+        self._save_due |= any(due)
         broken = self.skipped_in_a_row >= self._cfg.run.max_skipped_updates
         return Stop.BROKEN if broken else _VOTES[int(gravest)]
 
@@ -64,11 +68,14 @@ class Schedule:
         return step == 0 or (due and self.evaluated < step)
 
     def must_save(self, step: int) -> bool:
-        """Whether a checkpoint is due; `saved` is called after it. None is written while updates are skipped, so that
-        the newest one is from before."""
+        """Whether a checkpoint is due by steps or time; `saved` is called after it. None is written while updates are
+        skipped, so that the newest one is from before."""
         every = self._cfg.run.save_every
         self._save_due |= every > 0 and step % every == 0
         return self._save_due and not self.skipped_in_a_row
 
     def saved(self) -> None:
-        self._save_due = False
+        self._save_due, self._next_save = False, self._in_minutes()
+
+    def _in_minutes(self) -> float:
+        return time.monotonic() + 60 * self._cfg.run.save_every_minutes

@@ -17,7 +17,14 @@ def make(monkeypatch):
     monkeypatch.setattr(module, "Preemption", lambda: SimpleNamespace(asked=""))
 
     def make(**settings: object) -> Schedule:
-        run = {"max_minutes": 2.0, "max_skipped_updates": 3, "eval_every": 4, "save_every": 3, **settings}
+        run = {
+            "max_minutes": 2.0,
+            "max_skipped_updates": 3,
+            "eval_every": 4,
+            "save_every": 3,
+            "save_every_minutes": 0.0,
+        }
+        run |= settings
         train = SimpleNamespace(max_steps=10, component_norms_every=run.pop("component_norms_every", 0))
         return Schedule(SimpleNamespace(run=SimpleNamespace(**run), train=train))
 
@@ -105,3 +112,31 @@ def test_components_are_measured_every_few_steps(make):
     schedule = make(component_norms_every=3)
     assert [step for step in range(7) if schedule.measures_components(step)] == [0, 3, 6]
     assert not make().measures_components(0)
+
+
+def test_a_checkpoint_is_due_by_time_on_all_ranks_together(make, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    schedule = make(save_every=0, save_every_minutes=10.0)
+    sent: list[list[float]] = []
+
+    def vote(*others: float) -> None:
+        def all_reduce(values, op):
+            sent.append(values)
+            return [max(pair) for pair in zip(values, others or values, strict=True)]
+
+        assert schedule.must_stop(1.0, all_reduce) is None
+
+    vote()
+    assert not schedule.must_save(1)
+    vote(0.0, 1.0)  # another rank's clock is ahead
+    assert schedule.must_save(2)
+    now[0] += 599
+    schedule.saved()
+    now[0] += 599
+    vote()
+    assert not schedule.must_save(3)
+    now[0] += 1
+    vote()
+    assert schedule.must_save(4) and schedule.must_save(4)
+    assert sent == [[0, 0.0], [0, 0.0], [0, 0.0], [0, 1.0]]

@@ -55,6 +55,10 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
     """Runs `main` and ends the process with its code."""
     try:
         code = main()
+    except KeyboardInterrupt:
+        if rank() == 0:
+            print("SIGINT: ended before training began", file=sys.stderr)
+        code = 128 + signal.SIGINT
     except Exception:
         traceback.print_exc()
         code = 1

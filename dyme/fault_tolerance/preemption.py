@@ -1,8 +1,8 @@
 """Preemption: signals that stop a run, and ranks that end with their launcher.
 
-After the first SIGTERM or SIGUSR1 the loop finishes its step, saves a checkpoint and stops. A second one ends the
-process at once. Signals are read from a pipe by a thread, so they arrive while the main thread waits inside a
-collective.
+After the first SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP (a closed terminal) the loop finishes its step, saves a
+checkpoint and stops. A second one ends the process at once. Signals are read from a pipe by a thread, so they arrive
+while the main thread waits inside a collective.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import threading
 import time
 from pathlib import Path
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+_IGNORABLE = (signal.SIGINT, signal.SIGHUP)  # by a shell's `&` and by nohup
 MARKER = "PREEMPTED"
 SAME_S = 1.0  # seconds; a launcher that forwards signals sent to its whole process group makes them arrive twice
 _PR_SET_PDEATHSIG = 1
@@ -35,7 +36,8 @@ class Preemption:
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, _noted)
+            if number not in _IGNORABLE or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _noted)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         threading.Thread(target=self._read, args=(read,), name="signals", daemon=True).start()
         if _launched_by:

@@ -116,7 +116,9 @@ def _lead(store: meet.dist.Store, cfg: RunConfig, mine: Facts, reports: list[Fac
         needed = disk_needed(cfg)
     except (DataError, OSError):  # said under `model`
         needed = GIB
-    return Meeting(len(reports), reports, unseen, clocks, bandwidth, needed, cfg.run.save_every)
+    return Meeting(
+        len(reports), reports, unseen, clocks, bandwidth, needed, cfg.run.save_every, cfg.run.save_every_minutes
+    )
 
 
 def _follow(store: meet.dist.Store, mine: Facts, world_size: int) -> int:

@@ -39,7 +39,8 @@ class Bandwidth:
 @dataclass(frozen=True)
 class Meeting:
     """Results of the checks that need several ranks. unseen: {node: nodes whose file in the run folder it cannot read};
-    clocks: {node: seconds ahead of rank 0}; needed: bytes the run will write; save_every: as in the configuration."""
+    clocks: {node: seconds ahead of rank 0}; needed: bytes the run will write; save_every, save_every_minutes: as in the
+    configuration."""
 
     world_size: int
     reports: Sequence[Facts]
@@ -48,6 +49,7 @@ class Meeting:
     bandwidth: Bandwidth = Bandwidth("", error="not measured")
     needed: int = GIB
     save_every: int = 0
+    save_every_minutes: float = 0.0
 
 
 def check(meeting: Meeting) -> list[Finding]:
@@ -143,8 +145,10 @@ def disk(m: Meeting) -> Finding:
 
 
 def checkpoints(m: Meeting) -> Finding:
-    if m.save_every:
-        return Finding("checkpoints", "ok", f"every {_count(m.save_every, 'step')}")
+    every = [f"every {_count(m.save_every, 'step')}"] if m.save_every else []
+    every += [f"every {m.save_every_minutes:g} minutes"] if m.save_every_minutes else []
+    if every:
+        return Finding("checkpoints", "ok", " and ".join(every))
     return Finding("checkpoints", "warn", "none before the end", "set run.save_every: a killed run begins anew")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dyme.settings.numbers import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from dyme.settings.numbers import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from dyme.settings.paths import UserPath
 from dyme.settings.schema import Schema
 
@@ -39,7 +39,9 @@ class RunSettings(Schema):
     allow_changed_data: bool = False
     """Continue where the records are not those that the run was trained on; otherwise it is refused."""
     save_every: NonNegativeInt = 0
-    """Steps between checkpoints; 0 saves at the end only."""
+    """Steps between checkpoints; with 0 `save_every_minutes` alone decides."""
+    save_every_minutes: NonNegativeFloat = 10.0
+    """Minutes between checkpoints, whatever the steps; 0 is off."""
     keep_last: PositiveInt = 2
     """Checkpoints kept, besides the best."""
     eval_every: NonNegativeInt = 0

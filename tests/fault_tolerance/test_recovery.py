@@ -242,6 +242,41 @@ def test_a_second_signal_ends_the_process_at_once():
     assert process.wait(10) == 128 + signal.SIGTERM
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_are_signals_as_well(number):
+    process = child(WAITS)
+    process.send_signal(number)
+    assert process.stdout.readline() == f"{number.name}\n"
+    time.sleep(1.3)
+    assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(10) == 128 + number
+
+
+def test_nohup_stays_in_effect():
+    """As does the SIGINT that a shell ignores for its background jobs."""
+    ignoring = "import signal\nfor n in (signal.SIGINT, signal.SIGHUP): signal.signal(n, signal.SIG_IGN)\n"
+    process = child(ignoring + WAITS)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "SIGTERM\n"
+    process.kill()
+
+
+def test_ctrl_c_while_a_run_opens_is_one_line(tmp_path):
+    program = "import time\nfrom dyme.fault_tolerance.launch import run_and_exit\n"
+    program += "def main():\n    print('ready', flush=True)\n    time.sleep(60)\nrun_and_exit(main)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+    assert told == "SIGINT: ended before training began\n" and process.returncode == 128 + signal.SIGINT
+
+
 INHERITS = """
 import signal, subprocess, sys
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -269,13 +304,13 @@ def test_a_rank_does_not_ignore_the_warning_as_its_launcher_does():
     assert done.stdout == f"ready {-signal.SIGUSR1}\n", done.stderr
 
 
-PARENT = """
+PARENT = r"""
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "from dyme.fault_tolerance.preemption import die_with_parent; "
                           "die_with_parent(); "
-                          "print('ready', flush=True); import time; time.sleep(100)"])
+                          "print('ready\n', end='', flush=True); import time; time.sleep(100)"])
 time.sleep(0.2)
-print(child.pid, flush=True)
+print(f"{child.pid}\n", end="", flush=True)
 time.sleep(100)
 """
 
