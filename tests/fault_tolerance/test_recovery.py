@@ -304,20 +304,21 @@ def test_a_rank_does_not_ignore_the_warning_as_its_launcher_does():
     assert done.stdout == f"ready {-signal.SIGUSR1}\n", done.stderr
 
 
-PARENT = r"""
+PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "from dyme.fault_tolerance.preemption import die_with_parent; "
                           "die_with_parent(); "
-                          "print('ready\n', end='', flush=True); import time; time.sleep(100)"])
+                          "print('ready', flush=True); import time; time.sleep(100)"])
 time.sleep(0.2)
-print(f"{child.pid}\n", end="", flush=True)
+print(child.pid, flush=True)
 time.sleep(100)
 """
 
 
 @pytest.mark.parametrize(("launched", "survives"), [({"LOCAL_RANK": "0"}, False), ({}, True)])
 def test_a_rank_dies_with_its_launcher(launched, survives):
-    env = {k: v for k, v in environment().items() if k != "LOCAL_RANK"} | launched
+    # unbuffered, print writes a line and its end apart, and two processes write here
+    env = {k: v for k, v in environment().items() if k not in ("LOCAL_RANK", "PYTHONUNBUFFERED")} | launched
     parent = subprocess.Popen([sys.executable, "-c", PARENT], env=env, stdout=subprocess.PIPE, text=True)
     said = [parent.stdout.readline().strip() for _ in range(2)]
     pid = int(next(line for line in said if line != "ready"))
