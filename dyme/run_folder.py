@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from dyme.checkpoint import store
 from dyme.checkpoint.recipe import Recipe
-from dyme.checkpoint.store import TrainState
+from dyme.checkpoint.space import SaveError
+from dyme.checkpoint.store import CheckpointError, TrainState
 from dyme.clock import StepClock
 from dyme.config import RunConfig
 from dyme.data import RecordSet
@@ -101,23 +102,41 @@ class RunFolder:
             f"({result.n} records)"
         )
         if step and result.accuracy > position.best and not position.schedule.skipped_in_a_row:
+            if not self.save(step):
+                return
             position.best = result.accuracy
-            self.save(step)
             if self.engine.rank == 0:
                 store.mark_best(self.checkpoints, step, result.accuracy)
 
-    def save(self, step: int) -> None:
-        """A checkpoint of `step` finished steps."""
+    def save(self, step: int, *, last: bool = False) -> bool:
+        """A checkpoint of `step` finished steps. Where it cannot be written the run goes on with the one before and
+        tries again later: False. Raises `CheckpointError` where there is none before, or where this is the run's
+        `last`."""
         self.clock.watchdog.beat(phase="checkpoint")
         state = self.position.state(step, self.clock.elapsed(), self.engine)
-        store.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
+        try:
+            store.save(self.engine, self.checkpoints, state, self.cfg.run.keep_last)
+        except SaveError as error:
+            held = self.newest()
+            if held == 0:
+                raise CheckpointError(f"{error}; there is no earlier one: free space, or move run.dir") from error
+            if last:
+                raise CheckpointError(f"{error}; free space and start again, which goes on at step {held}") from error
+            self.progress.say(f"{error}; the run goes on, with that of step {held} to go back to, and tries again")
+            self.position.schedule.save_failed()
+            return False
         self.position.schedule.saved()
+        return True
+
+    def newest(self) -> int:
+        """Step of the newest checkpoint as rank 0 sees it, 0 without one. Collective."""
+        return self.engine.gather_json(max(store.steps(self.checkpoints), default=0))[0]
 
     def leave(self, step: int) -> None:
         """Leaves before the end: writes a checkpoint and the marker PREEMPTED."""
         schedule = self.position.schedule
-        if step and not schedule.skipped_in_a_row:
-            self.save(step)
+        if step and not schedule.skipped_in_a_row and not self.save(step):
+            step = self.newest()
         self._close()
         if self.engine.rank == 0:
             asked = schedule.preemption.asked or "a signal to another rank"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -21,6 +22,7 @@ class Stop(Enum):
     PREEMPTED = "a signal"
 
 
+RETRY_S = 60.0
 _VOTES = (None, Stop.TIME, Stop.PREEMPTED)  # the gravest of all ranks counts
 
 
@@ -41,7 +43,7 @@ class Schedule:
         limit = self._cfg.run.max_minutes
         late = Stop.TIME if limit is not None and elapsed_s > 60 * limit else None
         vote = Stop.PREEMPTED if self.preemption.asked else late
-        by_time = [float(time.monotonic() >= self._next_save)] if self._cfg.run.save_every_minutes else []
+        by_time = [float(time.monotonic() >= self._next_save)] if self._next_save < math.inf else []
         gravest, *due = all_reduce([_VOTES.index(vote), *by_time], dist.ReduceOp.MAX)
         self._save_due |= any(due)
         broken = self.skipped_in_a_row >= self._cfg.run.max_skipped_updates
@@ -77,5 +79,9 @@ class Schedule:
     def saved(self) -> None:
         self._save_due, self._next_save = False, self._in_minutes()
 
+    def save_failed(self) -> None:
+        """A checkpoint could not be written: the next try is in a minute, or when one is due by steps."""
+        self._save_due, self._next_save = False, time.monotonic() + RETRY_S
+
     def _in_minutes(self) -> float:
-        return time.monotonic() + 60 * self._cfg.run.save_every_minutes
+        return time.monotonic() + (60 * self._cfg.run.save_every_minutes or math.inf)

@@ -39,7 +39,7 @@ def train(run: Run) -> None:
             if last or (stop is None and schedule.must_evaluate(step)):
                 stop = _evaluate(run, step) or stop
             if stop is not Stop.PREEMPTED and (schedule.must_save(step) or last):
-                folder.save(step)
+                folder.save(step, last=last)
     if stop is Stop.PREEMPTED:
         folder.leave(step)
     else:

@@ -7,6 +7,7 @@ checkpoints/best.json        {"step": ..., "accuracy": ...}: that checkpoint is 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import torch
 from dyme.checkpoint.exported import clear, level_modes, note
 from dyme.checkpoint.manifest import damage, files_in, listed, measure, share_of, write_manifest
 from dyme.checkpoint.recipe import Recipe, write_recipe
+from dyme.checkpoint.space import SaveError, has_room, noting, noting_writes, shortage
 from dyme.checkpoint.universal import ConversionError, choose_settings, group_settings, load_universal
 from dyme.engine.lora import Adapter, adapter_of
 from dyme.engine.train_engine import TrainEngine
@@ -65,31 +67,65 @@ def checkpoint_dir(folder: Path, step: int) -> Path:
 
 
 def save(engine: TrainEngine, folder: Path, state: TrainState, keep_last: int) -> Path:
-    """Writes a checkpoint and prunes old ones. A kill meanwhile leaves the previous checkpoint valid."""
+    """Writes a checkpoint and prunes old ones. A kill meanwhile leaves the previous checkpoint valid. Raises
+    `SaveError` on all ranks where one cannot write."""
     target = checkpoint_dir(folder, state.step)
     if engine.gather_json(target.exists())[0]:  # the same state was saved before, for example as the best one
         if engine.rank == 0:
             prune(folder, keep_last)
         return target
     partial = folder / f"{PARTIAL}{target.name}"
+    known = _size_of_last(folder)
+    needed = known or engine.parameters * engine.dtype.itemsize + engine.trained_parameters * 12
+    failed: list[str] = []  # writes of this rank
+
+    def agree() -> None:
+        told = [line for part in engine.gather_json(failed) for line in part]
+        if told:
+            if engine.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            engine.barrier()
+            place = folder if folder.exists() else folder.parent
+            raise SaveError(f"{target.name} was not written ({told[0]}): {shortage(place, needed)}")
+
     if engine.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    engine.barrier()
-    engine.ds.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+        with noting(failed):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            if not has_room(folder, known):
+                prune(folder, keep_last)  # run.keep_last may have been lowered
+                partial.mkdir()
+            if not has_room(folder, known):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    agree()
+    with noting_writes(engine.ds, failed):
+        engine.ds.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
     if engine.rank == 0:
         groups = group_settings(engine.ds.optimizer.optimizer)
         ours = {**asdict(state), TRAINED: engine.trained, STAGE: engine.stage, GROUPS: groups, DTYPE: str(engine.dtype)}
-        _write_json(partial / STATE, ours)
-    engine.barrier()
-    entries = engine.gather_json(measure(partial, share_of(files_in(partial), engine.rank, engine.world_size)))
-    if engine.rank == 0:
+        with noting(failed):
+            _write_json(partial / STATE, ours)
+    agree()
+    mine: dict[str, dict[str, Any]] = {}
+    with noting(failed):
+        mine = measure(partial, share_of(files_in(partial), engine.rank, engine.world_size))
+    entries = engine.gather_json(mine)
+    if engine.rank == 0 and not failed:
         about = {"step": state.step, "world_size": state.world_size, "versions": versions()}
-        write_manifest(partial, {name: entry for part in entries for name, entry in part.items()}, about)
+        with noting(failed):
+            write_manifest(partial, {name: entry for part in entries for name, entry in part.items()}, about)
+    agree()
+    if engine.rank == 0:
         partial.rename(target)
         prune(folder, keep_last)
     engine.barrier()
     return target
+
+
+def _size_of_last(folder: Path) -> int:
+    """Bytes of the newest checkpoint; 0 where there is none."""
+    found = steps(folder)
+    return sum(entry["size"] for entry in listed(checkpoint_dir(folder, found[-1]))[0].values()) if found else 0
 
 
 def mark_best(folder: Path, step: int, accuracy: float) -> None:
@@ -231,15 +267,24 @@ def export(engine: TrainEngine, folder: Path, recipe: Recipe) -> Path | None:
     model = engine.rollout_copy.refresh()
     adapter = adapter_of(engine.module.model, engine.family.source, partitioned=engine.stage == 3)
     aside = None
+    failed: list[str] = []
     if engine.rank == 0:
         partial = folder.with_name(f"{PARTIAL}{folder.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        write_export(partial, engine.family, model, recipe, adapter)
-        level_modes(partial)
-        aside = clear(folder)
-        partial.rename(folder)
-        note(folder)
-    engine.barrier()
+        with noting(failed):
+            shutil.rmtree(partial, ignore_errors=True)
+            write_export(partial, engine.family, model, recipe, adapter)
+            level_modes(partial)
+            aside = clear(folder)
+            partial.rename(folder)
+            note(folder)
+        if failed:
+            shutil.rmtree(partial, ignore_errors=True)
+    if told := engine.gather_json(failed)[0]:
+        needed = engine.parameters * engine.dtype.itemsize
+        raise CheckpointError(
+            f"{folder} was not written ({told[0]}): {shortage(folder.parent, needed)}; free space and start again, "
+            "which goes on from the last checkpoint"
+        )
     return aside
 
 
@@ -248,11 +293,15 @@ def write_export(folder: Path, family: Family, model: Any, recipe: Recipe, adapt
     below it the adapter that `model` was merged with. `model`, plain and whole, keeps that way to decode."""
     # the base's own may hold penalties that the policy never knew, or values that transformers refuses to save
     model.generation_config = greedy_generation(family, recipe.max_new_tokens)
-    model.save_pretrained(folder)
+    _write_weights(model, folder)
     family.export(folder)
     write_recipe(recipe, folder)
     if adapter is not None:
         adapter.write(folder / ADAPTER)
+
+
+def _write_weights(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
 
 
 def versions() -> dict[str, str]:

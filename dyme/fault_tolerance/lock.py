@@ -73,6 +73,12 @@ def take(folder: Path, say: Callable[[str], None]) -> Lock:
     return _held[path]
 
 
+def release_all() -> None:
+    """Releases the locks that this process still holds, as it ends."""
+    for lock in list(_held.values()):
+        lock.release()
+
+
 class Lock:
     """A lock that this process holds until `release`. A thread renews it; where it finds another owner in the file, for
     example after this process was stopped for minutes, it ends the process."""

@@ -40,10 +40,10 @@ class Starts:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
 
-    def go(self, **jobs: list[str]) -> None:
+    def go(self, *, no_space: dict[str, list[str]] | None = None, **jobs: list[str]) -> None:
         listed = [
             {"config": str(self.config), "overrides": [f"run.dir={self.folder / name}", *overrides],
-             "log": str(self.folder / f"{name}.log")}
+             "log": str(self.folder / f"{name}.log"), "full": (no_space or {}).get(name, [])}
             for name, overrides in jobs.items()
         ]  # fmt: skip
         (self.folder / "jobs.json").write_text(json.dumps(listed))
@@ -60,6 +60,7 @@ class Starts:
 
 
 MORE = "train.max_steps=3"
+OFTEN = ["train.max_steps=4", "run.save_every=1", "run.keep_last=1"]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,16 @@ def starts(tmp_path_factory) -> Starts:
         replaced=[MORE, f"data.train.path={other}"],
         allowed=[MORE, f"data.train.path={other}", "run.allow_changed_data=true"],
         torn=[MORE],
+        full_for_a_while=OFTEN,
+        full_at_once=OFTEN,
+        full_at_the_end=OFTEN,
+        no_export=[*OFTEN, "run.export=true"],
+        no_space={
+            "full_for_a_while": ["step-00000002", "step-00000003"],
+            "full_at_once": ["step-00000001"],
+            "full_at_the_end": ["step-00000004"],
+            "no_export": [".partial-export"],
+        },
     )
     return starts
 
@@ -162,3 +173,30 @@ def test_files_that_a_power_loss_tore_do_not_stop_a_resume(starts):
     torn = starts.folder / "torn"
     assert "resuming at step 2" in starts.told("torn") and "error" not in starts.told("torn")
     assert [line["step"] for line in lines(torn)] == [1, 2, 3] and (torn / "DONE").exists()
+
+
+def test_a_full_disk_costs_checkpoints_but_not_the_run(starts):
+    run, told = starts.folder / "full_for_a_while", starts.told("full_for_a_while")
+    failed = [line for line in told.splitlines() if "was not written" in line]
+    assert [line.split()[1] for line in failed] == ["step-00000002", "step-00000003"], told
+    for line in failed:
+        assert "No space left on device" in line and "bytes free, needed are " in line
+        assert f"the disk of {run / 'checkpoints'} (/" in line and "that of step 1 to go back to" in line
+    assert (run / "DONE").exists() and sorted(p.name for p in (run / "checkpoints").glob("*step*")) == ["step-00000004"]
+    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
+
+
+def test_a_run_with_nothing_to_go_back_to_ends(starts):
+    run, told = starts.folder / "full_at_once", starts.told("full_at_once").splitlines()[-1]
+    assert told.startswith("error: CheckpointError: step-00000001 was not written (No space left on device)")
+    assert "there is no earlier one: free space" in told
+    assert not (run / "DONE").exists() and not list((run / "checkpoints").glob("*step*"))
+
+
+def test_a_run_is_not_done_without_its_last_checkpoint_and_export(starts):
+    told = starts.told("full_at_the_end").splitlines()[-1]
+    assert "error: CheckpointError: step-00000004 was not written" in told and "goes on at step 3" in told
+    assert not (starts.folder / "full_at_the_end" / "DONE").exists()
+    run, told = starts.folder / "no_export", starts.told("no_export").splitlines()[-1]
+    assert told.startswith(f"error: CheckpointError: {run / 'export'} was not written (No space left on device)")
+    assert not (run / "DONE").exists() and not (run / "export").exists() and not (run / ".partial-export").exists()
