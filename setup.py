@@ -31,7 +31,11 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["dyme", "dyme.*"]), *find_packages("kernels", include=["dyme_kernels*"])],
     package_dir={"dyme_kernels": "kernels/dyme_kernels"},
-    package_data={"dyme.report": ["templates/*"], "dyme.supervision": ["prompts/*.yaml"]},
+    package_data={
+        "dyme": ["ds_configs/*.json"],
+        "dyme.report": ["templates/*"],
+        "dyme.supervision": ["prompts/*.yaml"],
+    },
     install_requires=[
         "torch>=2.11",
         "deepspeed>=0.18",

@@ -149,7 +149,8 @@ class RunConfig(Schema):
     run: RunSettings = RunSettings()
     evaluate: EvaluateConfig = EvaluateConfig()
     deepspeed: UserPath = "ds_configs/zero3.json"
-    """DeepSpeed JSON; batch size, accumulation, clipping and precision come from this configuration."""
+    """DeepSpeed JSON, a file or the name of one of the package's (zero2); batch size, accumulation, clipping and
+    precision come from this configuration."""
 
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:

@@ -21,6 +21,7 @@ from dyme.data import Record, RecordSet, load_records
 from dyme.data.paths import expand
 from dyme.engine.train_engine import TrainEngine, deepspeed_config, gather_tokens
 from dyme.families import Family, ModelError, build_family, load_family
+from dyme.families.files import read_weights
 from dyme.families.processors import strays
 from dyme.families.scratch import FREQUENT, kept_tokenizer
 from dyme.fault_tolerance.lock import Lock, LockedError, take
@@ -31,7 +32,7 @@ from dyme.metrics.progress import ProgressLine
 from dyme.position import Position
 from dyme.prompts import PromptCache, check_context, prompt_text, reply_text
 from dyme.provenance.contents import changed_data, describe, fingerprints
-from dyme.provenance.place import check_place, check_writable
+from dyme.provenance.place import check_place, check_writable, free_bytes
 from dyme.rewards.calls import Failures, UserRewards
 from dyme.rewards.round_trip import round_trip
 from dyme.rewards.user import load_rewards
@@ -42,6 +43,7 @@ from dyme.schedule import Schedule
 from dyme.scoring import Scorer
 from dyme.selectors import make_selector, needs_of
 from dyme.settings.errors import ConfigError
+from dyme.supervision.judge_prompts import load_prompts
 from dyme.supervision.supervisor import Supervisor
 
 TOKENIZER = "tokenizer.json"
@@ -61,18 +63,39 @@ class Prepared:
 def prepare(cfg: RunConfig) -> Prepared:
     """Checks everything that one process can check, before the ranks meet, and loads the records. Raises `ConfigError`,
     `DataError` and `ModelError`; the folder is as before."""
-    check_place(Path(cfg.run.dir), expand(cfg.model.path) if cfg.model.path else None)
+    folder, model = Path(cfg.run.dir), expand(cfg.model.path) if cfg.model.path else None
+    check_place(folder, model)
     deepspeed_config(cfg)
-    rewards = UserRewards(load_rewards(cfg.reward.user))
-    usable = round_trip(cfg.reward, cfg.prompt)
-    records = load_records(cfg.data.train, cfg.data.max_bad_fraction, usable)
-    eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction, usable) if cfg.data.eval else None
-    if cfg.model.path and cfg.run.export and (lost := strays(expand(cfg.model.path))):
+    if model is not None and not model.is_dir():
+        raise ModelError(f"model.path: {model} does not exist: give a local Hugging Face checkpoint folder")
+    if model is not None and not (cfg.model.lora or cfg.model.freeze):
+        _check_room(cfg, folder, model)
+    if model is not None and cfg.run.export and (lost := strays(model)):
         raise ModelError(
             f"model.path: {lost[0]} is a link out of the folder, and the export would publish what it points at: put "
             "the file itself there, or set run.export=false"
         )
+    make_selector(cfg.selector)
+    load_prompts(cfg.supervision.prompts)
+    rewards = UserRewards(load_rewards(cfg.reward.user))
+    usable = round_trip(cfg.reward, cfg.prompt)
+    records = load_records(cfg.data.train, cfg.data.max_bad_fraction, usable)
+    eval_records = load_records(cfg.data.eval, cfg.data.max_bad_fraction, usable) if cfg.data.eval else None
     return Prepared(rewards, records, eval_records)
+
+
+def _check_room(cfg: RunConfig, folder: Path, model: Path) -> None:
+    """Raises `ConfigError` where the disk has no room for two checkpoints, or for one more where there are some."""
+    values = 0
+    with suppress(ModelError, OSError):  # said when the model is loaded
+        values = sum(read_weights(model).values.values())
+    # float32 weights and two moments
+    needed = 12 * values * (1 if store.steps(checkpoints_of(folder)) else 2)
+    if (free := free_bytes(folder)) < needed:
+        raise ConfigError(
+            f"run.dir: the disk of {folder} has {free:,} bytes free, checkpoints need {needed:,}: free space, or put "
+            "run.dir on another disk"
+        )
 
 
 def open_run(cfg: RunConfig, prepared: Prepared | None = None) -> Run:

@@ -35,6 +35,7 @@ from dyme.engine.rollout_copy import RolloutCopy
 from dyme.families.attention import NARROWEST, head_width, joins_groups, resolve_attention, set_attention
 from dyme.families.base import Family
 from dyme.fault_tolerance.watchdog import collective_limit_s
+from dyme.settings.deepspeed import read_deepspeed
 from dyme.settings.errors import ConfigError
 from dyme.settings.optim import OptimConfig
 from dyme_kernels import LossSpec, PolicyLossOutput
@@ -334,20 +335,10 @@ def lr_factor(step: int, max_steps: int, optim: OptimConfig) -> float:
 def deepspeed_config(cfg: RunConfig) -> dict[str, Any]:
     """The DeepSpeed JSON with what the run configuration decides filled in ("auto" and conflicting entries give
     way)."""
-    path = Path(cfg.deepspeed)
-    if not path.is_file():
-        raise ConfigError(f"deepspeed: {path} does not exist; see ds_configs/")
-    try:
-        ds = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from error
+    ds = read_deepspeed(cfg.deepspeed)
     decided = ("train_batch_size", "gradient_accumulation_steps", "optimizer", "scheduler", "fp16", "bf16")
     for key in (*decided, "checkpoint"):  # its writers leave checkpoints that they cannot load: docs/recovery.md
         ds.pop(key, None)
-    zero = {k: v for k, v in ds.get("zero_optimization", {}).items() if v != "auto"}
-    if zero.get("stage") not in (1, 2, 3):
-        raise ConfigError(f"deepspeed: {path} needs zero_optimization.stage 1, 2 or 3, it has {zero.get('stage')}")
-    ds["zero_optimization"] = zero
     ds |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

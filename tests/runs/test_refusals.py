@@ -9,9 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from dyme.config import load_config
 from dyme.engine import train_engine
 from dyme.fault_tolerance.lock import LOCK, Owner
+from dyme.provenance.history import DONE, record
+from dyme.settings.deepspeed import read_deepspeed
 from launchers import train
 from tests.helpers.runs import write_config
 
@@ -74,3 +79,59 @@ def test_folders_that_cannot_be_made(tmp_path, refused, monkeypatch):
     assert f"{tmp_path / 'x'} is a file" in refused("run.dir=$MINE/x")
     assert "variable NONESUCH is not set" in refused("run.dir=$NONESUCH/x")
     assert "no NUL byte" in refused('run.dir="a\\0b"')
+
+
+def test_everything_else_that_one_process_can_check(tmp_path, refused, monkeypatch):
+    run = f"run.dir={tmp_path / 'run'}"
+    own = tmp_path / "own.py"
+    own.write_text("import nonesuch\n")
+    assert "No module named 'nonesuch'" in refused(run, f"reward.user=[{{function: '{own}:f'}}]")
+    assert "own2.py" in refused(run, f"reward.user=[{{function: '{tmp_path}/own2.py:f'}}]")
+    none = tmp_path / "none"
+    assert f"model.path: {none} does not exist" in refused(run, f"model={{path: {none}}}")
+    assert "modes.jsonl" in refused(run, f"selector={{name: replay, path: {none}/modes.jsonl}}")
+    assert str(none) in refused(run, f"supervision.prompts={none}")
+    assert "deepspeed: zero9.json does not exist" in refused(run, "deepspeed=zero9.json")
+    ds = tmp_path / "list.json"
+    for text in ("[1]", "3", '{"zero_optimization": 3}', "{", '{"zero_optimization": {"stage": 0}}'):
+        ds.write_text(text)
+        assert f"deepspeed: {ds}" in refused(run, f"deepspeed={ds}")
+    model = tmp_path / "model"
+    model.mkdir()
+    save_file({"weight": torch.zeros(50, 10, dtype=torch.bfloat16)}, model / "model.safetensors")
+    monkeypatch.setattr("dyme.opening.free_bytes", lambda folder: 11_999)
+    assert "has 11,999 bytes free, checkpoints need 12,000" in refused(run, f"model={{path: {model}}}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_link_out_of_the_model_folder(tmp_path, refused):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").symlink_to("/etc/hostname")
+    told = refused(f"run.dir={tmp_path / 'run'}", f"model={{path: {tmp_path / 'model'}}}")
+    assert "tokenizer.json is a link out of the folder" in told and "run.export=false" in told
+
+
+def test_a_finished_run_with_other_settings(tmp_path, refused, monkeypatch, capsys):
+    run = tmp_path / "run"
+    config = write_config(tmp_path)
+    monkeypatch.chdir(tmp_path)  # the DeepSpeed JSON is found all the same
+    record(run_folder(run), load_config(config, [f"run.dir={run}"]), 0, [], {})
+    (run / DONE).touch()
+    before = tree(run)
+    assert "finished run with other settings (optim.lr)" in refused(f"run.dir={run}", "optim.lr=0.5")
+    monkeypatch.setattr("sys.argv", ["train.py", "--config", str(config), f"run.dir={run}"])
+    assert train.main() == 0 and "nothing to do" in capsys.readouterr().err
+    assert tree(run) == before
+
+
+def run_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero2.json", "ds_configs/zero2.json"])
+def test_deepspeed_jsons_are_found_by_name_from_any_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert read_deepspeed(name)["zero_optimization"]["stage"] == 2
+    (tmp_path / "zero2.json").write_text('{"zero_optimization": {"stage": 1}}')
+    assert read_deepspeed(name)["zero_optimization"]["stage"] == (1 if name == "zero2.json" else 2)

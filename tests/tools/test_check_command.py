@@ -158,7 +158,7 @@ def test_what_is_not_usable(checkpoint, capsys, tmp_path, yaml_of):
         ((tmp_path / "none",), "config.json does not exist"),
         ((folder, "--config", tmp_path / "none.yaml"), "no such configuration file"),
         ((folder, "--config", yaml_of(folder, zero={"stage": 0})), "needs zero_optimization.stage 1, 2 or 3"),
-        ((folder, "--config", yaml_of(folder, deepspeed="none.json")), "deepspeed: none.json cannot be read"),
+        ((folder, "--config", yaml_of(folder, deepspeed="none.json")), "deepspeed: none.json does not exist"),
         ((folder, "--config", yaml_of(folder, model={"family": "idefics3"})), "is of family 'causal_lm'"),
         ((folder, "--image", broken), f"--image {broken}: cannot be read as a picture"),
     ]

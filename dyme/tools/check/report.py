@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from dyme.prompts import check_context, encode_turn, fit_pixels
 from dyme.rollout.cache import column_bucket, reply_bucket
 from dyme.rollout.registry import engine_class
 from dyme.rollout.shared_prefix import PREFILL_TOKENS, SharedPrefixEngine
-from dyme.settings.errors import ConfigError
+from dyme.settings.deepspeed import read_deepspeed
 from dyme.settings.lora import LoraConfig
 from dyme.tools import footprint as mem
 
@@ -138,16 +137,8 @@ def check(
 
 def read_zero(cfg: RunConfig) -> mem.Zero:
     """The memory settings of the DeepSpeed JSON. Raises `ConfigError`."""
-    path = Path(cfg.deepspeed)
-    try:
-        ds = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"deepspeed: {path} cannot be read ({error.strerror}); see ds_configs/") from error
-    except ValueError as error:
-        raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from error
-    zero = {k: v for k, v in ds.get("zero_optimization", {}).items() if v != "auto"}
-    if zero.get("stage") not in (1, 2, 3):
-        raise ConfigError(f"deepspeed: {path} needs zero_optimization.stage 1, 2 or 3, it has {zero.get('stage')}")
+    ds = read_deepspeed(cfg.deepspeed)
+    zero = ds["zero_optimization"]
     adds_up_in = ds.get("data_types", {"grad_accum_dtype": "fp32"}).get("grad_accum_dtype")
     return mem.Zero(
         stage=zero["stage"],
