@@ -61,8 +61,9 @@ class SuiteFolder(RunFolder):
             held = self.engine.rollout_copy.refresh().state_dict()
             self.best_weights = {key: value.cpu().clone() for key, value in held.items()}
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, last: bool = False) -> bool:
         """Nothing: a cell that was cut off starts again, it takes minutes."""
+        return True
 
 
 def flipped(seed: int, step: int, record: str, row: int, rate: float) -> bool:

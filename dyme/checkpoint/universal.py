@@ -76,11 +76,11 @@ def _convert(engine: TrainEngine, path: Path, scratch: Path) -> None:
     if engine.rank == 0:
         scratch.mkdir()
         workers = str(max(1, min(WORKERS, (os.cpu_count() or 1) // 2)))
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+        command = [sys.executable, "-m", "dyme.checkpoint.convert", "--inject_missing_state"]
         command += ["--input_folder", str(path), "--output_folder", str(scratch / _TAG)]
         command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
         with (scratch / _LOG).open("w") as log:  # the conversion needs no GPU
-            environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+            environment = {**os.environ, "DS_ACCELERATOR": "cpu", "DYME_PARENT": str(os.getpid())}
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     # ranks vote from time to time: one collective for the whole conversion would exceed its timeout
     while not engine.all_true(process is None or process.poll() is not None):

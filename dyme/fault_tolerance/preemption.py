@@ -82,6 +82,13 @@ def die_with_parent() -> None:
     parent = os.getppid()
     if outer := _outer_launcher(parent):
         _launched_by[:] = [(parent, outer)]
+    end_with(parent)
+
+
+def end_with(parent: int) -> None:
+    """Makes the kernel end this process (SIGKILL) when its parent, whose id is given, dies. Linux only."""
+    if not sys.platform.startswith("linux"):
+        return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died in the meantime
         os._exit(128 + signal.SIGKILL)

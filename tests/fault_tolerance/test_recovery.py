@@ -338,3 +338,43 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+CONVERTS = """
+import os, subprocess, sys, time
+environment = {**os.environ, "DYME_PARENT": str(os.getpid())}
+child = subprocess.Popen([sys.executable, "-m", "dyme.checkpoint.convert"], env=environment)
+print(child.pid, flush=True)
+time.sleep(100)
+"""
+SLOW_CONVERTER = """
+import os, sys, time
+worker = os.fork()
+if worker:
+    open(sys.argv[0] + ".pids", "w").write(f"{os.getpid()} {worker}\\n")
+time.sleep(60)
+"""
+
+
+def test_the_converter_and_its_workers_end_with_the_run(tmp_path):
+    """A run that is killed while it converts a checkpoint leaves no process behind that goes on to write."""
+    package = tmp_path / "deepspeed" / "checkpoint"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "ds_to_universal.py").write_text(SLOW_CONVERTER)
+    env = environment()
+    env["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{env['PYTHONPATH']}"
+    parent = subprocess.Popen([sys.executable, "-c", CONVERTS], env=env, stdout=subprocess.PIPE, text=True)
+    pids = package / "ds_to_universal.py.pids"
+    until = time.monotonic() + 60
+    while not (pids.exists() and pids.read_text().endswith("\n")) and time.monotonic() < until:
+        time.sleep(0.05)
+    started = [int(pid) for pid in pids.read_text().split()]
+    assert all(alive(pid) for pid in started)
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 5
+    while any(alive(pid) for pid in started) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in started)
