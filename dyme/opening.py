@@ -193,7 +193,7 @@ def _open(cfg: RunConfig, prepared: Prepared, watchdog: Watchdog, lock: Lock | N
         schedule=schedule,
         position=position,
         clock=clock,
-        folder=RunFolder(folder, cfg, engine, position, clock, logger, progress, lock),
+        folder=RunFolder(folder, cfg, engine, position, clock, logger, progress, lock=lock),
     )
     _announce(run, changed)
     clock.start()

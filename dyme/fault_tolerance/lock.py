@@ -9,6 +9,7 @@ seconds by the clock of the file system, so no clocks are compared.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -24,6 +25,7 @@ from pathlib import Path
 LOCK = "run.lock"
 BEAT_S = 10.0
 STALE_S = 60.0
+_PAUSE_S = 0.05
 LOST = 75
 """Exit code of a start whose folder another one took over."""
 _held: dict[Path, Lock] = {}
@@ -88,8 +90,8 @@ class Lock:
         self._mine = path.with_name(f".{LOCK}-{self.owner.token}")
         self._mine.write_text(json.dumps(asdict(self.owner)), encoding="utf-8")
         try:
-            while not self._link():
-                self._remove_dead(say)
+            while not self._link(self.path) and not self._take_over(say):
+                pass
         finally:
             self._mine.unlink(missing_ok=True)
         self._stop = threading.Event()
@@ -103,34 +105,33 @@ class Lock:
             if (found := _read(self.path)) and found.token == self.owner.token:
                 self.path.unlink()
 
-    def _link(self) -> bool:
+    def _link(self, place: Path) -> bool:
+        """Puts this owner's file in a place; False where there is one."""
         try:
-            os.link(self._mine, self.path)
+            os.link(self._mine, place)
         except FileExistsError:
             return False
-        except PermissionError:  # a file system without hard links
-            return self._create()
-        except OSError as error:  # on NFS the answer may be lost although the link was made
-            if self._mine.stat().st_nlink == 2:
-                return True
+        except OSError as error:
             if error.errno in _NO_LINKS:
-                return self._create()
-            raise
+                return self._create(place)
+            if self._mine.stat().st_nlink != 2:  # on NFS the answer may be lost although the link was made
+                raise
         return True
 
-    def _create(self) -> bool:
+    def _create(self, place: Path) -> bool:
         try:
-            with self.path.open("x", encoding="utf-8") as file:
+            with place.open("x", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(self.owner)))
         except FileExistsError:
             return False
         return True
 
-    def _remove_dead(self, say: Callable[[str], None]) -> None:
-        """Returns when the lock is gone. Raises `LockedError` where its owner lives."""
+    def _take_over(self, say: Callable[[str], None]) -> bool:
+        """Replaces an owner that is gone; False where the lock changed meanwhile. Raises `LockedError` where the owner
+        lives."""
         owner = _read(self.path)
         if owner is None and not self.path.exists():
-            return
+            return False
         if owner is not None and owner.born and owner.machine == self.owner.machine:
             alive = _born(owner.pid) == owner.born
         else:
@@ -140,18 +141,25 @@ class Lock:
                 f"run.dir: {self.path.parent} is in use by another start of a run ({owner or 'which just began'}): "
                 "wait for its end, or choose another run.dir="
             )
-        aside = self._mine.with_suffix(".dead")
-        try:
-            self.path.rename(aside)
-        except FileNotFoundError:  # another start was faster
-            return
-        taken = _read(aside)
-        if taken != owner:  # the other one has linked its own meanwhile
+        # several starts may find the same dead owner: one at a time may replace it
+        guard = self.path.with_name(f".{LOCK}-takeover")
+        if not self._link(guard):
             with suppress(OSError):
-                os.link(aside, self.path)
-        else:
-            say(f"took the folder over from {owner or 'a start that left half a lock'}: it is gone")
-        aside.unlink(missing_ok=True)
+                os.utime(self._mine)
+                if self._mine.stat().st_mtime - guard.stat().st_mtime > STALE_S:  # left by a start that died here
+                    guard.unlink()
+            time.sleep(_PAUSE_S)
+            return False
+        try:
+            if _read(self.path) != owner:
+                return False
+            new = self._mine.with_suffix(".new")
+            new.write_text(json.dumps(asdict(self.owner)), encoding="utf-8")
+            new.replace(self.path)
+        finally:
+            guard.unlink(missing_ok=True)
+        say(f"took the folder over from {owner or 'a start that left half a lock'}: it is gone")
+        return True
 
     def _renewed(self) -> bool:
         """Whether the owner renews the file, by the file system's clock."""
@@ -182,7 +190,7 @@ class Lock:
                 os.utime(self.path)
 
 
-_NO_LINKS = (1, 38, 45, 95)  # EPERM, ENOSYS, ENOTSUP, EOPNOTSUPP
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)  # of file systems without hard links
 
 
 def _read(path: Path) -> Owner | None:

@@ -115,8 +115,10 @@ def test_half_a_lock_of_a_power_loss_is_no_owner(tmp_path, held):
     lock.release()
 
 
-def test_one_of_many_starts_gets_it(tmp_path):
-    """All find the same dead owner."""
+@pytest.mark.parametrize("_", range(5))
+def test_one_of_many_starts_gets_it(tmp_path, monkeypatch, _):
+    """All find the same dead owner; the one that wins must not be replaced by another that looked earlier."""
+    monkeypatch.setattr(module, "_born", lambda pid: (time.sleep(0.02), 5 if pid == os.getpid() else 0)[1])
     left(tmp_path, born=1)
     won, refused = [], []
     gate = threading.Barrier(8)
@@ -136,6 +138,15 @@ def test_one_of_many_starts_gets_it(tmp_path):
     assert len(won) == 1 and len(refused) == 7
     assert read_lock(tmp_path).token == won[0].owner.token
     won[0].release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_died_while_it_took_over_is_not_waited_for_for_ever(tmp_path):
+    left(tmp_path, born=1)
+    guard = tmp_path / f".{LOCK}-takeover"
+    guard.touch()
+    os.utime(guard, (time.time() - 3600,) * 2)
+    locked(tmp_path)[0].release()
     assert list(tmp_path.iterdir()) == []
 
 
