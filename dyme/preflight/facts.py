@@ -19,6 +19,8 @@ import dyme_kernels
 from dyme.config import RunConfig, dump_config
 from dyme.data import DataError, ImageError, load_records
 from dyme.data.paths import expand
+from dyme.provenance.place import check_place
+from dyme.settings.errors import ConfigError
 from dyme.families import ModelError
 from dyme.families.files import read_config
 from dyme.rewards.round_trip import round_trip
@@ -76,13 +78,14 @@ def gather_facts(cfg: RunConfig, rank: int, local_rank: int) -> Facts:
     # a new name, because a file system may cache for a while that an old one did not exist
     token = Path(cfg.run.dir) / TOKENS / f"{rank}-{os.urandom(8).hex()}"
     try:
+        check_place(Path(cfg.run.dir))
         token.parent.mkdir(parents=True, exist_ok=True)
         with token.open("w", encoding="utf-8") as file:
             file.write(token.name)
             file.flush()
             os.fsync(file.fileno())
         facts = replace(facts, token_file=str(token), disk_free=shutil.disk_usage(token.parent).free)
-    except OSError as error:
+    except (ConfigError, OSError) as error:
         facts = replace(facts, writable=str(error))
     contents = {"settings": _digest([dump_config(cfg)]), "code": _code()}
     try:
