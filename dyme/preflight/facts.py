@@ -19,11 +19,11 @@ import dyme_kernels
 from dyme.config import RunConfig, dump_config
 from dyme.data import DataError, ImageError, load_records
 from dyme.data.paths import expand
-from dyme.provenance.place import check_place
-from dyme.settings.errors import ConfigError
 from dyme.families import ModelError
 from dyme.families.files import read_config
+from dyme.provenance.place import check_place
 from dyme.rewards.round_trip import round_trip
+from dyme.settings.errors import ConfigError
 
 PACKAGES = ("torch", "deepspeed", "transformers", "triton", "dyme")
 TOKENS = ".preflight"
