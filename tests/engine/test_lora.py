@@ -224,7 +224,8 @@ def test_a_run_resumes_to_the_bit_and_exports_a_plain_model(tmp_path):
     assert any((line.get("policy/kl") or 0) > 0 for line in steps[1:])
     check_export(whole / "export")
     # as many adapters of the same size elsewhere: their states must not go to others
-    failed = launch("--config", config, f"run.dir={whole}", "model.lora.targets=[fc2, o_proj]", check=False)
+    other = ("model.lora.targets=[fc2, o_proj]", "train.max_steps=4")
+    failed = launch("--config", config, f"run.dir={whole}", *other, check=False)
     assert failed.returncode != 0 and "was written by a run that trained other parameters" in failed.stderr
 
 
