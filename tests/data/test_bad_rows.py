@@ -161,7 +161,7 @@ def test_a_list_that_is_not_utf8_at_all(tmp_path):
         ("jürgen".encode(), "jürgen"),
         (b"\xff\xd8\xff", None),
         (1j, None),
-        (object(), None),
+        pytest.param(object(), None, id="object"),
         (np.array([1, 2]), None),
     ],
     ids=repr,
