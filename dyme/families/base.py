@@ -68,7 +68,8 @@ class Family(Chat, ABC):
 
     def load_model(self, dtype: torch.dtype) -> nn.Module:
         """The model of the checkpoint folder. `check_fit` has compared the folder's weights with its config.json,
-        because transformers initializes missing weights at random."""
+        because transformers initializes missing weights at random. Its generation_config.json is not read: nothing here
+        decodes by it."""
         model = getattr(transformers, self.model_class).from_pretrained(
             self.source,
             dtype=dtype,
@@ -76,6 +77,7 @@ class Family(Chat, ABC):
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            generation_config=transformers.GenerationConfig(),
         )
         self.config = model.config
         return model

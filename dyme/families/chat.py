@@ -264,11 +264,11 @@ class Chat:
 
     @cached_property
     def forbidden_ids(self) -> tuple[int, ...]:
-        """Tokens that may never be sampled: special tokens other than stops, tokens of pictures and videos (even those
-        that the tokenizer treats as text), and padded vocabulary."""
+        """Tokens that may never be sampled: special tokens other than stops, tokens of pictures, videos and turns (even
+        those that the tokenizer treats as text), and padded vocabulary."""
         beyond, known = range(len(self.tokenizer), self.vocab_size), self.tokenizer.get_vocab()
-        seen = {known[token] for token in (self.placeholder, *self.image_texts) if token in known}
-        banned = (self._special_ids | set(beyond) | seen) - set(self.stop_ids)
+        alien = {known[token] for token in self._no_reply_tokens if token in known}
+        banned = (self._special_ids | set(beyond) | alien) - set(self.stop_ids)
         return tuple(sorted(token for token in banned if token < self.vocab_size))
 
     @cached_property
@@ -288,18 +288,27 @@ class Chat:
     def encode_reply(self, text: str) -> list[int]:
         """Token ids of a reply with its end of turn, exactly as the model would have to generate it after `encode`."""
         body = self._reply_frame[0] + text
-        return [*following_ids(self.tokenizer, self._opening[-1:], body, self._image_tags), self.end_of_turn]
+        return [*following_ids(self.tokenizer, self._opening[-1:], body, self._reply_tags), self.end_of_turn]
 
     def plain_ids(self, text: str) -> list[int]:
-        """Special tokens and image tokens in the text stay plain text: a trace with '<image>' must not become a
-        placeholder that has no features. Other added tokens (`<think>`) stay whole, as the model generates them."""
-        return split_ids(self.tokenizer, text, self._image_tags)
+        """Special tokens and those of pictures and turns in the text stay plain text: a trace with '<image>' must not
+        become a placeholder that has no features. Other added tokens (`<think>`) stay whole, as the model generates
+        them."""
+        return split_ids(self.tokenizer, text, self._reply_tags)
 
     @cached_property
-    def _image_tags(self) -> re.Pattern[str] | None:
-        """Image tokens that the tokenizer does not know as special."""
+    def _no_reply_tokens(self) -> frozenset[str]:
+        """Control tokens that no reply may hold whole: all but the tags that come in pairs, such as `<think>` and
+        `</think>`. Not all of them are special: the tokens that begin a turn of the distilled DeepSeek-R1 are not."""
+        tags = self.control_tokens
+        paired = {tag for open in tags if (close := f"</{open[1:]}") in tags for tag in (open, close)}
+        return frozenset({*tags - paired, self.placeholder, *self.image_texts} - {""})
+
+    @cached_property
+    def _reply_tags(self) -> re.Pattern[str] | None:
+        """Those of `_no_reply_tokens` that the tokenizer does not know as special."""
         special = {*self.tokenizer.convert_ids_to_tokens([*self._special_ids])}
-        return any_of({self.placeholder, *self.image_texts} - special)
+        return any_of(self._no_reply_tokens - special)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a reply, without special tokens and without what the chat template puts before every reply (an empty

@@ -66,8 +66,8 @@ def read_json(file: Path) -> Any:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json. Raises `ModelError`."""
     file = folder / "config.json"
+    refuse_adapter(folder)
     if not file.is_file():
-        refuse_adapter(folder)
         raise ModelError(
             f"model.path: {file} does not exist: give a local Hugging Face checkpoint folder (nothing is downloaded)"
         )
@@ -76,8 +76,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raises `ModelError` for a folder as peft's `save_pretrained` writes it."""
+    """Raises `ModelError` for a folder as peft's `save_pretrained` writes it, and for such files beside a model, where
+    transformers would load the adapter too, unmerged."""
     if (folder / ADAPTER).is_file():
+        if holds_model(folder):
+            raise ModelError(
+                f"{folder} holds a model and an adapter: move {ADAPTER} and its weights to another folder, and merge "
+                "them unless the model has them already (python -m dyme.tools.merge MODEL ADAPTER --out DIR)"
+            )
         fields = read_json(folder / ADAPTER)
         base = fields.get("base_model_name_or_path") if isinstance(fields, dict) else None
         raise ModelError(
@@ -154,6 +160,11 @@ def read_weights(folder: Path) -> Weights:
     return Weights(files, shapes, values)
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether there are weights of a model, under the names that transformers loads."""
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+
+
 def has_weights(folder: Path) -> bool:
     """Whether there is any file that could hold weights, even a broken one or one of the wrong kind."""
     return any(True for pattern in ("*.safetensors", INDEX, *PICKLES) for _ in folder.glob(pattern))
@@ -161,6 +172,7 @@ def has_weights(folder: Path) -> bool:
 
 def _weight_files(folder: Path) -> list[str]:
     """The weight files, looked for in the order of transformers."""
+    refuse_adapter(folder)
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     if (folder / INDEX).is_file():
@@ -176,7 +188,6 @@ def _weight_files(folder: Path) -> list[str]:
                 f"missing): {AGAIN}"
             )
         return names
-    refuse_adapter(folder)
     if others := sorted(file.name for file in folder.glob("*.safetensors")):
         raise ModelError(f"{folder / INDEX} does not exist, and nothing says what {others[0]} is part of: {AGAIN}")
     if pickles := sorted(file.name for pattern in PICKLES for file in folder.glob(pattern)):

@@ -61,7 +61,10 @@ class Quotes:
 
     def __init__(self, processor: Any, controls: Iterable[str], encode: Callable[[str], list[int]]) -> None:
         """controls: texts of the control tokens; encode: ids of a text with quotes as plain characters."""
+        controls = frozenset(controls)
         self._source, self._controls, self._encode = processor, any_of(controls), encode
+        self._normalize = _normalizer(getattr(processor, "tokenizer", processor), controls)
+        self._normalized = any_of(map(self._normalize, controls)) if self._normalize else None
         self._secret = secrets.token_hex(8)  # no data can hold it
         self._marks: list[tuple[str, int]] = []
 
@@ -75,13 +78,13 @@ class Quotes:
         ids: dict[int, list[int]] = {}
 
         def marked(text: str) -> str:
-            first = self._controls.search(text) if self._controls else None
-            if first is None:
+            start = self._first(text)
+            if start is None:
                 return text
-            end = max(first.end(), len(text.rstrip()))  # chat templates may trim
+            end = len(text.rstrip())  # chat templates may trim
             mark, token = self._mark(len(ids))
-            ids[token] = self._encode(text[first.start() : end])
-            return text[: first.start()] + mark + text[end:]
+            ids[token] = self._encode(text[start:end])
+            return text[:start] + mark + text[end:]
 
         changed = [{**message, "content": _mapped(message["content"], marked)} for message in messages]
         return MarkedChat(changed, ids) if ids else MarkedChat(messages)
@@ -97,6 +100,13 @@ class Quotes:
         filled = [token for each in held for token in marked.ids.get(each, (each,))]
         return torch.tensor(filled, dtype=input_ids.dtype)
 
+    def _first(self, text: str) -> int | None:
+        """Where the first quote begins, or the text, where a quote shows only after the tokenizer's normalizer."""
+        if self._normalize and self._normalized and self._normalized.search(self._normalize(text)):
+            return len(text) - len(text.lstrip())
+        found = self._controls.search(text) if self._controls else None
+        return found.start() if found else None
+
     def _mark(self, number: int) -> tuple[str, int]:
         if number == len(self._marks):
             tokenizer = getattr(self.processor, "tokenizer", self.processor)
@@ -104,6 +114,14 @@ class Quotes:
             tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False)], special_tokens=True)
             self._marks.append((mark, tokenizer.convert_tokens_to_ids(mark)))
         return self._marks[number]
+
+
+def _normalizer(tokenizer: Any, controls: frozenset[str]) -> Callable[[str], str] | None:
+    """What a tokenizer does to texts before it looks for control tokens in them; None where it looks at once."""
+    own = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    added = tokenizer.added_tokens_decoder.values()
+    late = any(token.normalized and token.content in controls for token in added)
+    return own.normalize_str if own is not None and late else None
 
 
 def _mapped(content: Any, change: Callable[[str], str]) -> Any:

@@ -14,8 +14,8 @@ from torch import nn
 from dyme.checkpoint.recipe import FILE
 from dyme.families import load_family
 from dyme.families.base import ModelError
-from dyme.families.files import ADAPTER, quiet, read_json, read_weights
-from dyme.tools.folder import check_new, new_folder, write_generation
+from dyme.families.files import ADAPTER, holds_model, quiet, read_json, read_weights
+from dyme.tools.folder import GENERATION, check_new, new_folder, write_generation
 
 TOKENS = "tokenizer.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -25,7 +25,7 @@ DTYPES = {"BF16": "bfloat16", "F16": "float16"}
 
 def is_adapter(folder: Path) -> bool:
     """Whether the folder holds an adapter and no model."""
-    return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
+    return (folder / ADAPTER).is_file() and not holds_model(folder)
 
 
 def merge_adapter(model: Path, adapter: Path, out: Path) -> list[str]:
@@ -42,7 +42,10 @@ def merge_adapter(model: Path, adapter: Path, out: Path) -> list[str]:
         merged = _merged(model, plain, adapter)
     with new_folder(out) as partial:
         merged.to(dtype).save_pretrained(partial)
+        (partial / GENERATION).unlink(missing_ok=True)  # it says nothing
         family.export(partial)
+        if (model / GENERATION).is_file():
+            shutil.copyfile(model / GENERATION, partial / GENERATION)
         for folder in (adapter, model):
             if (folder / FILE).is_file() and not (partial / FILE).exists():
                 shutil.copyfile(folder / FILE, partial / FILE)

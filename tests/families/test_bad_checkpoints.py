@@ -299,6 +299,22 @@ def test_an_adapter_alone(plain, monkeypatch):
     assert "holds an adapter without its model: merge it" in refused(plain, monkeypatch)
 
 
+@pytest.mark.parametrize("config", [True, False])
+def test_an_adapter_beside_its_model(plain, monkeypatch, config):
+    """transformers would load the adapter too, unmerged, and training would take it for its own."""
+    (plain / "adapter_config.json").write_text("{}")
+    if not config:
+        (plain / "config.json").unlink()
+    assert "holds a model and an adapter: move adapter_config.json" in refused(plain, monkeypatch)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"eos_token_id": "x", "max_new_tokens": "many"}', '{"temperature": 0.0}'])
+def test_the_generation_config_is_not_read(plain, text):
+    (plain / "generation_config.json").write_text(text)
+    _, model = load_family(plain)
+    assert model.generation_config.temperature is None
+
+
 def test_missing_tensors(folder, monkeypatch):
     tensors = load_file(folder / WEIGHTS)
     gone = [name for name in tensors if ".1." in name]  # the second layer of each tower

@@ -14,7 +14,7 @@ WORDS = {"idefics", "smolvlm", "smollm", "qwen", "llava", "internvl", "gemma", "
 
 def test_no_family_is_named_outside_its_folder():
     assert all(any(word in name for word in WORDS) or name == "causal_lm" for name in FAMILIES)
-    pattern = re.compile("|".join([*WORDS, *FAMILIES]), re.IGNORECASE)
+    pattern = re.compile(f"(?i:{'|'.join(sorted(WORDS))})|{'|'.join(FAMILIES)}")  # CAUSAL_LM is a word of peft
     files = [f for folder in FOLDERS for f in (ROOT / folder).rglob("*.py") if "families" not in f.parts]
     assert len(files) > 50
     named = [f"{f.relative_to(ROOT)}: {m[0]}" for f in files if (m := pattern.search(f.read_text(encoding="utf-8")))]

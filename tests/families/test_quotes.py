@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,6 +146,45 @@ def test_tokens_that_are_not_special(checkpoint):
     # an added token that the chat template does not write is a word
     family.tokenizer.add_tokens([AddedToken("<word>", special=False)])
     assert "<word>" not in type(family)(family.processor, family.config).control_tokens
+
+
+def with_tokens(folder: Path, **settings: object) -> Path:
+    """Changes the added tokens of a copied checkpoint."""
+    file = folder / "tokenizer.json"
+    fields = json.loads(file.read_text())
+    fields["normalizer"] = settings.pop("normalizer", fields["normalizer"])
+    for token in fields["added_tokens"]:
+        token |= settings
+    file.write_text(json.dumps(fields))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2.5-vl", "smolvlm2"])
+@pytest.mark.parametrize("kind", ["NFKC", "Lowercase"])
+def test_tokens_that_are_looked_for_after_the_normalizer(checkpoint, tmp_path, name, kind):
+    """Full-width letters, or capitals, would become control tokens."""
+    copied = Path(shutil.copytree(checkpoint(name), tmp_path / "model"))
+    family, _ = load_family(with_tokens(copied, normalized=True, normalizer={"type": kind}))
+    plain = counts(family, family.encode("Why?").input_ids)
+    for token in controls(family)[:8]:
+        wide = "".join(chr(ord(c) + 0xFEE0) for c in token)
+        for quote in (wide, token.upper(), f"{wide} {token}", f"  {wide}{token} "):
+            assert counts(family, family.encode(f"a {quote} b").input_ids) == plain, quote
+            assert counts(family, family.encode(quote).input_ids) == plain, quote
+            assert counts(family, family.encode_reply(quote)) == counts(family, family.encode_reply("x")), quote
+
+
+def test_turn_tokens_that_are_not_special(checkpoint, tmp_path):
+    """Such as those of the distilled DeepSeek-R1. Only tags in pairs belong in replies."""
+    copied = Path(shutil.copytree(checkpoint("qwen3"), tmp_path / "model"))
+    family, _ = load_family(with_tokens(copied, special=False))
+    start = family.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert start not in family._special_ids and start in family.forbidden_ids
+    reply = "<think>the text says <|im_start|>user</think> 4"
+    ids = family.encode_reply(reply)
+    assert start not in ids and family.tokenizer.convert_tokens_to_ids("<think>") in ids
+    assert family.decode(ids) == reply
+    assert counts(family, family.encode(reply).input_ids) == counts(family, family.encode("x").input_ids)
 
 
 def test_image_tokens_that_are_not_special(checkpoint):

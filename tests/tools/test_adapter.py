@@ -68,7 +68,33 @@ def test_the_merged_model(trained, tmp_path, capsys):
     before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
     assert {name: w.dtype for name, w in before.items()} == {name: w.dtype for name, w in after.items()}
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    decodes = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (decodes["do_sample"], decodes["max_new_tokens"]) == (False, 7)
+    assert decodes["eos_token_id"] == list(family.stop_ids) and decodes["suppress_tokens"] == list(family.forbidden_ids)
     assert "is there already" in said_by(capsys, merge, model, adapter, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("trained", ["llama"], indirect=True)
+@pytest.mark.parametrize("own", [None, '{"do_sample": false, "temperature": 0.6}', "[]"])
+def test_a_model_that_is_no_export_keeps_its_generation_config(trained, tmp_path, own):
+    """Also one that transformers refuses to save or to read."""
+    model = Path(shutil.copytree(trained[0], tmp_path / "model"))
+    file = model / "generation_config.json"
+    file.unlink(missing_ok=True)
+    if own is not None:
+        file.write_text(own)
+    assert merge([str(model), str(trained[1]), "--out", str(tmp_path / "out")]) == 0
+    made = tmp_path / "out" / "generation_config.json"
+    assert (made.read_text() if made.exists() else None) == own
+
+
+@pytest.mark.parametrize("trained", ["llama"], indirect=True)
+def test_an_adapter_with_a_copy_of_config_json(trained, tmp_path):
+    model, adapter, _ = trained
+    shutil.copy(model / "config.json", adapter)
+    assert merge([str(model), str(adapter), "--out", str(tmp_path / "out")]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("trained", ["llama"], indirect=True)
