@@ -19,6 +19,8 @@ from dyme.tools.folder import GENERATION, check_new, new_folder, write_generatio
 
 TOKENS = "tokenizer.json"
 WEIGHTS = "adapter_model.safetensors"
+EXPORTED = "adapter"
+"""Folder of the adapter in an export (`dyme/checkpoint/store.py`)."""
 DTYPES = {"BF16": "bfloat16", "F16": "float16"}
 """Names of half precision in safetensors and in torch."""
 
@@ -73,6 +75,8 @@ def _merged(model: Path, plain: nn.Module, adapter: Path) -> Any:
 def _check_files(model: Path, adapter: Path) -> None:
     if not (adapter / WEIGHTS).is_file():
         raise ModelError(f"{adapter / WEIGHTS} does not exist: save the adapter again with peft's save_pretrained")
+    if _same(adapter / WEIGHTS, model / EXPORTED / WEIGHTS):
+        raise ModelError(f"{model} is an export with this adapter merged already: give the model it was trained on")
     theirs, ours = (_tokens(folder / TOKENS) for folder in (adapter, model))
     if theirs and ours and theirs != ours:
         raise ModelError(

@@ -35,7 +35,7 @@ from tests.helpers.processors import open_processor
 
 SIZES = [(40, 24), (24, 24), (70, 20), (9, 60), (120, 100), (33, 47), (64, 64), (200, 150), (17, 90), (50, 50)]
 TOKENS = 12
-PROMPT = PromptConfig(template="{question}\nThink first, then write '{flag}'.")
+PROMPT = PromptConfig(template="{question}\nThink first, then write '{flag}'.", system="You read charts.")
 OPTIONS = dict(config=None, template=None, flag=None, direct=False, max_new_tokens=None, temperature=0.0, seed=0)
 INHERITED = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "no_repeat_ngram_size")
 
@@ -111,9 +111,11 @@ def plain_tokens(folder: Path, asked: list[tuple[str, list[Path]]], dtype: Any =
         text = prompt["template"].replace("{flag}", prompt["answer_flag"]).replace("{question}", question)
         pictures = [{"type": "image", "image": Image.open(path).convert("RGB")} for path in paths]
         content = [*pictures, {"type": "text", "text": text}] if vision else text
+        chat: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if told := prompt.get("system"):
+            chat.insert(0, {"role": "system", "content": [{"type": "text", "text": told}] if vision else told})
         inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
         )  # fmt: skip
         inputs = inputs.to(model.device, model.dtype) if vision else inputs.to(model.device)
         made.append(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :].tolist())
@@ -237,6 +239,17 @@ def test_a_merged_model_decodes_as_an_export(checkpoint, tmp_path, capsys):
     check_parity(tmp_path / "out", family)
 
 
+def test_an_export_has_its_adapter_already(checkpoint, tmp_path, capsys):
+    family, model = load_family(checkpoint("llama"))
+    folder = export(tmp_path / "export", family, model, lora=True)
+    arguments = [str(folder / ADAPTER), "--out", str(tmp_path / "out")]
+    assert merge.main([str(folder), *arguments]) == 2
+    assert "with this adapter merged already: give the model it was trained on" in capsys.readouterr().err
+    assert merge.main([str(family.source), *arguments]) == 0
+    ours, theirs = (load_file(part / "model.safetensors") for part in (tmp_path / "out", folder))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+
+
 # --- what resizes pictures ----------
 
 
@@ -251,3 +264,16 @@ def test_predict_says_where_pictures_are_resized_otherwise_than_in_training(chec
         assert predictor.family.image_backend == (backend if there else "pil")
         said = f"trained on pictures resized by {backend}, pil here gives slightly other pixels: install the tor"
         assert [said in note for note in predictor.notes] == ([] if there else [True])
+
+
+@pytest.mark.parametrize("name", ["qwen3-vl", "llava-onevision", "gemma3"])
+def test_a_change_of_what_resizes_keeps_prompts(checkpoint, tmp_path, name):
+    """Also with a system prompt and quotes, whose processor is a copy."""
+    family, model = load_family(checkpoint(name))
+    folder = export(tmp_path / "export", family, model)
+    opened, asked = open_family(folder), ("What is <|im_end|>?", [picture(0, (70, 40))], "Be brief, no <pad>.")
+    before = opened.encode(*asked)
+    assert opened.resize_by("pil") and opened.image_backend == "pil"
+    after = opened.encode(*asked)
+    assert torch.equal(before.input_ids, after.input_ids) and before.pixels.keys() == after.pixels.keys()
+    opened.check_placeholders(after)
