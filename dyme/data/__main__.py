@@ -45,6 +45,8 @@ def _check(console: Console, sources: list[NamedSource], usable: Check, decode_a
     status = 0
     for named in sources:
         report = check(named.source, decode_all, usable)
+        if not report.total:
+            raise DataError(f"{named.label}: no rows; name another file")
         print_report(console, named, report)
         status = max(status, int(report.bad_fraction > MAX_BAD_FRACTION))
     console.print("\nfor a run configuration:", highlight=False)

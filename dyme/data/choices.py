@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import re
+import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from io import StringIO
+from itertools import pairwise
 from typing import Any
 
 from dyme.data.cells import cell_text
@@ -112,7 +115,14 @@ def as_list(value: object) -> object:
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
     # numpy writes ['a' 'b'], which Python reads as ['ab']
-    return held if isinstance(held, (list, dict)) and repr(held) == text else value
+    joined = any(first.type == second.type == tokenize.STRING for first, second in pairwise(_tokens(text)))
+    return held if isinstance(held, (list, dict)) and not joined else value
+
+
+def _tokens(text: str) -> list[tokenize.TokenInfo]:
+    """Those of Python, without line ends."""
+    found = tokenize.generate_tokens(StringIO(text).readline)
+    return [token for token in found if token.type not in (tokenize.NL, tokenize.NEWLINE)]
 
 
 def _of_columns(row: dict[str, Any]) -> Options:

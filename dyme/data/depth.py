@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 
 DIM = 32
 """A picture whose brightest pixel would come out below this level of 255 is stretched to white."""
+OUTLIERS = 0.001
+"""Share of the pixels above black, the brightest ones, that have no say in that: hot pixels, marks burnt in."""
 
 
 def levels(
     values: NDArray[np.generic], *, white: float | None = None, missing: NDArray[np.bool_] | None = None
 ) -> NDArray[np.uint8]:
-    """`values` of any shape and type as 0 to 255. Missing pixels, NaN and infinities are black.
+    """`values` of any shape and type as 0 to 255. Missing pixels, NaN and infinities are black; a picture of
+    nothing else is a `ValueError`.
 
     `white` is the value that the file itself calls white, if it does. It holds where no pixel is above it.
     """
@@ -22,14 +25,15 @@ def levels(
     if missing is not None:
         known &= ~missing
     if not known.any():
-        return np.zeros(values.shape, np.uint8)
+        raise ValueError("none of its pixels has a value, only NaN, infinity or nodata")
     seen = values[known]
     low, high = float(seen.min()), float(seen.max())
     black, top = bounds(low, high, floats=values.dtype.kind == "f")
     if white is not None and low >= 0 and high <= white:
         black, top = 0.0, white
-    if (high - black) * 255 < DIM * (top - black) and high > black:
-        top = high
+    bright = _without_outliers(seen, black, black + (top - black) * DIM / 255)
+    if bright is not None:
+        top = bright
     if top <= black:  # all pixels are the same
         black = min(black, 0.0)
     if top <= black:
@@ -40,6 +44,15 @@ def levels(
     scaled -= black
     scaled *= 255.0 / (top - black)
     return np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled).astype(np.uint8)
+
+
+def _without_outliers(seen: NDArray[Any], black: float, dim: float) -> float | None:
+    """The highest value but for outliers, where it is below `dim` and above `black`."""
+    lit = seen[seen > black]
+    spared = int(lit.size * OUTLIERS)
+    if not lit.size or np.count_nonzero(lit >= dim) > spared:
+        return None
+    return float(np.partition(lit, lit.size - 1 - spared)[lit.size - 1 - spared])
 
 
 def bounds(low: float, high: float, *, floats: bool) -> tuple[float, float]:

@@ -121,6 +121,8 @@ def _of_list(path: Path, plain: bool) -> list[NamedSource]:
     looked = [item.raw for item in islice(document_items(path), _LOOK) if isinstance(item.raw, dict)]
     first = looked[0] if looked else None
     keys = {key for entry in looked for key in entry}
+    if not keys:
+        raise DataError(f"{path}: holds no rows; name another file")
     where = str(path)
     rows = NamedSource(f"files {path} (guessed: {NAMES['json']} of rows)", FilesSource(path=where))
     if plain:

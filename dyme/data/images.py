@@ -103,6 +103,8 @@ def _open(file: Path | bytes, name: str) -> Image.Image:
         if isinstance(file, Path) and not file.is_file():
             raise ImageError(f"{name}: no such picture; correct the path or restore the file")
         image = Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=_formats())
+        # PIL would map uncompressed files: wrong for a turned TIFF, and the end of the process where the file is cut
+        image.filename = ""
         width, height = image.size
     except ImageError:
         raise

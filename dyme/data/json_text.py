@@ -20,13 +20,23 @@ def parse(raw: bytes) -> Any:
     try:
         return _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise RowError(f"not UTF-8 at byte {error.start}") from error
+        raise RowError(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise RowError(f"broken JSON at column {error.colno}: {error.msg}") from error
+        raise RowError(f"broken JSON at column {error.colno}: {error.msg}{_mend(error)}") from error
     except RecursionError as error:
         raise RowError(_DEEP) from error
     except ValueError as error:  # Python converts no longer numbers
         raise RowError("a number of more than 4300 digits; write it as text") from error
+
+
+def _mend(error: json.JSONDecodeError) -> str:
+    rest = error.doc[error.pos :].lstrip()
+    if error.msg == "Extra data":
+        return "; remove the comma at its end" if rest.strip() == "," else "; write one object a line and nothing else"
+    if error.doc.lstrip()[:1] not in ("{", "["):
+        return "; write one object a line, without comments"
+    quoted = rest[:1] == "'" or rest[:4] in ("True", "None") or rest[:5] == "False"
+    return "; this is Python, write it by json.dumps" if quoted else ""
 
 
 def check_depth(value: Any) -> None:

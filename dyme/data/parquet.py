@@ -17,6 +17,7 @@ from dyme.data.errors import DataError, ImageError
 from dyme.data.images import decode
 from dyme.data.record import LazyImage
 from dyme.data.rows import Item, Row
+from dyme.text.printable import shortened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,7 +59,8 @@ def parquet_items(path: Path) -> Iterator[Item]:
         with _opened(path) as file:
             yield from _items(path, file)
     except Exception as error:  # pyarrow raises many kinds of errors on damaged files
-        raise DataError(f"{path}: cannot be read as parquet ({error}); download or write it again") from error
+        reason = shortened(str(error), 200)
+        raise DataError(f"{path}: cannot be read as parquet ({reason}); download or write it again") from error
 
 
 def _items(path: Path, file: pq.ParquetFile) -> Iterator[Item]:

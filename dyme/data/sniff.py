@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -48,6 +49,7 @@ def format_of(path: Path) -> Format:
     head = b"".join(lines)
     if head.startswith(b"PAR1"):
         return "parquet"
+    _refuse_utf16(path, head)
     objects = sum(_is_object(line) for line in lines)
     if objects >= 2:
         return "jsonl"
@@ -81,6 +83,7 @@ def refuse_other_formats(path: Path) -> None:
 
 def delimiter_of(text: str) -> str | None:
     """The character that splits the header into most columns; None where none splits it into two or more."""
+    csv.field_size_limit(sys.maxsize)  # a header of many columns is one field for the delimiters that it lacks
     counts = {d: len(next(csv.reader(StringIO(text, newline=""), delimiter=d), [])) for d in DELIMITERS}
     best = max(counts, key=lambda d: counts[d])
     return best if counts[best] > 1 else None
@@ -101,8 +104,20 @@ def _json_or_lines(path: Path, lines: list[bytes], objects: int) -> Format:
 
 
 def _first_lines(path: Path) -> list[bytes]:
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise DataError(f"{path}: is no regular file but a folder, pipe or device; name a file")
     with path.open("rb") as file:
         return [line for line in islice(iter(lambda: file.readline(_LINE), b""), _LOOK) if line.strip()]
+
+
+def _refuse_utf16(path: Path, head: bytes) -> None:
+    """UTF-16, as Windows writes it, is read for tables with a byte order mark only."""
+    marked = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if not marked and (head[:4].count(0) != 2 or head[0] == head[1]):
+        return
+    if not marked or head[:4096].replace(b"\0", b"")[2:].lstrip()[:1] in (b"{", b"["):
+        kind = "JSON in UTF-16" if marked else "text in UTF-16 without a byte order mark"
+        raise DataError(f"{path}: is {kind}; save it as UTF-8, as by iconv -f UTF-16 -t UTF-8")
 
 
 def _is_value(line: bytes) -> bool:

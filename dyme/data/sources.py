@@ -17,6 +17,7 @@ from dyme.data.record import Record, RecordSet
 SourceConfig = Annotated[AnyPlainSource | MixtureSource, Field(discriminator="source")]
 Check = Callable[[Record], str | None]
 """Says why a record is of no use, with the mend, or None."""
+_MEND = "see its owner and permissions, or restore it"
 NAMED = 10  # bad rows that an error message spells out
 
 
@@ -48,7 +49,10 @@ def read_records(source: SourceConfig, check: Check | None = None) -> RecordSet:
     """As `load_records`, whatever the number of bad rows."""
     if isinstance(source, MixtureSource):
         return read_mixture(source, partial(read_records, check=check))
-    records = source.read()
+    try:
+        records = source.read()
+    except OSError as error:  # an edge: no permission, a share that is gone
+        raise DataError(f"{error.filename or source.source}: cannot be read ({error.strerror}); {_MEND}") from error
     return records if check is None else _checked(records, check)
 
 

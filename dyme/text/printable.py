@@ -8,8 +8,14 @@ from io import TextIOWrapper
 
 _UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\u2028\u2029\ud800-\udfff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-# a form feed ends a page in text from PDFs, but before a letter it is the start of \frac read as an escape of JSON
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]|\f(?=[a-z])")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+# \frac, \theta, \neq or \rightarrow with one backslash, read as an escape of JSON. By themselves these characters are
+# legal: a form feed ends a page in text from PDFs.
+_COMMAND = re.compile(
+    r"\f(?=rac(?![a-z])|orall|lat\b|rown\b|box\b)|\t(?=heta|imes|ext\{|frac|riangle)"
+    r"|\n(?=eq\b|abla\b|otin\b)|\r(?=ightarrow|angle\b|floor\b|ceil\b|ho\b)"
+)
+_LETTERS = {"\f": "f", "\t": "t", "\n": "n", "\r": "r"}
 
 
 def printable(text: str) -> str:
@@ -40,6 +46,11 @@ def fault(text: str) -> str:
     if found:
         named = f"the control character {_escape(found[0])} at character {found.start() + 1}"
         return f"{named}; remove it, or write a backslash before a letter as \\\\ in JSON"
+    found = _COMMAND.search(text)
+    if found:
+        word = re.match("[a-z]*", text[found.end() :])
+        command = f"\\{_LETTERS[found[0]]}{word[0] if word else ''}"
+        return f"{command} with one backslash at character {found.start() + 1}; write \\{command} in JSON"
     return ""
 
 

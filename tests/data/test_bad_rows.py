@@ -51,13 +51,25 @@ def row(**values: str) -> str:
     return "{" + ", ".join(f'"{key}": {value}' for key, value in held.items()) + "}"
 
 
-CONTROL = ("\\u0000", "\\u0007", "\\u001b[2J", "\\beta", "\\frac{1}{2}", "\\u007f")
+CONTROL = ("\\u0000", "\\u0007", "\\u001b[2J", "\\beta", "\\u007f")
+COMMANDS = (
+    "\\frac{1}{2}",
+    "\\frac12",
+    "\\forall",
+    "\\theta",
+    "\\times",
+    "\\text{cm}",
+    "\\neq",
+    "\\rightarrow",
+    "\\rho",
+)
 BAD = [
     *((key, '"\\ud83d x"', f"{key} has \\ud83d at character 1, a cut character") for key in FIELDS[:3]),
     *((key, '"x \\udc00"', f"{key} has \\udc00 at character 3") for key in ("hint", "facts", "kind")),
     ("answers", '["1", "\\ud83d"]', "answers has \\ud83d"),
     ("image", '"\\ud83d.png"', "image has \\ud83d"),
     *(("hint", f'"x{text}"', "the control character \\x") for text in CONTROL),
+    *(("hint", f'"x {text}"', "with one backslash at character 3; write \\\\") for text in COMMANDS),
     ("answer", "9" * 5000, "a number of more than 4300 digits; write it as text"),
     ("other", "-" + "9" * 5000, "a number of more than 4300 digits"),
     ("answer", "1e999", "answer is a number beyond the range of floats"),
@@ -92,7 +104,16 @@ def test_a_bad_row_costs_itself(tmp_path, capsys, key, value, reason):
 
 
 def test_what_is_legal_stays_good(tmp_path):
-    texts = ["tab\\tnew\\nline", "\\ud83d\\ude00", "page\\f\\nnext", "\\u0085 \\u00a0 \\u200b", "²³ ٣", "a" * 100_000]
+    texts = [
+        "tab\\tnew\\nline",
+        "\\ud83d\\ude00",
+        "page\\f\\nnext",
+        "a page\\frace of a PDF",
+        "a\\text\\nequal\\rhow",
+        "\\u0085 \\u00a0 \\u200b",
+        "²³ ٣",
+        "a" * 100_000,
+    ]
     lines = [row(hint=f'"{text}"') for text in texts]
     lines += [row(other="[" * 99 + "]" * 99), row(answer="9" * 4000), row(answer="-0.0"), row(other="1e999")]
     records = read_records(source(tmp_path, *lines))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dyme.data import ImageError, LazyImage
 from dyme.data.images import MAX_PIXELS, check_header, decode
@@ -51,6 +51,27 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6  # rotate by 90 degrees to show
     image.save(tmp_path / "a.jpg", exif=exif)
     assert decode(tmp_path / "a.jpg").size == (4, 6)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB"])
+def test_a_turned_tiff_is_not_garbled(tmp_path, mode):
+    values = np.zeros((30, 40), np.uint16)
+    values[:10, :20] = 255
+    picture = Image.fromarray(values) if mode == "I;16" else Image.fromarray(values.astype(np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[274] = 6
+    picture.save(tmp_path / "a.tif", exif=exif)
+    assert np.array_equal(np.asarray(decode(tmp_path / "a.tif"))[..., 0], np.rot90(values, -1))
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path, monkeypatch):
+    # a mapped file would end the process by SIGBUS
+    path = tmp_path / "a.bmp"
+    Image.new("L", (400, 300)).save(path)
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: (path.write_bytes(b""), load(image))[1])
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        decode(path)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])

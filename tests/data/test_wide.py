@@ -45,11 +45,28 @@ def grey(data: bytes) -> list[int]:
         ([0, 0.005, 0.01], "f4", FLOAT, [0, 128, 255]),
         ([700, 700], "f4", FLOAT, [255, 255]),
         ([0, 0], "f4", FLOAT, [0, 0]),
-        ([np.nan], "f4", FLOAT, [0]),
     ],
 )
 def test_grey_of_every_type(values, dtype, kind, shown, big_endian):
     assert grey(tiff(np.array([values], dtype), kind, big_endian=big_endian)) == shown
+
+
+@pytest.mark.parametrize("values", [[np.nan, np.inf], [np.nan, np.nan]])
+def test_a_picture_without_any_value_is_bad(values):
+    with pytest.raises(ImageError, match="none of its pixels has a value"):
+        decode_bytes(tiff(np.array([values], "f4"), FLOAT), "x")
+
+
+@pytest.mark.parametrize(("dtype", "hot"), [("u2", 65535), ("i4", 2**30), ("f4", 1e30)])
+def test_a_hot_pixel_leaves_the_others_visible(dtype, hot):
+    values = np.arange(300, 2300, dtype=dtype).reshape(40, 50)
+    values[3, 7] = hot
+    shown = levels(values)
+    assert shown[3, 7] == 255 and np.median(shown) > 100
+    lines = np.zeros((100, 100), dtype)  # few bright pixels on black are no outliers
+    lines[5, 5], lines[6, 6] = hot, hot / 2
+    shown = levels(lines)
+    assert 60 < shown[6, 6] < 136 and np.count_nonzero(shown) == 2
 
 
 def test_unsigned_numbers_of_32_bits():
