@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dyme.data.errors import BadRow, ImageError
 from dyme.data.record import LazyImage, Record
-from dyme.data.renames import suggested, written
+from dyme.data.renames import Kind, suggested, written
 from dyme.data.sheet import spread
 from dyme.data.sources import Check, SourceConfig, read_records
 from dyme.data.spec import NamedSource
@@ -25,6 +25,7 @@ _OPTIONAL = ("choices", "hint", "facts", "image", "kind")
 MANY = 20  # bad rows alike from which on they are folded
 FIRST = 3  # of these that are shown
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[\d/\\]\S*")
+_PICTURE_ID = re.compile(r"(image|img|picture|photo)[ _]?(id|name|source|key|number)", re.IGNORECASE)
 _LETTER = re.compile(r"\(?[A-Ha-h]\)?\.?")
 
 
@@ -42,7 +43,7 @@ class Report:
     decoded: int
     sizes: Counter[tuple[int, int]]
     bad: tuple[BadRow, ...]
-    keys: tuple[str, ...] = ()
+    keys: Mapping[str, Kind] = field(default_factory=dict)
     """The keys of the rows as they lie in the file."""
 
     @property
@@ -126,10 +127,7 @@ def print_report(console: Console, named: NamedSource, report: Report) -> None:
     console.print(table)
     for line in folded(report.bad):
         console.print(f"[red]bad[/red] {escape(line)}", soft_wrap=True, highlight=False)
-    renames = suggested(report.keys, _empty_fields(report)) if "fields" in type(named.source).model_fields else {}
-    if renames:
-        mapped = ", ".join(f"{ours}: {theirs}" for ours, theirs in renames.items())
-        line = f"keys of another name? {written(renames)}   (in a configuration: fields: {{{mapped}}})"
+    for line in _notes(named, report):
         console.print(escape(printable(line)), soft_wrap=True, highlight=False)
     if report.bad_fraction > MAX_BAD_FRACTION:
         verdict = f"more than {MAX_BAD_FRACTION:.0%} of the rows are bad: a run stops at this data"
@@ -152,6 +150,33 @@ def folded(bad: Sequence[BadRow]) -> list[str]:
             shown.append((first[-1], line))
     order = {id(row): at for at, row in enumerate(bad)}
     return [line for _, line in sorted(shown, key=lambda pair: order[id(pair[0])])]
+
+
+def _notes(named: NamedSource, report: Report) -> list[str]:
+    """What the keys of the rows suggest."""
+    if "fields" not in type(named.source).model_fields:
+        return []
+    mapped = getattr(named.source, "fields", {})
+    free = {key: kind for key, kind in report.keys.items() if key not in mapped.values()}
+    renames = suggested(free, [name for name in _empty_fields(report) if name not in mapped])
+    notes = []
+    if renames:
+        pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in renames.items())
+        notes.append(f"keys of another name? {written(renames)}   (in a configuration: fields: {{{pairs}}})")
+    if (
+        report.coverage["hint"]
+        and "hint" in free
+        and "hint" not in mapped
+        and ({"A", "B"} <= set(free) or "lecture" in free)
+    ):
+        other = " (or hint=solution)" if "solution" in free else ""
+        notes.append(f"hint is taken for the thinking; where it is context of the question write --fields hint={other}")
+    named_only = next((key for key in free if _PICTURE_ID.fullmatch(key)), None)
+    if report.good and not report.coverage["image"] and "image" not in renames and named_only:
+        notes.append(
+            f"no row has a picture: {named_only!r} is no file; write the picture of each row under the key image"
+        )
+    return notes
 
 
 def _empty_fields(report: Report) -> list[str]:

@@ -52,7 +52,7 @@ class DatasetSource(Schema):
         records = to_records(folder, items, with_our_keys, limit=self.limit, fields=self.fields)
         columns = _opened(folder).column_names
         for ours, theirs in self.fields.items():  # found here even where there is no row
-            if theirs not in columns:
+            if theirs and theirs not in columns:
                 raise DataError(f"{folder}: fields.{ours} names the column {theirs!r}; it has {', '.join(columns)}")
         return records
 

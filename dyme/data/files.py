@@ -10,13 +10,13 @@ from typing import Literal
 from pydantic import Field
 
 from dyme.data.documents import columns_as_rows, lists_of_rows, read_json, rows_under_a_name
-from dyme.data.errors import DataError
+from dyme.data.errors import DataError, RowError
 from dyme.data.layouts import with_our_keys
 from dyme.data.parquet import parquet_items
 from dyme.data.paths import existing_folder, expand
 from dyme.data.record import RecordSet
 from dyme.data.rows import FieldName, Item, Limit, line_items, to_records
-from dyme.data.snapshot import splits_of_snapshot
+from dyme.data.snapshot import missing_shards, splits_of_snapshot
 from dyme.data.sniff import Format, format_of
 from dyme.data.tables import table_items
 from dyme.settings.schema import Schema
@@ -61,7 +61,8 @@ class FilesSource(Schema):
             raise DataError(f"{path}: is one file; leave out split and config, or name the folder")
         else:
             files = [path]
-        items = chain.from_iterable(file_items(f, self.format, self.delimiter) for f in files)
+        found = (file_items(f, self.format, self.delimiter) for f in files)
+        items = chain(chain.from_iterable(found), map(_missing, missing_shards(files) if path.is_dir() else ()))
         pictures = existing_folder(self.images, "images") if self.images else None
         return to_records(
             path,
@@ -80,6 +81,15 @@ class FilesSource(Schema):
         if self.split not in splits:
             raise DataError(f"{path}: no split {self.split or ''!r}; set split to one of: {', '.join(splits)}")
         return splits[self.split]
+
+
+def _missing(shard: Path) -> Item:
+    """A bad row for a shard of a split."""
+
+    def refuse() -> None:
+        raise RowError("this shard of the split is missing; download it")
+
+    return Item(shard, 1, refuse, shard.stem)
 
 
 def file_items(path: Path, kind: Format | None = None, delimiter: str | None = None) -> Iterator[Item]:

@@ -5,8 +5,8 @@ RecordSet: the records of a source, and the rows that were left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from dyme.data.errors import BadRow, ImageError
 from dyme.data.images import decode, side_by_side
+from dyme.data.renames import Kind
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class RecordSet(Sequence[Record]):
 
     `file` and `lines` (from 1, one for each record) say where records were read; generated records have neither.
     `files` (one for each record) is set where records come from several files. `keys` are those of the rows as they
-    lie in the file.
+    lie in the file, with the kind of their values.
     """
 
     records: tuple[Record, ...]
@@ -87,7 +88,7 @@ class RecordSet(Sequence[Record]):
     file: Path | None = None
     lines: tuple[int, ...] = ()
     files: tuple[Path, ...] = ()
-    keys: tuple[str, ...] = ()
+    keys: Mapping[str, Kind] = field(default_factory=dict, hash=False)
 
     def origin(self, index: int) -> tuple[Path, int]:
         """File and line of a record; an empty path and 0 for generated records."""

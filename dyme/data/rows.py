@@ -17,8 +17,9 @@ from dyme.data.errors import BadRow, DataError, ImageError, RowError
 from dyme.data.images import check_header
 from dyme.data.json_text import check_depth, entries_of, parse
 from dyme.data.record import LazyImage, Record, RecordSet
-from dyme.data.renames import missing
+from dyme.data.renames import Kind, kind_of, missing
 from dyme.data.sniff import refuse_other_formats
+from dyme.data.solutions import answer_of
 from dyme.text.printable import shortened
 
 FieldName = Literal["id", "question", "answer", "answers", "choices", "hint", "facts", "image", "kind"]
@@ -128,7 +129,7 @@ def to_records(
     origins: list[Item] = []
     bad: list[BadRow] = []
     seen: dict[str, Item] = {}
-    keys: dict[str, None] = {}
+    keys: dict[str, Kind] = {}
     readings = Readings(first_index)
     pictures_seen: dict[tuple[Path, str], LazyImage | str] = {}
     for item in items:
@@ -137,9 +138,11 @@ def to_records(
         name = ""
         try:
             row = _parse(item.raw)
-            keys.update(dict.fromkeys(row))
+            keys.update((key, kind_of(value)) for key, value in row.items() if value is not None or key not in keys)
             # our names last: a mapped name hides a key of that name in the file
-            converted = convert({**row, **{ours: row.get(theirs) for ours, theirs in fields.items()}})
+            converted = convert(
+                {**row, **{ours: row.get(theirs) if theirs else None for ours, theirs in fields.items()}}
+            )
             if converted is None:
                 continue
             name = _scalar(converted, "id") or item.name
@@ -155,14 +158,14 @@ def to_records(
         records.append(record if record.kind else replace(record, kind=item.kind))
         origins.append(item)
     for ours, theirs in fields.items():
-        if keys and theirs not in keys:
+        if keys and theirs and theirs not in keys:
             raise DataError(
                 f"{path}: {setting.format(ours)} names the key {theirs!r}, which occurs in no row; "
                 f"the file has {shortened(', '.join(sorted(keys)), MAX_REASON)}"
             )
     lines, files = tuple(item.line for item in origins), tuple(item.file for item in origins)
     found = tuple(readings.settle(records))
-    return RecordSet(found, tuple(bad), path, lines, () if set(files) <= {path} else files, tuple(keys))
+    return RecordSet(found, tuple(bad), path, lines, () if set(files) <= {path} else files, keys)
 
 
 def needed(row: Row, key: str) -> Any:
@@ -189,13 +192,16 @@ def _record(row: Row, name: str, place: _Place, raw: Row, readings: Readings) ->
     if not question:
         raise RowError(missing("question", raw))
     options = read_options(row)
+    solved = answer_of(row["answer"]) if isinstance(row.get("answer"), str) else None
+    if solved:
+        row = {**row, "answer": solved[0]}
     return Record(
         id=name,
         question=question,
         answers=_answers(row, raw, options, readings, name),
         choices=options.texts,
-        hint=_scalar(row, "hint") or None,
-        facts=_scalar(row, "facts") or None,
+        hint=_joined(row, "hint") or (solved[1] if solved else "") or None,
+        facts=_joined(row, "facts") or None,
         images=_images(row, place),
         kind=_scalar(row, "kind"),
     )
@@ -212,9 +218,8 @@ def _answers(row: Row, raw: Row, options: Options, readings: Readings, name: str
         raise RowError(missing("answer", raw))
     if isinstance(single, list):
         if listed is not single:
-            raise RowError(
-                f"answer is a list ({single!r:.40}); write fields: {{answers: <its key>}} for accepted answers"
-            )
+            mend = f"write fields: {{answers: {_key_of(single, raw)}}} for accepted answers"
+            raise RowError(f"answer is a list ({single!r:.40}); {mend}")
         single = None
     if isinstance(listed, (str, int, float)):  # one answer under the name of many
         listed = [listed]
@@ -229,6 +234,10 @@ def _answers(row: Row, raw: Row, options: Options, readings: Readings, name: str
     if not answers or not all(answers):
         raise RowError("empty answer")
     return answers
+
+
+def _key_of(value: object, raw: Row) -> str:
+    return next((key for key, held in raw.items() if held is value), "<its key>")
 
 
 def _as_options(answers: Any, options: Options, readings: Readings, name: str) -> Any:
@@ -285,6 +294,9 @@ def _opened(value: object, key: str, place: _Place) -> LazyImage:
     found = picture_or_path(value, place.folder, key)
     if isinstance(found, LazyImage):
         return _embedded(found, value, key, place.item)
+    if place.pictures is None and isinstance(value, str) and not found.is_absolute() | found.exists():
+        elsewhere = f"if names start at another folder, write files:path={place.item.file},images=<folder>"
+        raise ImageError(f"{found}: no such picture; correct the path or restore the file; {elsewhere}")
     check_header(found)
     return LazyImage(path=found)
 
@@ -301,6 +313,12 @@ def _embedded(image: LazyImage, value: object, key: str, item: Item) -> LazyImag
 def _scalar(row: Row, key: str) -> str:
     """A text, number or date as stripped text; "" where the key is missing or null."""
     return cell_text(row.get(key), key)
+
+
+def _joined(row: Row, key: str) -> str:
+    """A text, or several as A-OKVQA has them, one after the other."""
+    value = row.get(key)
+    return " ".join(dict.fromkeys(_strings(row, key))).strip() if isinstance(value, list) else _scalar(row, key)
 
 
 def _strings(row: Row, key: str) -> tuple[str, ...]:

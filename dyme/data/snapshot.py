@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dyme.data.errors import DataError
 
+_SHARD = re.compile(r"(.*?-)(\d{4,5})(-of-)(\d{4,5})(\D.*)")
 TABLES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 
 
@@ -25,6 +27,9 @@ def splits_of_snapshot(root: Path, config: str | None = None) -> dict[str, list[
     splits = {str(split): [Path(file) for file in files] for split, files in found.items()}
     held = [file for files in splits.values() for file in files]
     if not any(file.suffix in TABLES and file.is_file() for file in held):
+        table = next((file for file in sorted(root.rglob("*")) if file.suffix in TABLES and file.is_file()), None)
+        if table is not None:
+            raise DataError(f"{root}: unclear which of its files is the data; if it is {table.name}, name {table}")
         raise DataError(f"{root}: holds no parquet, csv or JSON files of rows; name the file of the questions")
     formats = Counter(file.suffix for file in root.glob("*") if file.suffix in TABLES)
     rivals = [suffix for suffix in formats if suffix != held[0].suffix and formats[suffix] >= len(held)]
@@ -34,6 +39,18 @@ def splits_of_snapshot(root: Path, config: str | None = None) -> dict[str, list[
             f"{root}: unclear which of its files is the data; write files:path={held[0]} or files:path={other}"
         )
     return splits
+
+
+def missing_shards(files: Iterable[Path]) -> list[Path]:
+    """The files that the names of others speak of: train-00001-of-00003.parquet beside the other two."""
+    held = {file: _SHARD.fullmatch(file.name) for file in files}
+    wanted = {
+        file.with_name(f"{m[1]}{number:0{len(m[2])}}{m[3]}{m[4]}{m[5]}"): None
+        for file, m in held.items()
+        if m
+        for number in range(int(m[4]))
+    }
+    return [file for file in wanted if file not in held]
 
 
 def _within_cache(root: Path) -> Path:
