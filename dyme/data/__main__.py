@@ -15,7 +15,7 @@ from dyme.data.check import MAX_BAD_FRACTION, check, print_report
 from dyme.data.errors import DataError
 from dyme.data.paths import expand
 from dyme.data.sheet import contact_sheet, unwritten
-from dyme.data.sources import Check, read_records
+from dyme.data.sources import Check, read_records, unreadable
 from dyme.data.spec import FORMS, NamedSource, parse_spec, snippet
 from dyme.rewards.round_trip import round_trip
 from dyme.settings.errors import explain
@@ -36,8 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
             sources = parse_spec(options.spec, options.fields)
             return _check(console, sources, _usable(options.spec), options.all)
         return _show(console, parse_spec(options.spec, options.fields)[0], options.n, options.out)
-    except DataError as error:
-        console.print(f"[red]{escape(printable(str(error)))}[/red]", soft_wrap=True, highlight=False)
+    except (DataError, OSError) as error:
+        reason = unreadable(error) if isinstance(error, OSError) else str(error)
+        console.print(f"[red]{escape(printable(reason))}[/red]", soft_wrap=True, highlight=False)
         return 2
 
 
@@ -70,7 +71,10 @@ def _show(console: Console, named: NamedSource, n: int, out: Path) -> int:
     records = read_records(named.source)
     if not records:
         raise DataError(f"{named.label}: no good row to show; see python -m dyme.data check")
-    contact_sheet(records, n).save(out)
+    try:
+        contact_sheet(records, n).save(out)
+    except ValueError as error:  # of an ending that PIL does not know
+        raise DataError(f"--out {out}: {error}; name a file that ends in .png") from error
     lacking = unwritten(records, n)
     if lacking:
         console.print(escape(lacking), soft_wrap=True, highlight=False)

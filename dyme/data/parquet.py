@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _BATCH = 128  # rows
+_BUFFER = 1 << 20  # bytes; by default pyarrow holds the whole column of a row group
 _KEPT = 128 << 20  # bytes of a column's row group that stay in memory for the next picture
 
 
@@ -185,8 +186,10 @@ def _named(value: Any, classes: list[str]) -> object:
 
 
 def _cell(path: Path, column: str, group: int, row: int) -> Any:
-    if _size(path, column, group) <= _KEPT:
-        return _group(path, column, group)[row].as_py()
+    status = path.stat()
+    stamp = status.st_mtime_ns, status.st_size  # a file that was written again is another one
+    if _size(path, column, group, stamp) <= _KEPT:
+        return _group(path, column, group, stamp)[row].as_py()
     with _opened(path) as file:
         start = 0
         for batch in file.iter_batches(8, row_groups=[group], columns=[column]):
@@ -197,13 +200,13 @@ def _cell(path: Path, column: str, group: int, row: int) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _group(path: Path, column: str, group: int) -> pa.ChunkedArray:
+def _group(path: Path, column: str, group: int, stamp: tuple[int, int]) -> pa.ChunkedArray:
     with _opened(path) as file:
         return file.read_row_group(group, columns=[column]).column(0)
 
 
 @lru_cache(maxsize=1024)
-def _size(path: Path, column: str, group: int) -> int:
+def _size(path: Path, column: str, group: int, stamp: tuple[int, int]) -> int:
     """Bytes of a column in a row group, uncompressed."""
     with _opened(path) as file:
         held = file.metadata.row_group(group)
@@ -214,4 +217,4 @@ def _size(path: Path, column: str, group: int) -> int:
 def _opened(path: Path) -> pq.ParquetFile:
     from pyarrow.parquet import ParquetFile
 
-    return ParquetFile(path)
+    return ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER)

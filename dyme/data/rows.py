@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -294,7 +295,8 @@ def _opened(value: object, key: str, place: _Place) -> LazyImage:
     found = picture_or_path(value, place.folder, key)
     if isinstance(found, LazyImage):
         return _embedded(found, value, key, place.item)
-    if place.pictures is None and isinstance(value, str) and not found.is_absolute() | found.exists():
+    relative = isinstance(value, str) and not value.startswith(("/", "~", "file:"))
+    if relative and place.pictures is None and not os.path.exists(found):
         elsewhere = f"if names start at another folder, write files:path={place.item.file},images=<folder>"
         raise ImageError(f"{found}: no such picture; correct the path or restore the file; {elsewhere}")
     check_header(found)

@@ -17,7 +17,6 @@ from dyme.data.record import Record, RecordSet
 SourceConfig = Annotated[AnyPlainSource | MixtureSource, Field(discriminator="source")]
 Check = Callable[[Record], str | None]
 """Says why a record is of no use, with the mend, or None."""
-_MEND = "see its owner and permissions, or restore it"
 NAMED = 10  # bad rows that an error message spells out
 
 
@@ -52,8 +51,13 @@ def read_records(source: SourceConfig, check: Check | None = None) -> RecordSet:
     try:
         records = source.read()
     except OSError as error:  # an edge: no permission, a share that is gone
-        raise DataError(f"{error.filename or source.source}: cannot be read ({error.strerror}); {_MEND}") from error
+        raise DataError(unreadable(error)) from error
     return records if check is None else _checked(records, check)
+
+
+def unreadable(error: OSError) -> str:
+    """One line for an error of the system, with the mend."""
+    return f"{error.filename or 'data'}: cannot be opened ({error.strerror}); see its folder, owner and permissions"
 
 
 def _checked(records: RecordSet, check: Check) -> RecordSet:

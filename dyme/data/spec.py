@@ -43,18 +43,10 @@ def parse_spec(spec: str, fields: str = "") -> list[NamedSource]:
         if path.suffix in (".yaml", ".yml") and path.is_file():
             named = _of_run(path)
         elif path.exists():
-            named = _guessed(path, bool(mapped))
+            named = guess(path, plain=bool(mapped))
         else:
             raise DataError(f"{spec}: no such file or folder; give {FORMS}")
     return [replace(n, source=_with_fields(n, mapped)) for n in named] if mapped else named
-
-
-def _guessed(path: Path, plain: bool) -> list[NamedSource]:
-    try:
-        return guess(path, plain)
-    except OSError as error:  # an edge: no permission, a share that is gone
-        mend = "see its owner and permissions, or restore it"
-        raise DataError(f"{error.filename or path}: cannot be read ({error.strerror}); {mend}") from error
 
 
 def _with_fields(named: NamedSource, fields: dict[str, str]) -> SourceConfig:

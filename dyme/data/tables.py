@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ def table_items(path: Path, delimiter: str | None) -> Iterator[Item]:
     except csv.Error as error:
         raise DataError(f"{path}:1: the header has a quote that is not closed ({error}); close it") from error
     names = [name.strip() for name in header]
-    twice = next((name for name in names if name and names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
     if twice is not None:
         raise DataError(f"{path}: the header has {twice!r} twice; give every column a name of its own")
     if any(_NOT_UTF8.search(name) for name in names):
