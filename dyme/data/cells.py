@@ -45,7 +45,7 @@ def cell_text(value: Any, key: str) -> str:
         except UnicodeDecodeError as error:
             raise RowError(f"{key} is {len(value)} bytes that are not UTF-8 text ({value[:8]!r}...)") from error
     if isinstance(value, str):
-        text = value.strip()
+        text = value
     elif isinstance(value, float) and math.isinf(value):
         raise RowError(f"{key} is a number beyond the range of floats; write it as text")
     elif isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < MAX_ID:
@@ -57,7 +57,7 @@ def cell_text(value: Any, key: str) -> str:
     limit = MAX_ID if key == "id" else MAX_TEXT
     if len(text) > limit:
         raise RowError(f"{key} has {len(text)} characters, the limit is {limit}; shorten it")
-    why = fault(text)
+    why = fault(text)  # before blanks are removed, one of which may be the \t of \theta
     if why:
         raise RowError(f"{key} has {why}")
-    return text
+    return text.strip()

@@ -70,6 +70,7 @@ BAD = [
     ("image", '"\\ud83d.png"', "image has \\ud83d"),
     *(("hint", f'"x{text}"', "the control character \\x") for text in CONTROL),
     *(("hint", f'"x {text}"', "with one backslash at character 3; write \\\\") for text in COMMANDS),
+    *((key, '"\\theta"', f"{key} has \\theta with one backslash at character 1") for key in ("question", "answer")),
     ("answer", "9" * 5000, "a number of more than 4300 digits; write it as text"),
     ("other", "-" + "9" * 5000, "a number of more than 4300 digits"),
     ("answer", "1e999", "answer is a number beyond the range of floats"),
