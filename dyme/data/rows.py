@@ -192,6 +192,10 @@ def _record(row: Row, name: str, place: _Place, raw: Row, readings: Readings) ->
     question = _scalar(row, "question")
     if not question:
         raise RowError(missing("question", raw))
+    images, marks = _images(row, place), question.count("<image>")
+    if marks not in (0, len(images)):
+        mend = "write as many marks as pictures, or none"
+        raise RowError(f"{marks} <image> marks in the question and {len(images)} pictures; {mend}")
     options = read_options(row)
     solved = answer_of(row["answer"]) if isinstance(row.get("answer"), str) else None
     if solved:
@@ -203,7 +207,7 @@ def _record(row: Row, name: str, place: _Place, raw: Row, readings: Readings) ->
         choices=options.texts,
         hint=_joined(row, "hint") or (solved[1] if solved else "") or None,
         facts=_joined(row, "facts") or None,
-        images=_images(row, place),
+        images=images,
         kind=_scalar(row, "kind"),
     )
 

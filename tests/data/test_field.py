@@ -165,3 +165,11 @@ def test_what_the_system_refuses_is_one_line(here, capsys, monkeypatch):
         assert "is no regular file" in out or "a.jsonl: cannot be opened (Permission denied)" in out
     with pytest.raises(DataError, match="cannot be opened"):
         read_records(FilesSource(path="a.jsonl"))
+
+
+def test_marks_without_pictures_are_bad_rows_when_loaded(here):
+    layouts.picture("a.png")
+    held = [{"question": f"<image>{k}?", "answer": "1"} for k in range(2)]
+    found, reasons = read("a.jsonl", held[0], held[1] | {"image": "a.png"})
+    assert [r.question for r in found] == ["<image>1?"]
+    assert reasons == ["1 <image> marks in the question and 0 pictures; write as many marks as pictures, or none"]
