@@ -192,24 +192,25 @@ def _record(row: Row, name: str, place: _Place, raw: Row, readings: Readings) ->
     question = _scalar(row, "question")
     if not question:
         raise RowError(missing("question", raw))
-    images, marks = _images(row, place), question.count("<image>")
-    if marks not in (0, len(images)):
-        mend = "write as many marks as pictures, or none"
-        raise RowError(f"{marks} <image> marks in the question and {len(images)} pictures; {mend}")
     options = read_options(row)
     solved = answer_of(row["answer"]) if isinstance(row.get("answer"), str) else None
     if solved:
         row = {**row, "answer": solved[0]}
-    return Record(
+    record = Record(
         id=name,
         question=question,
         answers=_answers(row, raw, options, readings, name),
         choices=options.texts,
         hint=_joined(row, "hint") or (solved[1] if solved else "") or None,
         facts=_joined(row, "facts") or None,
-        images=images,
+        images=_images(row, place),
         kind=_scalar(row, "kind"),
     )
+    marks = question.count("<image>")
+    if marks not in (0, len(record.images)):
+        mend = "write as many marks as pictures, or none"
+        raise RowError(f"{marks} <image> marks in the question and {len(record.images)} pictures; {mend}")
+    return record
 
 
 def _answers(row: Row, raw: Row, options: Options, readings: Readings, name: str) -> tuple[str, ...]:
