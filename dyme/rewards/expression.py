@@ -30,7 +30,7 @@ _TOKEN = re.compile(
     rf" *(?:(?P<mixed>(?<![\w^_.)\]}}/*] )(?<![\w^_.)\]}}/*])\d+ \d+/\d+(?![\d.]))|(?P<number>{_NUMBER})"
     r"|(?P<name>[a-zA-Z]+|[\u0370-\u03ff∞])(?P<mark>(?:_(?:\d+|\w|\(\w+\)|\{\w+\}))?'*)|(?P<sign>[-+*/^()\[\]{}|√!%°·×÷]))"
 )
-_RESERVED = {"pi": math.pi, "π": math.pi, "e": math.e, "∞": math.inf}
+_RESERVED = {"pi": math.pi, "π": math.pi, "e": math.e, "∞": math.inf, "inf": math.inf, "infinity": math.inf}
 # the base of "log" is not said, so it is equal to itself and to no other logarithm
 _SOME_BASE = 0.7310585786300049
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {

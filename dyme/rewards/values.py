@@ -37,6 +37,7 @@ _FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 _FIELD = r"[$€£¥₹]?\d+(?:[.,]\d+)*[%°]?"
 _FIELDS = re.compile(rf"({_FIELD}(?: ?([:/×-]) ?{_FIELD})(?: ?\2 ?{_FIELD})*)(?![\d^(!]) ?([^\d=+*^]*)")
 _TIMES = re.compile(r"(?<=[\d%°]) ?[xX×] ?(?=[\d$])")
+_TILDE = re.compile(r"(?<=[\d%°]) ?~ ?(?=[\d$])")
 _LEADING_ZEROS = re.compile(r"^0+(?=\d)")
 # without such a mark a text of letters is a word, not a variable
 _MATHEMATICAL = re.compile(r"[-+*/^=<>√π∞·×÷|!°≤≥≠∈±]|\d ?[^\W\d_]|[^\W\d_]_|\(")
@@ -196,7 +197,7 @@ def _read_fields(text: str) -> tuple[str, tuple[str, ...], str] | None:
     date = read_date(text)
     if date is not None:
         return date
-    match = _FIELDS.fullmatch(_TIMES.sub("×", text))
+    match = _FIELDS.fullmatch(_TILDE.sub("-", _TIMES.sub("×", text)))
     if match is None:
         return None
     body, separator, rest = match.groups()

@@ -24,8 +24,8 @@ _UNIT_WORDS = CURRENCIES | {
     "dm": "dm decimeter decimeters decimetre decimetres",
     "m": "m meter meters metre metres",
     "km": "km kilometer kilometers kilometre kilometres",
-    "inch": "in inch inches",
-    "ft": "ft foot feet",
+    "inch": "in inch inches '' \"",
+    "ft": "ft foot feet '",
     "yd": "yd yard yards",
     "mile": "mi mile miles",
     "mg": "mg milligram milligrams",
@@ -83,7 +83,7 @@ _NO_UNITS = STOP_WORDS | {"total", "altogether", "more", "less"}
 _FACTOR = re.compile(
     r"(?:(?P<order>square|cubic|sq|cu)\.? )?"
     r"(?P<word>(?:°|deg(?:ree)?s?) ?(?:[CF]\b|celsius\b|fahrenheit\b)|[ap]\.m\b|[°%$€£¥₹]|us\$"
-    r"|in(?=\.?$|\^|[23]\b|/)|(?!in\b)[^\W\d_]+)\.?"
+    r"|''(?![\w'])|\"(?!\w)|'(?![\w'])|in(?=\.?$|\^|[23]\b|/)|(?!in\b)[^\W\d_]+)\.?"
     r"(?: ?\^ ?[{(]?(?P<power>[-+]?\d)[)}]?(?!\d)|(?P<digit>[23])(?!\w)|(?P<minus>-\d)(?!\w)"
     r"| (?P<name>squared|cubed)\b)?",
     re.IGNORECASE,
