@@ -41,7 +41,7 @@ _TILDE = re.compile(r"(?<=[\d%°]) ?~ ?(?=[\d$])")
 _LEADING_ZEROS = re.compile(r"^0+(?=\d)")
 # without such a mark a text of letters is a word, not a variable
 _MATHEMATICAL = re.compile(r"[-+*/^=<>√π∞·×÷|!°≤≥≠∈±]|\d ?[^\W\d_]|[^\W\d_]_|\(")
-_WORDLIKE = re.compile(r"[a-zA-Z] ?[-/] ?[a-zA-Z]|\d[dD]")
+_WORDLIKE = re.compile(r"[a-zA-Z] ?[-/] ?[a-zA-Z]|\dd|\d+(?:st|nd|rd|th)", re.IGNORECASE)
 _SUM = re.compile(r"(?<!^)[-+=]")
 _NAME = re.compile(r"(?:[^\W\d_](?:_\w+)?'*|[^\W\d_]\([^\W\d_]\)|[^\W\d_]{2,}(?: [^\W\d_]+){0,3})")
 
@@ -305,7 +305,7 @@ def _same_expressions(given: str, gold: str, rules: Rules) -> bool | None:
         return None
     same = all(same_expression(x, y, rules.tolerance) for x, y in zip(a, b, strict=True))
     same = same and (not our_unit or not their_unit or bool(our_unit & their_unit))
-    # "n/a" and "3D" are words too
+    # "n/a", "3D" and "1st" are words too
     return same or (None if _WORDLIKE.fullmatch(gold) else False)
 
 

@@ -63,7 +63,7 @@ _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b|(?<=\b1[5-9]\d0)'?s\b|(?<=\b20\d0)'?s\
 _PARTS = r"hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|eighths?|tenths?|hundredths?|dozens?"
 _FUNCTIONS = r"sin|cos|tan|cot|log|ln|exp|sqrt"
 _GOES_ON = re.compile(
-    rf" ?[\^+*×÷·/√∞±\\<>≤≥≠‰]|-$|[a-z]+\d|\)+ ?[\^*×÷·/\w(]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d"
+    rf" ?[\^+*×÷·/√∞±\\<>≤≥≠‰]|-+$|[a-z]+\d|\)+ ?[\^*×÷·/\w(]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d"
     rf"|e[-+]?\d| ?(?:pi|{_FUNCTIONS}|x|y)\b"
     rf"| ?- ?(?:[a-z\u0370-\u03ff](?![^\W_])|[(√\\])|[ -](?:and a )?(?:{_PARTS})\b| (?:squared|cubed)\b"
     rf"| or (?:more|less|fewer|above|below|over|under|so)\b| and (?:above|below|over|under|up)\b",
@@ -75,7 +75,7 @@ _SYMBOL = re.compile(
     r"|([a-zA-Z]{2,3})(?![^\W_])| ([abcnxyz]{2})(?![^\W_])"
 )
 _BEGUN_BEFORE = re.compile(
-    rf"(?:[<>≤≥√±^+*×÷/] ?|[√^*×÷·/] ?[(\[]+|\]\(|[-+]|-\(|{_LETTER}[({{]|[\w)\]]-|\d:|\\[a-z]+ ?[{{(\[]?"
+    rf"(?:[<>≤≥≠√±^+*×÷/] ?|[√^*×÷·/] ?[(\[]+|\]\(|[-+]|-\(|{_LETTER}[({{]|[\w)\]]-|\d:|\\[a-z]+ ?[{{(\[]?"
     rf"|\b(?:not|than|at (?:least|most)|up to|half(?: of)?|double|twice|triple|root of|{_FUNCTIONS}) "
     r"|^(?:over|under|above|below|no|never) )$",
     re.IGNORECASE,

@@ -13,6 +13,7 @@ CURRENCIES = {"$": "$ us$ usd dollar dollars", "€": "€ eur euro euros", "£"
 CURRENCIES |= {"¥": "¥ jpy yen", "₹": "₹ inr rs rupee rupees"}
 # a word of one letter counts in its own case only: "5 N" has a unit, "5 n" a variable
 _UNIT_WORDS = CURRENCIES | {
+    "¢": "¢ cent cents",
     "%": "% percent pct percentage",
     "°": "° degree degrees deg",
     "°c": "°c C celsius centigrade",
@@ -82,7 +83,7 @@ _CASED = {"mW": "mw", "MW": "megawatt", "mV": "mv", "MPa": "mpa", "MJ": "megajou
 _NO_UNITS = STOP_WORDS | {"total", "altogether", "more", "less"}
 _FACTOR = re.compile(
     r"(?:(?P<order>square|cubic|sq|cu)\.? )?"
-    r"(?P<word>(?:°|deg(?:ree)?s?) ?(?:[CF]\b|celsius\b|fahrenheit\b)|[ap]\.m\b|[°%$€£¥₹]|us\$"
+    r"(?P<word>(?:°|deg(?:ree)?s?) ?(?:[CF]\b|celsius\b|fahrenheit\b)|[ap]\.m\b|[°%$€£¥₹¢]|us\$"
     r"|''(?![\w'])|\"(?!\w)|'(?![\w'])|in(?=\.?$|\^|[23]\b|/)|(?!in\b)[^\W\d_]+)\.?"
     r"(?: ?\^ ?[{(]?(?P<power>[-+]?\d)[)}]?(?!\d)|(?P<digit>[23])(?!\w)|(?P<minus>-\d)(?!\w)"
     r"| (?P<name>squared|cubed)\b)?",
