@@ -95,7 +95,7 @@ def constant_ratio(given: Expression, gold: Expression) -> float | None:
     if not pairs or any(ours == 0 or theirs == 0 for ours, theirs in pairs):
         return None
     ratios = [ours / theirs for ours, theirs in pairs]
-    constant = all(_close(ratio, ratios[0], _EXACT) for ratio in ratios)
+    constant = cmath.isfinite(ratios[0]) and all(_close(ratio, ratios[0], _EXACT) for ratio in ratios)
     return ratios[0].real if constant and abs(ratios[0].imag) <= _EXACT * abs(ratios[0]) else None
 
 

@@ -41,7 +41,8 @@ _TILDE = re.compile(r"(?<=[\d%°]) ?~ ?(?=[\d$])")
 _LEADING_ZEROS = re.compile(r"^0+(?=\d)")
 # without such a mark a text of letters is a word, not a variable
 _MATHEMATICAL = re.compile(r"[-+*/^=<>√π∞·×÷|!°≤≥≠∈±]|\d ?[^\W\d_]|[^\W\d_]_|\(")
-_WORDLIKE = re.compile(r"[a-zA-Z] ?[-/] ?[a-zA-Z]|\dd|\d+(?:st|nd|rd|th)", re.IGNORECASE)
+_WORDLIKE = re.compile(r"[a-zA-Z] ?[-/] ?[a-zA-Z]|\dd", re.IGNORECASE)
+_ORDINAL = re.compile(r"\d+(?:st|nd|rd|th)", re.IGNORECASE)
 _SUM = re.compile(r"(?<!^)[-+=]")
 _NAME = re.compile(r"(?:[^\W\d_](?:_\w+)?'*|[^\W\d_]\([^\W\d_]\)|[^\W\d_]{2,}(?: [^\W\d_]+){0,3})")
 
@@ -300,12 +301,14 @@ def _same_side(given: str, gold: str, rules: Rules, depth: int) -> bool:
 def _same_expressions(given: str, gold: str, rules: Rules) -> bool | None:
     if not (_MATHEMATICAL.search(gold) or _MATHEMATICAL.search(given)):
         return None
+    if _ORDINAL.fullmatch(given) or _ORDINAL.fullmatch(gold):
+        return None
     (a, our_unit), (b, their_unit) = _read_measured(given), _read_measured(gold)
     if not a or not b or len(a) != len(b):
         return None
     same = all(same_expression(x, y, rules.tolerance) for x, y in zip(a, b, strict=True))
     same = same and (not our_unit or not their_unit or bool(our_unit & their_unit))
-    # "n/a", "3D" and "1st" are words too
+    # "n/a" and "3D" are words too
     return same or (None if _WORDLIKE.fullmatch(gold) else False)
 
 

@@ -47,7 +47,7 @@ _RUNNING = [
     (re.compile(r"[—―]"), "-"),
     (re.compile(r"^- (?=[^\W\d_]{2})"), ""),
     # a hyphen or dash beside a word; between numbers and single letters it is a minus
-    (re.compile(r"(?<=[^\W\d_]{2})-(?=\w)|(?<=\w)-(?=[^\W\d_]{2})"), " "),
+    (re.compile(r"(?<=[^\W\d_]{2})(?<!\bln)(?<!\b(?:sin|cos|tan|log))-(?=\w)|(?<=\w)-(?=[^\W\d_]{2})"), " "),
     (re.compile(r"(?<=[^\W\d_]{2}) - (?=[^\W\d_]\w)|(?<=[^\W\d_]\w) - (?=[^\W\d_]{2})"), " "),
     (re.compile(r"(?<=[^\W\d_]{2})_(?=\w)|(?<=\w)_(?=[^\W\d_]{2})|(?<![^\W_)\]}])_+|_+(?![\w({])"), " "),
     # a comma within a number stays, one between other values parts them

@@ -70,8 +70,9 @@ _GOES_ON = re.compile(
     re.IGNORECASE,
 )
 # a letter that is no unit is a variable or a constant; a blank may part it, unless words follow ("12 a day")
+_GREEK = r"[\u0370-\u03ff](?![\u0370-\u03ff\u1f00-\u1fff])"
 _SYMBOL = re.compile(
-    r" ?(?:[a-zA-Z](?![^\W_])|[\u0370-\u03ff](?![\u0370-\u03ff\u1f00-\u1fff]))(?! [^\W\d_]{2})"
+    rf" ?(?:[a-zA-Z](?![^\W_])|{_GREEK})(?! [^\W\d_]{{2}})|(?:[a-zA-Z]| [einxyz]| ?{_GREEK})(?= [^\W\d_]{{2}})"
     r"|([a-zA-Z]{2,3})(?![^\W_])| ([abcnxyz]{2})(?![^\W_])"
 )
 _BEGUN_BEFORE = re.compile(
@@ -80,10 +81,11 @@ _BEGUN_BEFORE = re.compile(
     r"|^(?:over|under|above|below|no|never) )$",
     re.IGNORECASE,
 )
+_UNIT_IN_BRACKETS = re.compile(r" ?([(\[])([^()\[\]]{1,20})[)\]]")
 _TAIL_WORD = re.compile(r"[ -]?([^\s,;:!?()\[\]]+)")
 # "2**3" is a power
 _EMPHASIS = re.compile(r"`|(?<![\d)])\*\*|\*\*(?![\w(])")
-_DETACHED_MINUS = re.compile(r"(^|=) ?- (?=[\d.$€£])")
+_DETACHED_MINUS = re.compile(r"(^|=) ?(?:- |[—―] ?)(?=[\d.$€£])")
 _GROUPED = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _DECIMAL_COMMA = re.compile(r"\d+,\d+")
 _PLAIN_DECIMAL = re.compile(r"\d*\.?\d+")
@@ -108,9 +110,7 @@ def _find(text: str) -> Iterator[Quantity]:
             continue
         before = text[max(0, match.start() - 16) : match.start()]
         tail = text[end : end + 64]
-        unit = read_unit(tail)
-        if unit is not None and not unit.known:
-            unit = None
+        unit = _known_unit(tail)
         unit_end = end + unit.end if unit else end
         after = tail[unit.end :] if unit else tail
         whole = (
@@ -137,7 +137,7 @@ def parse_number(text: str) -> Quantity | None:
     if len(found) != 1 or not found[0].whole or math.isnan(found[0].value):
         return None
     head, tail = text[: found[0].start].strip(" ."), text[found[0].end :].rstrip()
-    unit = read_unit(tail)
+    unit = _known_unit(tail) or read_unit(tail)
     named = (
         not tail
         or (unit is not None and unit.end == len(tail))
@@ -204,6 +204,15 @@ def _money_before(text: str) -> tuple[frozenset[str], ...]:
 def _per(money: frozenset[str], unit: Unit) -> tuple[frozenset[str], ...]:
     """The unit of "$5/kg"."""
     return (frozenset(f"{'|'.join(sorted(money))}^1 {each}" for each in unit.readings),)
+
+
+def _known_unit(tail: str) -> Unit | None:
+    """The known unit at the start of `tail`, also in brackets ("5 (cm)")."""
+    bracketed = _UNIT_IN_BRACKETS.match(tail)
+    unit = read_unit(bracketed[2] if bracketed else tail)
+    if unit is None or not unit.known or (bracketed and unit.end != len(bracketed[2])):
+        return None
+    return Unit(unit.readings, bracketed.end(), True) if bracketed else unit
 
 
 def _units_after(tail: str, unit: Unit | None) -> tuple[frozenset[str], ...]:
