@@ -158,7 +158,7 @@ def _peeled(text: str) -> str:
             return text if inside.count(text[-1]) % 2 == 0 and text[-1] in inside else inside.strip()
         if not any(mark in text[1:] for mark in closing):
             return text[1:].strip()
-    return _LONE_MARKS.sub("", text).strip()
+    return text[:-16] + _LONE_MARKS.sub("", text[-16:]).rstrip()
 
 
 def _after(text: str, flag: re.Match[str]) -> str:
@@ -195,8 +195,7 @@ def _without_dollars(text: str) -> str:
     whole = _DOLLARS.fullmatch(text)
     if whole is None:
         return text
-    inside = _NAMED.sub(r"\1", whole[1] or whole[2] or whole[3])
-    return clean_answer(inside)
+    return _plain_inside(whole[1] or whole[2] or whole[3])
 
 
 @dataclass(frozen=True)
@@ -229,15 +228,20 @@ def _boxes(text: str) -> list[_Box]:
         if depth and following and end == limit:
             continue
         inside = text[hit.end() : end if depth else end - 1]
-        found.append(_Box(clean_answer(_NAMED.sub(r"\1", inside)), not depth, hit.start(), end))
+        found.append(_Box(_plain_inside(inside), not depth, hit.start(), end))
     return found
+
+
+@lru_cache(maxsize=1024)
+def _plain_inside(mathematics: str) -> str:
+    return clean_answer(_NAMED.sub(r"\1", mathematics))
 
 
 def _outside_boxes(text: str) -> str:
     """What stands beside the boxes of `text`."""
-    for box in reversed(_boxes(text)):
-        text = text[: box.start] + text[box.end :]
-    return text
+    boxes = _boxes(text)
+    starts = [0, *(box.end for box in boxes)]
+    return "".join(text[start:end] for start, end in zip(starts, [*(box.start for box in boxes), len(text)]))
 
 
 @lru_cache(maxsize=16384)

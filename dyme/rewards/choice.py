@@ -19,12 +19,15 @@ _LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 _LABEL = re.compile(
-    r"(?:[(\[<](?P<inside>[a-z])[)\]>]|(?P<bare>[a-z])(?P<mark> ?[).:,\]]| -| (?=\d|[(\[][^()\[\]]*[)\]]$))?)(?![^\W_])",
+    r"(?:[(\[<](?P<inside>[a-z])[)\]>]|(?P<bare>[a-z])(?P<mark> ?[).:,\]]| -| (?=\d|[(\[][^()\[\]]*[)\]]$))?)"
+    r"(?![^\W_])",
     re.IGNORECASE,
 )
 _LABEL_AFTER = re.compile(r"(?P<text>.*\S) ?[(\[](?P<label>[a-z])[)\]]", re.IGNORECASE)
 # what says no more than that the label is right
-_IS_RIGHT = re.compile(r"is (?:the )?(?:correct|right|best|answer)(?: (?:one|answer|option|choice))?$|(?:because|since)\b")
+_IS_RIGHT = re.compile(
+    r"is (?:the )?(?:correct|right|best|answer)(?: (?:one|answer|option|choice))?$|(?:because|since)\b"
+)
 _BETWEEN = re.compile(r"[,;/&]|\b(?:or|and)\b")
 _OTHER_LABEL = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
 _NONE: frozenset[int] = frozenset()

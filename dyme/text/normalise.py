@@ -24,9 +24,8 @@ STOP_WORDS = frozenset(_STOP_TEXT.split())
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _SPELLINGS = dict.fromkeys("‐‑‒–−", "-") | {"\u2044": "/", "\u2215": "/", "\u066a": "%", "\u066b": ".", "\u066c": ","}
-_LOOK_ALIKE = {"/": "⧸", ":": "∶꞉", "*": "∗⁎", "·": "⋅∙", "×": "✕✖⨯╳", "÷": "➗", "+": "➕", "-": "➖˗", "|": "∣❘", "~": "∼〜⁓"}
-_LOOK_ALIKE |= {"≤": "⩽≦", "≥": "⩾≧", "<": "﹤", ">": "﹥", "°": "º˚", "Δ": "∆", "'": "ʹʼ", "^": "ˆ"}
-_SPELLINGS |= {alike: sign for sign, others in _LOOK_ALIKE.items() for alike in others}
+_LOOK_ALIKE = "/⧸ :∶꞉ *∗⁎ ·⋅∙ ×✕✖⨯╳ ÷➗ +➕ -➖˗ |∣❘ ~∼〜⁓ ≤⩽≦ ≥⩾≧ <﹤ >﹥ °º˚ Δ∆△ 'ʹʼ ^ˆ"
+_SPELLINGS |= {alike: group[0] for group in _LOOK_ALIKE.split() for alike in group[1:]}
 _SPELLINGS |= {"،": ",", "؛": ";", "、": ", ", "。": ".", "′": "'", "″": "''", "∘": "°"}
 _PRIMES = str.maketrans({"’": "'", '"': "''", "”": "''"})
 _LETTERLIKE = range(0x2100, 0x2150)
@@ -40,7 +39,7 @@ _POWER = re.compile(r"(?<=[\w)\]}])\*\*(?=[-\w({])")
 _CHEMICAL = re.compile(r"(?<![\w^])(?:[A-Z][a-z]?(?:_?\d{1,2})?){2,}(?![a-z])")
 _CHARGE = re.compile(r"(?<=[A-Za-z])\^(?=[-+](?![\w({]))")
 _BLANKS_AT_MARKS = re.compile(
-    r" (?=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&%‰°)\]}])|(?<=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&∠△(\[{$€£¥₹]) |(?<=\d') (?=\d)"
+    r" (?=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&%‰°)\]}])|(?<=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&∠Δ(\[{$€£¥₹]) |(?<=\d') (?=\d)"
 )
 # punctuation of running text, each with what takes its place; what is left belongs to the answer
 _RUNNING = [

@@ -92,7 +92,7 @@ _PLAIN_DECIMAL = re.compile(r"\d*\.?\d+")
 
 
 def find_quantities(text: str) -> list[Quantity]:
-    """Every number of `text` in order; digits inside a name ("H2O"), ordinals ("2nd") and decades ("1990s") are none."""
+    """Every number of `text` in order; digits inside a name ("H2O"), ordinals and decades ("1990s") are none."""
     return list(each_quantity(text))
 
 
