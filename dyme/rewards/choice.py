@@ -7,7 +7,7 @@ from functools import lru_cache
 from string import ascii_uppercase
 
 from dyme.data.record import Record
-from dyme.rewards.answer import gold_answers
+from dyme.rewards.answer import clean_answer, gold_answers
 from dyme.rewards.values import Rules, clean_value, same_value
 from dyme.text.normalise import normalise_text, written
 from dyme.text.numbers import parse_number
@@ -20,7 +20,7 @@ _LEAD_IN = re.compile(
 )
 _LABEL = re.compile(
     r"(?:[(\[<](?P<inside>[a-z])[)\]>]|(?P<bare>[a-z])(?P<mark> ?[).:,\]]| -| (?=\d|[(\[][^()\[\]]*[)\]]$))?)"
-    r"(?![^\W_])",
+    r"(?:(?<= )|(?![^\W_]))",
     re.IGNORECASE,
 )
 _LABEL_AFTER = re.compile(r"(?P<text>.*\S) ?[(\[](?P<label>[a-z])[)\]]", re.IGNORECASE)
@@ -57,7 +57,7 @@ def pick(answer: str, choices: tuple[str, ...]) -> Picked:
     identical = _same_text(answer, choices)
     if identical:
         return identical
-    answer = clean_value(answer)
+    answer = clean_value(clean_answer(answer))
     lead = _LEAD_IN.match(answer)
     for text in (answer, clean_value(answer[lead.end() :])) if lead else (answer,):
         # the letter of "A) 42" is not an article, and that of the option "C. elegans" is not a label
@@ -73,7 +73,9 @@ def _labelled(text: str, choices: tuple[str, ...]) -> Picked | None:
     label = _LABEL.match(text)
     if label is None:
         after = _LABEL_AFTER.fullmatch(text)
-        return _labelled(f"({after['label']}) {after['text']}", choices) if after else _option_of(text, choices)
+        if after and _option_of(after["text"], choices) is not None:
+            return _labelled(f"({after['label']}) {after['text']}", choices)
+        return _option_of(text, choices)
     marked = bool(label["inside"] or label["mark"])
     loose = None if marked else _option_of(text, choices)
     if loose is not None:
@@ -82,7 +84,7 @@ def _labelled(text: str, choices: tuple[str, ...]) -> Picked | None:
     if not 0 <= index < (len(choices) or len(ascii_uppercase)):
         return None
     same = _same_text(choices[index], choices) if choices else frozenset((index,))
-    rest = clean_value(text[label.end() :].lstrip(" ).:,]-"))
+    rest = clean_value(text[label.end() :].lstrip(" ).:,]->"))
     named = _option_of(rest, choices)
     if named is not None:
         return same if named & same else _NONE
@@ -126,7 +128,7 @@ def _forms(choices: tuple[str, ...]) -> tuple[str, ...]:
 def _is_labelled(text: str, choices: tuple[str, ...]) -> bool:
     label = _LABEL.match(text)
     letter = label and (label["inside"] or (label["mark"] not in (None, " -") and label["bare"]))
-    return bool(letter) and ascii_uppercase.index(str(letter).upper()) < len(choices)
+    return bool(letter) and 0 <= ascii_uppercase.find(str(letter).upper()) < len(choices)
 
 
 def _valued(text: str) -> bool:

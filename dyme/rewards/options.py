@@ -12,7 +12,7 @@ MAX_CHARS = 300
 """Longer answers pick no option by likeness, which takes time in proportion to the length."""
 
 _BRACKETED = re.compile(r"\(([A-Za-z])\)")
-_LETTER = re.compile(r"(?:(?:option|choice) )?\(?([A-Za-z])(?:[).:]+(?:\s|$)|$)", re.IGNORECASE)
+_LETTER = re.compile(r"(?:(?i:option|choice) )?\(?([A-Za-z])(?:[).:]+(?:\s|$)|$)")
 
 
 def most_like(answer: str, choices: tuple[str, ...], likeness: Callable[[str, str], float]) -> str | None:

@@ -38,9 +38,8 @@ _POWER = re.compile(r"(?<=[\w)\]}])\*\*(?=[-\w({])")
 # "H_2O" is "H2O", and "Na^+" is "Na+"
 _CHEMICAL = re.compile(r"(?<![\w^])(?:[A-Z][a-z]?(?:_?\d{1,2})?){2,}(?![a-z])")
 _CHARGE = re.compile(r"(?<=[A-Za-z])\^(?=[-+](?![\w({]))")
-_BLANKS_AT_MARKS = re.compile(
-    r" (?=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&%‰°)\]}])|(?<=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&∠Δ(\[{$€£¥₹]) |(?<=\d') (?=\d)"
-)
+_OPERATORS = "-+*/^=<>≤≥≠≈±×÷·∪∩→←↔⇒⇔∧∨⊥∥∈∉⊂⊆|~:;&"
+_BLANKS_AT_MARKS = re.compile(rf" (?=[{_OPERATORS}%‰°)\]}}])|(?<=[{_OPERATORS}∠Δ(\[{{$€£¥₹]) |(?<=\d') (?=\d)")
 # punctuation of running text, each with what takes its place; what is left belongs to the answer
 _RUNNING = [
     (re.compile(r"[—―]"), "-"),

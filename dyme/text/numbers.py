@@ -63,7 +63,7 @@ _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b|(?<=\b1[5-9]\d0)'?s\b|(?<=\b20\d0)'?s\
 _PARTS = r"hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|eighths?|tenths?|hundredths?|dozens?"
 _FUNCTIONS = r"sin|cos|tan|cot|log|ln|exp|sqrt"
 _GOES_ON = re.compile(
-    rf" ?[\^+*×÷·/√∞±\\<>≤≥≠‰]|-+$|[a-z]+\d|\)+ ?[\^*×÷·/\w(]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d"
+    rf" ?[\^+*×÷·/√∞±\\<>≤≥≠‰]|月|-+$|[a-z]+\d|\)+ ?[\^*×÷·/\w(]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d"
     rf"|e[-+]?\d| ?(?:pi|{_FUNCTIONS}|x|y)\b"
     rf"| ?- ?(?:[a-z\u0370-\u03ff](?![^\W_])|[(√\\])|[ -](?:and a )?(?:{_PARTS})\b| (?:squared|cubed)\b"
     rf"| or (?:more|less|fewer|above|below|over|under|so)\b| and (?:above|below|over|under|up)\b",
@@ -72,7 +72,7 @@ _GOES_ON = re.compile(
 # a letter that is no unit is a variable or a constant; a blank may part it, unless words follow ("12 a day")
 _GREEK = r"[\u0370-\u03ff](?![\u0370-\u03ff\u1f00-\u1fff])"
 _SYMBOL = re.compile(
-    rf" ?(?:[a-zA-Z](?![^\W_])|{_GREEK})(?! [^\W\d_]{{2}})|(?:[a-zA-Z]| [einxyz]| ?{_GREEK})(?= [^\W\d_]{{2}})"
+    rf" ?(?:[a-zA-Z](?![^\W_])|{_GREEK})(?! [^\W\d_]{{2}})|(?:[a-zA-Z]| [nxyz]| ?{_GREEK})(?= [^\W\d_]{{2}})"
     r"|([a-zA-Z]{2,3})(?![^\W_])| ([abcnxyz]{2})(?![^\W_])"
 )
 _BEGUN_BEFORE = re.compile(
