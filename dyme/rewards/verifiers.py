@@ -31,8 +31,8 @@ Verifier = Callable[[str, Record], float]
 MAX_CHARS = 13_000
 """Longest answer that is read; what a verdict takes grows with the length."""
 
-# "5 - 5" and "1 : 1" are no number said twice, and "|-5|" and "5!" are other numbers
-_JOINED = re.compile(r"\d ?[:±-] ?\d|^-?\|.*\|$|^-?\d+!")
+# "5 - 5" and "1 : 1" are no number said twice, "|-5|" and "5!" are other numbers, "over 5" a bound
+_JOINED = re.compile(r"\d ?[:±-] ?\d|^-?\|.*\|$|^-?\d+!|^(?:over|under|above|below|no|never) (?=[\d$])", re.IGNORECASE)
 _LITERAL = Rules(literal=True)
 
 

@@ -66,7 +66,7 @@ _GOES_ON = re.compile(
     rf" ?[\^+*×÷·/√∞±\\<>≤≥≠‰]|月|-+$|[a-z]+\d|\)+ ?[\^*×÷·/\w(]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d"
     rf"|e[-+]?\d| ?(?:pi|{_FUNCTIONS}|x|y)\b"
     rf"| ?- ?(?:[a-z\u0370-\u03ff](?![^\W_])|[(√\\])|[ -](?:and a )?(?:{_PARTS})\b| (?:squared|cubed)\b"
-    rf"| or (?:more|less|fewer|above|below|over|under|so)\b| and (?:above|below|over|under|up)\b",
+    rf"| or (?:more|less|fewer|so)\b",
     re.IGNORECASE,
 )
 # a letter that is no unit is a variable or a constant; a blank may part it, unless words follow ("12 a day")
@@ -77,8 +77,7 @@ _SYMBOL = re.compile(
 )
 _BEGUN_BEFORE = re.compile(
     rf"(?:[<>≤≥≠√±^+*×÷/] ?|[√^*×÷·/] ?[(\[]+|\]\(|[-+]|-\(|{_LETTER}[({{]|[\w)\]]-|\d:|\\[a-z]+ ?[{{(\[]?"
-    rf"|\b(?:not|than|at (?:least|most)|up to|half(?: of)?|double|twice|triple|root of|{_FUNCTIONS}) "
-    r"|^(?:over|under|above|below|no|never) )$",
+    rf"|\b(?:not|than|at (?:least|most)|up to|half(?: of)?|double|twice|triple|root of|{_FUNCTIONS}) )$",
     re.IGNORECASE,
 )
 _UNIT_IN_BRACKETS = re.compile(r" ?([(\[])([^()\[\]]{1,20})[)\]]")
