@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     counts = {name: as_dict(count(name, options.per_set)) for name in METRICS}
     if options.out:
-        made_by = {"python": platform.python_version(), "math-verify": version("math-verify"), "dyme": version("dyme")}
+        made_by = {"python": platform.python_version(), "dyme": version("dyme")}
         about = {"command": command(), "versions": made_by, "hardware": f"{os.cpu_count()} CPU cores"}
         options.out.write_text(json.dumps(about | {"verifiers": counts}, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(table(counts))

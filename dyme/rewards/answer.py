@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
 from dyme.data.record import Record
-from dyme.text.flag import INVISIBLE, flag_pattern
+from dyme.text.flag import flag_pattern
 from dyme.text.sentences import sentence_ends
+from dyme.text.visible import visible
 
 _EMPHASIS = "*_`"
 _QUOTES = "\"'“”‘’«»「」"
+_CLOSING = {'"': '"', "'": "'", "“": "”", "„": "“”", "‘": "’", "«": "»", "「": "」", "”": "”", "’": "’", "»": "«"}
+# emphasis of the first words ("**B**: dog")
+_OPENED = re.compile(r"(\*{1,3}|_{1,3}|`{1,3})(?=[^\s*_`])(.*?\S)\1(?!\w)")
+# marks that nothing opened: a single "*" may belong to the answer ("T2*"), a quote after a digit or letter is a prime
+_LONE_MARKS = re.compile(r"(?:[_`]|(?<=\*)\*|\*(?=\*))+$|(?<=[^\W\d_]{2})[\"'”’»」]$")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _NAMED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _DOLLARS = re.compile(r"\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]")
@@ -27,11 +32,12 @@ _LEAD_IN = re.compile(
     r"(?:answer|option|choice)(?: is ?:| is\b|:)",
     re.IGNORECASE,
 )
-# joiners shape the words of some scripts, so only the ends of a text lose them
-_NO_GLYPH = re.compile(f"[{INVISIBLE}]+")
+# joiners shape the words of some scripts
 _MARKS = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]+")
 MOST_PARTS = 8
 """Lines and sentences of a reply that are compared with a gold answer of several."""
+MOST_LAYERS = 8
+"""Layers of emphasis and quotes around an answer that are removed."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def split_completion(text: str, flag: str = "Answer:") -> Completion:
     if not hits:
         boxed, _ = _boxed(text)
         return Completion(text.strip(), boxed, 0, guessed=boxed is not None)
-    after = text[hits[-1].end() :]
+    after = _after(text, hits[-1])
     answer, guessed = _first_answer(after)
     # "**Answer:** 5" leaves an opening emphasis behind, "### Answer:" a heading; neither is thinking
     thinking = _HEADING.sub("", text[: hits[0].start()].rstrip().rstrip(_EMPHASIS).rstrip()).strip()
@@ -80,7 +86,8 @@ def direct_completion(text: str, flag: str = "Answer:") -> Completion:
 
     Raises `ValueError` for a blank flag.
     """
-    *_, after = flag_pattern(flag).split(text)
+    *_, last = [None, *flag_pattern(flag).finditer(text)]
+    after = _after(text, last) if last else text
     answer, guessed = _first_answer(after)
     return Completion("", answer, 1, guessed, after)
 
@@ -119,10 +126,15 @@ def gold_as_written(completion: Completion, record: Record) -> str | None:
 
 
 def clean_answer(text: str) -> str:
-    """`text` without surrounding space, markdown emphasis and quotes, nor full stops at its end."""
+    """`text` without surrounding space, markdown emphasis and quotes, nor full stops at its end.
+
+    Quotes go as a pair, or where they open only; what closes only is a prime ("f'", "5'3\"").
+    """
     text = text.strip()
-    while (bare := text.strip(_EMPHASIS + _QUOTES).rstrip(".。").strip()) != text:
-        text = bare
+    for _ in range(MOST_LAYERS):
+        text, before = _peeled(text), text
+        if text == before:
+            break
     return text
 
 
@@ -130,6 +142,35 @@ def first_sentence(text: str) -> str:
     """`text` up to a full stop after which a sentence of three words or more begins ("4. The red bar shows it.")."""
     end = next(sentence_ends(text), None)
     return text if end is None else clean_answer(text[:end])
+
+
+def _peeled(text: str) -> str:
+    """`text` without one layer of what `clean_answer` removes."""
+    text = text.rstrip(".。").strip()
+    if text[:1] in _EMPHASIS:
+        whole = _OPENED.match(text)
+        return (whole[2] + text[whole.end() :] if whole else text.lstrip(_EMPHASIS)).strip()
+    closing = _CLOSING.get(text[:1], "")
+    if closing:
+        inside = text[1:-1]
+        if len(text) > 1 and text[-1] in closing:
+            # '"red" and "blue"' is no quote, and "'f''" is one of "f'"
+            return text if inside.count(text[-1]) % 2 == 0 and text[-1] in inside else inside.strip()
+        if not any(mark in text[1:] for mark in closing):
+            return text[1:].strip()
+    return text[:-16] + _LONE_MARKS.sub("", text[-16:]).rstrip()
+
+
+def _after(text: str, flag: re.Match[str]) -> str:
+    """What follows the flag, without the other end of emphasis that opens before it ("**Answer: 4**")."""
+    before = text[: flag.start()].rstrip()
+    mark = before[len(before.rstrip(_EMPHASIS)) :]
+    after = text[flag.end() :]
+    start = after.lstrip()
+    if not mark or start.startswith(mark):
+        return start.removeprefix(mark) if mark else after
+    line, end, rest = start.partition("\n")
+    return line.rstrip().removesuffix(mark) + end + rest
 
 
 def _first_answer(text: str) -> tuple[str, bool]:
@@ -154,8 +195,7 @@ def _without_dollars(text: str) -> str:
     whole = _DOLLARS.fullmatch(text)
     if whole is None:
         return text
-    inside = _NAMED.sub(r"\1", whole[1] or whole[2] or whole[3])
-    return clean_answer(inside)
+    return _plain_inside(whole[1] or whole[2] or whole[3])
 
 
 @dataclass(frozen=True)
@@ -188,15 +228,20 @@ def _boxes(text: str) -> list[_Box]:
         if depth and following and end == limit:
             continue
         inside = text[hit.end() : end if depth else end - 1]
-        found.append(_Box(clean_answer(_NAMED.sub(r"\1", inside)), not depth, hit.start(), end))
+        found.append(_Box(_plain_inside(inside), not depth, hit.start(), end))
     return found
+
+
+@lru_cache(maxsize=1024)
+def _plain_inside(mathematics: str) -> str:
+    return clean_answer(_NAMED.sub(r"\1", mathematics))
 
 
 def _outside_boxes(text: str) -> str:
     """What stands beside the boxes of `text`."""
-    for box in reversed(_boxes(text)):
-        text = text[: box.start] + text[box.end :]
-    return text
+    boxes = _boxes(text)
+    starts = [0, *(box.end for box in boxes)]
+    return "".join(text[start:end] for start, end in zip(starts, [*(box.start for box in boxes), len(text)]))
 
 
 @lru_cache(maxsize=16384)
@@ -227,5 +272,5 @@ def _bare_forms(text: str) -> Iterator[str]:
 
 
 def _seen(text: str) -> str:
-    """`text` composed (NFC), without characters that nobody sees, and with single blanks. Case does not matter."""
-    return " ".join(_NO_GLYPH.sub("", unicodedata.normalize("NFC", text)).split()).casefold()
+    """`text` as it is seen, in any case."""
+    return visible(text).casefold()

@@ -30,7 +30,7 @@ _TOKEN = re.compile(
     rf" *(?:(?P<mixed>(?<![\w^_.)\]}}/*] )(?<![\w^_.)\]}}/*])\d+ \d+/\d+(?![\d.]))|(?P<number>{_NUMBER})"
     r"|(?P<name>[a-zA-Z]+|[\u0370-\u03ff∞])(?P<mark>(?:_(?:\d+|\w|\(\w+\)|\{\w+\}))?'*)|(?P<sign>[-+*/^()\[\]{}|√!%°·×÷]))"
 )
-_RESERVED = {"pi": math.pi, "π": math.pi, "e": math.e, "∞": math.inf}
+_RESERVED = {"pi": math.pi, "π": math.pi, "e": math.e, "∞": math.inf, "inf": math.inf, "infinity": math.inf}
 # the base of "log" is not said, so it is equal to itself and to no other logarithm
 _SOME_BASE = 0.7310585786300049
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
@@ -95,7 +95,7 @@ def constant_ratio(given: Expression, gold: Expression) -> float | None:
     if not pairs or any(ours == 0 or theirs == 0 for ours, theirs in pairs):
         return None
     ratios = [ours / theirs for ours, theirs in pairs]
-    constant = all(_close(ratio, ratios[0], _EXACT) for ratio in ratios)
+    constant = cmath.isfinite(ratios[0]) and all(_close(ratio, ratios[0], _EXACT) for ratio in ratios)
     return ratios[0].real if constant and abs(ratios[0].imag) <= _EXACT * abs(ratios[0]) else None
 
 

@@ -12,7 +12,7 @@ MAX_CHARS = 300
 """Longer answers pick no option by likeness, which takes time in proportion to the length."""
 
 _BRACKETED = re.compile(r"\(([A-Za-z])\)")
-_LETTER = re.compile(r"([A-Za-z])[.):]?")
+_LETTER = re.compile(r"(?:(?i:option|choice) )?\(?([A-Za-z])(?:[).:]+(?:\s|$)|$)")
 
 
 def most_like(answer: str, choices: tuple[str, ...], likeness: Callable[[str, str], float]) -> str | None:
@@ -24,17 +24,28 @@ def most_like(answer: str, choices: tuple[str, ...], likeness: Callable[[str, st
         return answer
     answer = clean_answer(answer)
     letters = {letter.upper() for letter in _BRACKETED.findall(answer)}
-    if alone := _LETTER.fullmatch(answer):
-        letters.add(alone[1].upper())
+    if label := _LETTER.match(answer):
+        letters.add(label[1].upper())
     picked = [choices[at] for letter in letters if (at := ascii_uppercase.index(letter)) < len(choices)]
     if letters:
         return picked[0] if len(letters) == len(picked) == 1 else None
-    if len(answer) > MAX_CHARS:
+    if len(answer) > MAX_CHARS or _names_several(answer, choices):
         return None
     likenesses = {choice: likeness(answer, choice) for choice in choices}
     best = max(likenesses.values(), default=0.0)
     nearest = [choice for choice, value in likenesses.items() if value == best > 0.0]
     return nearest[0] if len(nearest) == 1 else None
+
+
+def _names_several(answer: str, choices: tuple[str, ...]) -> bool:
+    """Whether whole words of `answer` are those of several options, none of which is part of another."""
+    forms = {choice.strip().casefold() for choice in choices} - {""}
+    named = [form for form in forms if _holds(answer.casefold(), form)]
+    return sum(not any(form != other and _holds(other, form) for other in named) for form in named) > 1
+
+
+def _holds(text: str, words: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -37,10 +37,12 @@ _FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 _FIELD = r"[$€£¥₹]?\d+(?:[.,]\d+)*[%°]?"
 _FIELDS = re.compile(rf"({_FIELD}(?: ?([:/×-]) ?{_FIELD})(?: ?\2 ?{_FIELD})*)(?![\d^(!]) ?([^\d=+*^]*)")
 _TIMES = re.compile(r"(?<=[\d%°]) ?[xX×] ?(?=[\d$])")
+_TILDE = re.compile(r"(?<=[\d%°]) ?~ ?(?=[\d$])")
 _LEADING_ZEROS = re.compile(r"^0+(?=\d)")
 # without such a mark a text of letters is a word, not a variable
 _MATHEMATICAL = re.compile(r"[-+*/^=<>√π∞·×÷|!°≤≥≠∈±]|\d ?[^\W\d_]|[^\W\d_]_|\(")
-_WORDLIKE = re.compile(r"[a-zA-Z] ?[-/] ?[a-zA-Z]|\d[dD]")
+_WORDLIKE = re.compile(r"[a-zA-Z] ?[-/] ?[a-zA-Z]|\dd", re.IGNORECASE)
+_ORDINAL = re.compile(r"\d+(?:st|nd|rd|th)", re.IGNORECASE)
 _SUM = re.compile(r"(?<!^)[-+=]")
 _NAME = re.compile(r"(?:[^\W\d_](?:_\w+)?'*|[^\W\d_]\([^\W\d_]\)|[^\W\d_]{2,}(?: [^\W\d_]+){0,3})")
 
@@ -196,7 +198,7 @@ def _read_fields(text: str) -> tuple[str, tuple[str, ...], str] | None:
     date = read_date(text)
     if date is not None:
         return date
-    match = _FIELDS.fullmatch(_TIMES.sub("×", text))
+    match = _FIELDS.fullmatch(_TILDE.sub("-", _TIMES.sub("×", text)))
     if match is None:
         return None
     body, separator, rest = match.groups()
@@ -298,6 +300,8 @@ def _same_side(given: str, gold: str, rules: Rules, depth: int) -> bool:
 
 def _same_expressions(given: str, gold: str, rules: Rules) -> bool | None:
     if not (_MATHEMATICAL.search(gold) or _MATHEMATICAL.search(given)):
+        return None
+    if _ORDINAL.fullmatch(given) or _ORDINAL.fullmatch(gold):
         return None
     (a, our_unit), (b, their_unit) = _read_measured(given), _read_measured(gold)
     if not a or not b or len(a) != len(b):

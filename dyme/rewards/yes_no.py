@@ -24,6 +24,7 @@ _PLAIN = frozenset(_PLAIN_TEXT.split())
 _VERB_BEFORE = frozenset(_VERB_TEXT.split())
 _LEAD_IN = re.compile(r"(?:(?:final |correct |right )*answer (?:is )?|(?:it|this|that|statement)(?: is|s) )")
 _NOT = re.compile(r"(?:isnt|is not|not) ")
+_DENIED = re.compile(r"\w+ (?:isnt|is (?:not|wrong|incorrect|false|untrue))\b")
 
 
 def verify_yes_no(answer: str, record: Record) -> float:
@@ -46,7 +47,7 @@ def reads_yes(text: str) -> bool | None:
     if form in _LONE_YES | _LONE_NO:
         return form in _LONE_YES
     words = (form[negated.end() :] if negated else form).split()
-    if not words or words[0] not in _YES | _NO:
+    if not words or words[0] not in _YES | _NO or _DENIED.match(form):
         return None
     yes = words[0] in _YES
     if any(said != yes for said in _said_later(words)):

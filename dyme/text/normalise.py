@@ -24,23 +24,28 @@ STOP_WORDS = frozenset(_STOP_TEXT.split())
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _SPELLINGS = dict.fromkeys("‐‑‒–−", "-") | {"\u2044": "/", "\u2215": "/", "\u066a": "%", "\u066b": ".", "\u066c": ","}
+_LOOK_ALIKE = "/⧸ :∶꞉ *∗⁎ ·⋅∙ ×✕✖⨯╳ ÷➗ +➕ -➖˗ |∣❘ ~∼〜⁓ ≤⩽≦ ≥⩾≧ <﹤ >﹥ °º˚ Δ∆△ 'ʹʼ ^ˆ"
+_SPELLINGS |= {alike: group[0] for group in _LOOK_ALIKE.split() for alike in group[1:]}
 _SPELLINGS |= {"،": ",", "؛": ";", "、": ", ", "。": ".", "′": "'", "″": "''", "∘": "°"}
+_PRIMES = str.maketrans({"’": "'", '"': "''", "”": "''"})
 _LETTERLIKE = range(0x2100, 0x2150)
 
 # every pattern takes time in proportion to the text: none can match one stretch in two ways
 _EMPHASIS = re.compile(r"(?<!\w)(\*{1,3}|_{1,3}|`{1,3})(?![\s*_`])([^*_`]+)(?<!\s)\1(?!\w)")
 _QUOTED = re.compile(r"(?<!\w)(?:['‘]([^'‘’]+)['’]|[\"“„«]([^\"“”„«»]+)[\"“”»])(?!\w)")
-_MARKS_OF_QUOTE = re.compile(r"((?:(?<![^\W\d_])[^\W\d_](?!\w)|[\d)\]}])(?:'+|[’\"])(?![^\W\d_]))|['‘’‚‛\"“”„«»‹›`´]")
+_MARKS_OF_QUOTE = re.compile(r"((?:(?<![^\W\d_])[^\W\d_](?!\w)|[\d)\]}])(?:'+|[’”\"])(?![^\W\d_]))|['‘’‚‛\"“”„«»‹›`´]")
 _POWER = re.compile(r"(?<=[\w)\]}])\*\*(?=[-\w({])")
-_BLANKS_AT_MARKS = re.compile(
-    r" (?=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&%‰°)\]}])|(?<=[-+*/^=<>≤≥≠≈±×÷·∪∩|~:;&∠△(\[{$€£¥₹]) |(?<=\d') (?=\d)"
-)
+# "H_2O" is "H2O", and "Na^+" is "Na+"
+_CHEMICAL = re.compile(r"(?<![\w^])(?:[A-Z][a-z]?(?:_?\d{1,2})?){2,}(?![a-z])")
+_CHARGE = re.compile(r"(?<=[A-Za-z])\^(?=[-+](?![\w({]))")
+_OPERATORS = "-+*/^=<>≤≥≠≈±×÷·∪∩→←↔⇒⇔∧∨⊥∥∈∉⊂⊆|~:;&"
+_BLANKS_AT_MARKS = re.compile(rf" (?=[{_OPERATORS}%‰°)\]}}])|(?<=[{_OPERATORS}∠Δ(\[{{$€£¥₹]) |(?<=\d') (?=\d)")
 # punctuation of running text, each with what takes its place; what is left belongs to the answer
 _RUNNING = [
     (re.compile(r"[—―]"), "-"),
     (re.compile(r"^- (?=[^\W\d_]{2})"), ""),
     # a hyphen or dash beside a word; between numbers and single letters it is a minus
-    (re.compile(r"(?<=[^\W\d_]{2})-(?=\w)|(?<=\w)-(?=[^\W\d_]{2})"), " "),
+    (re.compile(r"(?<=[^\W\d_]{2})(?<!\bln)(?<!\b(?:sin|cos|tan|log))-(?=\w)|(?<=\w)-(?=[^\W\d_]{2})"), " "),
     (re.compile(r"(?<=[^\W\d_]{2}) - (?=[^\W\d_]\w)|(?<=[^\W\d_]\w) - (?=[^\W\d_]{2})"), " "),
     (re.compile(r"(?<=[^\W\d_]{2})_(?=\w)|(?<=\w)_(?=[^\W\d_]{2})|(?<![^\W_)\]}])_+|_+(?![\w({])"), " "),
     # a comma within a number stays, one between other values parts them
@@ -74,11 +79,12 @@ def _plain_characters(text: str) -> list[str]:
     for char in text:
         kind = unicodedata.decomposition(char).partition(" ")[0]
         # "ℝ" is no "R", while "℃" is two characters in one
-        form = char if kind == "<font>" and ord(char) in _LETTERLIKE else unicodedata.normalize("NFKC", char)
+        as_it_is = char in _SPELLINGS or (kind == "<font>" and ord(char) in _LETTERLIKE)
+        form = char if as_it_is else unicodedata.normalize("NFKC", char)
         if kind == "<fraction>":
             # NFKC would run "1½" together into "11/2"
             form = " " + form
-        if kind == "<super>" and not raised and not char.isalpha():
+        if kind == "<super>" and not raised and not char.isalpha() and not as_it_is:
             form = "^" + form
         if kind == "<sub>" and out and out[-1][-1:].isdigit():
             form = "_" + form
@@ -99,9 +105,11 @@ def written(text: str) -> str:
 
 def _unquoted(text: str) -> str:
     """`text` without emphasis and quotes; a prime ("f'", "5''") is neither."""
-    text = _POWER.sub("^", _EMPHASIS.sub(r"\2", text)).replace("!=", "≠").replace("<=", "≤").replace(">=", "≥")
+    text = _POWER.sub("^", _EMPHASIS.sub(r"\2", text))
+    text = _CHEMICAL.sub(lambda match: match[0].replace("_", ""), _CHARGE.sub("", text.replace("+/-", "±")))
+    text = text.replace("!=", "≠").replace("<=", "≤").replace(">=", "≥")
     text = _QUOTED.sub(lambda match: match[1] or match[2], text)
-    return _MARKS_OF_QUOTE.sub(lambda match: (match[1] or "").replace("’", "'").replace('"', "''"), text)
+    return _MARKS_OF_QUOTE.sub(lambda match: (match[1] or "").translate(_PRIMES), text)
 
 
 @lru_cache(maxsize=8192)

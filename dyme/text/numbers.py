@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from dyme.text.normalise import plain
 from dyme.text.units import CURRENCIES, Unit, is_unit, names_unit, read_unit, unit_readings
 
 MAX_DIGITS = 40
 """A longer run of digits is noise, not a number."""
+MAX_CHARS = 400
+"""Characters of a number with its units; longer text is no number."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ _LETTER = r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 _SIGN = rf"(?:(?<!{_LETTER})(?<![)\]%])(?P<sign>[-+])|\b(?P<minus>minus|negative) )?"
 _MONEY = r"(?:(?P<money>[$€£¥₹]) ?(?P<inner>[-+])?)?"
 _EDGE = rf"(?<!{_LETTER})(?<!第)(?<!\d[.,])"
-_MIXED = _EDGE + r"(?P<integer>\d{1,15}) (?P<top1>\d{1,15}) ?/ ?(?P<bottom1>\d{1,15})(?!\d|[.,]\d)"
+_MIXED = _EDGE + r"(?P<integer>\d{1,15}) (?:and )?(?P<top1>\d{1,15}) ?/ ?(?P<bottom1>\d{1,15})(?!\d|[.,]\d)"
 _FRACTION = _EDGE + r"(?P<top2>\d{1,15}) ?/ ?(?P<bottom2>\d{1,15})(?!\d|[.,]\d)"
 _DIGITS = r"(?P<digits>(?<![\w.])\.\d(?:[\d.,]*\d)?|" + _EDGE + r"\d(?:[\d.,]*\d)?)"
 _POWER = r"(?:e(?P<exponent>[-+]?\d{1,4})(?!\w)| ?[x×*] ?10\^(?P<power>[-+]?\d{1,4})(?!\w))?"
@@ -55,52 +59,57 @@ _WORD = rf"\b(?:(?P<tens>{'|'.join(_TENS)})(?:[- ](?P<ones>{'|'.join(_SMALL[1:10
 _SCALE = rf"(?P<scale>(?: ?(?:{'|'.join(_SCALES)})\b){{0,2}})(?:(?-i:(?P<suffix>{'|'.join(_SUFFIXES)}))(?!\w))?"
 _NUMBER = re.compile(f"{_SIGN}{_MONEY}(?:{_MIXED}|{_FRACTION}|{_DIGITS}{_POWER}|{_WORD}){_SCALE}", re.IGNORECASE)
 
-_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b|(?<=\b1[5-9]\d0)'?s\b|(?<=\b20\d0)'?s\b", re.IGNORECASE)
 _PARTS = r"hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|eighths?|tenths?|hundredths?|dozens?"
 _FUNCTIONS = r"sin|cos|tan|cot|log|ln|exp|sqrt"
 _GOES_ON = re.compile(
-    rf" ?[\^+*×÷·/√∞±\\<>≤≥≠]|-$|[a-z]+\d|\)+ ?[\^*×÷·/\w(]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d"
+    rf" ?[\^+*×÷·/√∞±\\<>≤≥≠‰]|月|-+$|[a-z]+\d|\)+ ?[\^*×÷·/\w(]|[_{{]|\((?![^\W\d_]{{2,}}\))|:\d"
     rf"|e[-+]?\d| ?(?:pi|{_FUNCTIONS}|x|y)\b"
-    rf"| ?- ?(?:[a-z\u0370-\u03ff](?![^\W_])|[(√\\])|[ -](?:and a )?(?:{_PARTS})\b",
+    rf"| ?- ?(?:[a-z\u0370-\u03ff](?![^\W_])|[(√\\])|[ -](?:and a )?(?:{_PARTS})\b| (?:squared|cubed)\b"
+    rf"| or (?:more|less|fewer|so)\b",
     re.IGNORECASE,
 )
 # a letter that is no unit is a variable or a constant; a blank may part it, unless words follow ("12 a day")
+_GREEK = r"[\u0370-\u03ff](?![\u0370-\u03ff\u1f00-\u1fff])"
 _SYMBOL = re.compile(
-    r" ?(?:[a-zA-Z](?![^\W_])|[\u0370-\u03ff](?![\u0370-\u03ff\u1f00-\u1fff]))(?! [^\W\d_]{2})"
+    rf" ?(?:[a-zA-Z](?![^\W_])|{_GREEK})(?! [^\W\d_]{{2}})|(?:[a-zA-Z]| [nxyz]| ?{_GREEK})(?= [^\W\d_]{{2}})"
     r"|([a-zA-Z]{2,3})(?![^\W_])| ([abcnxyz]{2})(?![^\W_])"
 )
 _BEGUN_BEFORE = re.compile(
-    rf"(?:[<>≤≥√±^+*×÷/] ?|[√^*×÷·/] ?[(\[]+|\]\(|[-+]|-\(|{_LETTER}[({{]|[\w)\]]-|\d:|\\[a-z]+ ?[{{(\[]?"
-    rf"|\b(?:not|than|{_FUNCTIONS}) )$",
+    rf"(?:[<>≤≥≠√±^+*×÷/] ?|[√^*×÷·/] ?[(\[]+|\]\(|[-+]|-\(|{_LETTER}[({{]|[\w)\]]-|\d:|\\[a-z]+ ?[{{(\[]?"
+    rf"|\b(?:not|than|at (?:least|most)|up to|half(?: of)?|double|twice|triple|root of|{_FUNCTIONS}) )$",
     re.IGNORECASE,
 )
+_UNIT_IN_BRACKETS = re.compile(r" ?([(\[])([^()\[\]]{1,20})[)\]]")
 _TAIL_WORD = re.compile(r"[ -]?([^\s,;:!?()\[\]]+)")
 # "2**3" is a power
 _EMPHASIS = re.compile(r"`|(?<![\d)])\*\*|\*\*(?![\w(])")
-_DETACHED_MINUS = re.compile(r"(^|=) ?- (?=[\d.$€£])")
+_DETACHED_MINUS = re.compile(r"(^|=) ?(?:- |[—―] ?)(?=[\d.$€£])")
 _GROUPED = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _DECIMAL_COMMA = re.compile(r"\d+,\d+")
 _PLAIN_DECIMAL = re.compile(r"\d*\.?\d+")
 
 
 def find_quantities(text: str) -> list[Quantity]:
-    """Every number of `text` in order; digits inside a name ("H2O") and ordinals ("2nd") are none."""
-    return _find(prepare(text))
+    """Every number of `text` in order; digits inside a name ("H2O"), ordinals and decades ("1990s") are none."""
+    return list(each_quantity(text))
 
 
-def _find(text: str) -> list[Quantity]:
-    found = []
+def each_quantity(text: str) -> Iterator[Quantity]:
+    """`find_quantities`, one by one."""
+    yield from _find(prepare(text))
+
+
+def _find(text: str) -> Iterator[Quantity]:
     unit_end = 0
     for match in _NUMBER.finditer(text):
         end = match.end()
         # the 2 of "cm^2" belongs to the unit
         if match.start() < unit_end or _ORDINAL.match(text, end):
             continue
-        before = text[max(0, match.start() - 8) : match.start()]
+        before = text[max(0, match.start() - 16) : match.start()]
         tail = text[end : end + 64]
-        unit = read_unit(tail)
-        if unit is not None and not unit.known:
-            unit = None
+        unit = _known_unit(tail)
         unit_end = end + unit.end if unit else end
         after = tail[unit.end :] if unit else tail
         whole = (
@@ -114,19 +123,20 @@ def _find(text: str) -> list[Quantity]:
             if money and unit and tail.startswith(("/", " /", " per"))
             else money + _units_after(tail, unit)
         )
-        found.append(Quantity(_value(match), units, whole, match.start(), end))
-    return found
+        yield Quantity(_value(match), units, whole, match.start(), end)
 
 
 @lru_cache(maxsize=16384)
 def parse_number(text: str) -> Quantity | None:
     """`text` as one number with at most a currency and one unit word around it; None where it is anything else."""
     text = prepare(text).rstrip(".")
-    found = _find(text)
+    if len(text) > MAX_CHARS:
+        return None
+    found = list(islice(_find(text), 2))
     if len(found) != 1 or not found[0].whole or math.isnan(found[0].value):
         return None
     head, tail = text[: found[0].start].strip(" ."), text[found[0].end :].rstrip()
-    unit = read_unit(tail)
+    unit = _known_unit(tail) or read_unit(tail)
     named = (
         not tail
         or (unit is not None and unit.end == len(tail))
@@ -193,6 +203,15 @@ def _money_before(text: str) -> tuple[frozenset[str], ...]:
 def _per(money: frozenset[str], unit: Unit) -> tuple[frozenset[str], ...]:
     """The unit of "$5/kg"."""
     return (frozenset(f"{'|'.join(sorted(money))}^1 {each}" for each in unit.readings),)
+
+
+def _known_unit(tail: str) -> Unit | None:
+    """The known unit at the start of `tail`, also in brackets ("5 (cm)")."""
+    bracketed = _UNIT_IN_BRACKETS.match(tail)
+    unit = read_unit(bracketed[2] if bracketed else tail)
+    if unit is None or not unit.known or (bracketed and unit.end != len(bracketed[2])):
+        return None
+    return Unit(unit.readings, bracketed.end(), True) if bracketed else unit
 
 
 def _units_after(tail: str, unit: Unit | None) -> tuple[frozenset[str], ...]:

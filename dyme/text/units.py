@@ -13,6 +13,7 @@ CURRENCIES = {"$": "$ us$ usd dollar dollars", "€": "€ eur euro euros", "£"
 CURRENCIES |= {"¥": "¥ jpy yen", "₹": "₹ inr rs rupee rupees"}
 # a word of one letter counts in its own case only: "5 N" has a unit, "5 n" a variable
 _UNIT_WORDS = CURRENCIES | {
+    "¢": "¢ cent cents",
     "%": "% percent pct percentage",
     "°": "° degree degrees deg",
     "°c": "°c C celsius centigrade",
@@ -24,8 +25,8 @@ _UNIT_WORDS = CURRENCIES | {
     "dm": "dm decimeter decimeters decimetre decimetres",
     "m": "m meter meters metre metres",
     "km": "km kilometer kilometers kilometre kilometres",
-    "inch": "in inch inches",
-    "ft": "ft foot feet",
+    "inch": "in inch inches '' \"",
+    "ft": "ft foot feet '",
     "yd": "yd yard yards",
     "mile": "mi mile miles",
     "mg": "mg milligram milligrams",
@@ -82,8 +83,8 @@ _CASED = {"mW": "mw", "MW": "megawatt", "mV": "mv", "MPa": "mpa", "MJ": "megajou
 _NO_UNITS = STOP_WORDS | {"total", "altogether", "more", "less"}
 _FACTOR = re.compile(
     r"(?:(?P<order>square|cubic|sq|cu)\.? )?"
-    r"(?P<word>(?:°|deg(?:ree)?s?) ?(?:[CF]\b|celsius\b|fahrenheit\b)|[ap]\.m\b|[°%$€£¥₹]|us\$"
-    r"|in(?=\.?$|\^|[23]\b|/)|(?!in\b)[^\W\d_]+)\.?"
+    r"(?P<word>(?:°|deg(?:ree)?s?) ?(?:[CF]\b|celsius\b|fahrenheit\b)|[ap]\.m\b|[°%$€£¥₹¢]|us\$"
+    r"|''(?![\w'])|\"(?!\w)|'(?![\w'])|in(?=\.?$|\^|[23]\b|/)|(?!in\b)[^\W\d_]+)\.?"
     r"(?: ?\^ ?[{(]?(?P<power>[-+]?\d)[)}]?(?!\d)|(?P<digit>[23])(?!\w)|(?P<minus>-\d)(?!\w)"
     r"| (?P<name>squared|cubed)\b)?",
     re.IGNORECASE,
