@@ -57,7 +57,7 @@ def pick(answer: str, choices: tuple[str, ...]) -> Picked:
     identical = _same_text(answer, choices)
     if identical:
         return identical
-    answer = clean_value(clean_answer(answer))
+    answer = clean_value(clean_answer(visible(answer)))
     lead = _LEAD_IN.match(answer)
     for text in (answer, clean_value(answer[lead.end() :])) if lead else (answer,):
         # the letter of "A) 42" is not an article, and that of the option "C. elegans" is not a label

@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from dyme.data.record import Record
@@ -55,8 +56,8 @@ def get_verifier(name: str, *, relative_tolerance: float = 1e-6) -> Verifier:
         "yes_no": verify_yes_no,
         "math": partial(verify_math, relative_tolerance=relative_tolerance),
         "multi": partial(verify_multi, relative_tolerance=relative_tolerance),
-        "mathvista": verify_mathvista,
-        "tabmwp": verify_tabmwp,
+        "mathvista": partial(_as_seen, verify_mathvista),
+        "tabmwp": partial(_as_seen, verify_tabmwp),
     }
     if name not in verifiers:
         near = difflib.get_close_matches(name, verifiers, n=1, cutoff=0.0)
@@ -70,6 +71,12 @@ def _bounded(verifier: Verifier, answer: str, record: Record) -> float:
     if max(len(answer), len(seen)) <= MAX_CHARS:
         return verifier(answer, record)
     return float(any(answer == gold or seen == visible(gold) for gold in gold_answers(record)))
+
+
+def _as_seen(verifier: Verifier, answer: str, record: Record) -> float:
+    """The verdict on answer, gold answers and options in their visible forms."""
+    golds, choices = (tuple(map(visible, texts)) for texts in (record.answers, record.choices))
+    return verifier(visible(answer), replace(record, answers=golds, choices=choices))
 
 
 def verify_auto(answer: str, record: Record, relative_tolerance: float = 1e-6) -> float:

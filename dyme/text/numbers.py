@@ -59,7 +59,8 @@ _WORD = rf"\b(?:(?P<tens>{'|'.join(_TENS)})(?:[- ](?P<ones>{'|'.join(_SMALL[1:10
 _SCALE = rf"(?P<scale>(?: ?(?:{'|'.join(_SCALES)})\b){{0,2}})(?:(?-i:(?P<suffix>{'|'.join(_SUFFIXES)}))(?!\w))?"
 _NUMBER = re.compile(f"{_SIGN}{_MONEY}(?:{_MIXED}|{_FRACTION}|{_DIGITS}{_POWER}|{_WORD}){_SCALE}", re.IGNORECASE)
 
-_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b|(?<=\b1[5-9]\d0)'?s\b|(?<=\b20\d0)'?s\b", re.IGNORECASE)
+# "1990s" is a decade, "1600s" and "2000s" more often seconds
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b|(?<=\b1[89][1-9]0)'?s\b|(?<=\b20[12]0)'?s\b", re.IGNORECASE)
 _PARTS = r"hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|eighths?|tenths?|hundredths?|dozens?"
 _FUNCTIONS = r"sin|cos|tan|cot|log|ln|exp|sqrt"
 _GOES_ON = re.compile(
