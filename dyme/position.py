@@ -8,6 +8,7 @@ from typing import Any
 from dyme.checkpoint.store import TrainState
 from dyme.data import Record
 from dyme.engine.train_engine import TrainEngine
+from dyme.health import Health
 from dyme.metrics.step_metrics import MemorizeLog
 from dyme.rewards.calls import Failures
 from dyme.schedule import Schedule
@@ -29,6 +30,7 @@ class Position:
     failures: Failures
     supervisor: Supervisor
     memorize_log: MemorizeLog = field(default_factory=MemorizeLog)
+    health: Health = field(default_factory=Health)
     first_step: int = 0
     elapsed_s: float = 0.0
     best: float = -1.0

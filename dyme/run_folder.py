@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
@@ -21,6 +21,7 @@ from dyme.engine.train_engine import TrainEngine
 from dyme.evaluation.held_out import Evaluation
 from dyme.fault_tolerance.lock import Lock
 from dyme.fault_tolerance.preemption import MARKER
+from dyme.health import StoppedError
 from dyme.metrics.cut_replies import CutReplies
 from dyme.metrics.logger import MetricsLogger, SilentLogger
 from dyme.metrics.profile import EVERY
@@ -144,6 +145,16 @@ class RunFolder:
             self.progress.say(f"left at step {step} for {asked}: start again to go on")
         self._unlock()
         self.engine.barrier()
+
+    def give_up(self, step: int, why: str) -> NoReturn:
+        """Ends a run that cannot succeed: writes a checkpoint, so that nothing is lost once the cause is mended, and
+        raises `StoppedError`."""
+        if not self.position.schedule.skipped_in_a_row:
+            self.save(step)
+        held = self.newest()
+        self._close()
+        goes_on = f"start again, which goes on at step {held}" if held else "start again"
+        raise StoppedError(f"{why}; mend the cause and {goes_on}")
 
     def finish(self, records: RecordSet, eval_records: RecordSet | None, unreadable: Mapping[str, str]) -> None:
         """Export, summary, profile and report; the DONE marker last. `unreadable`: ids of the records whose prompt

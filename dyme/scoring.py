@@ -143,7 +143,8 @@ class Scoring:
         whole = self._call("step", rows, [texts[row] for row in rows]).outcome(weights)
         groups = [part.calls.outcome(weights) for part in parts]
         for part, outcome in zip(parts, groups, strict=True):
-            scorer.failures.note({f"verifier: {kind}": count for kind, count in part.checked.errors.items()}, {})
+            told = {f"verifier: {kind}": example for kind, example in part.checked.examples.items()}
+            scorer.failures.note({f"verifier: {kind}": count for kind, count in part.checked.errors.items()}, told)
             scorer.failures.note(outcome.errors, outcome.examples)
         scorer.failures.note(whole.errors, whole.examples)
         user = whole.scores

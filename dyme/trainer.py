@@ -19,7 +19,8 @@ from dyme.selectors.base import Mode, mode_line
 
 def train(run: Run) -> None:
     """Trains from `run.position.first_step` to the end of the run, or until it is asked to leave; everything it writes
-    lies in the run folder, and the marker DONE says that the end was reached."""
+    lies in the run folder, and the marker DONE says that the end was reached. Raises `StoppedError` where the run
+    cannot succeed."""
     cfg, folder, schedule, step = run.cfg, run.folder, run.schedule, run.position.first_step
     run.clock.watchdog.start()
     with folder.progress:
@@ -35,6 +36,8 @@ def train(run: Run) -> None:
                     f"{cfg.run.max_skipped_updates} updates in a row had a non-finite loss or gradient: lower "
                     f"optim.lr; {folder.path / 'bad_steps'} has the batches, the newest checkpoint is from before"
                 )
+            if why := run.position.health.hopeless(cfg.reward, run.scorer.failures):
+                folder.give_up(step, why)
             last = stop is Stop.TIME or (stop is None and step == cfg.train.max_steps)
             if last or (stop is None and schedule.must_evaluate(step)):
                 stop = _evaluate(run, step) or stop
@@ -68,6 +71,8 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     with clock.phase("refine"):
         decision, stats = stages.select(cfg, engine, run.selector, records, batch, columns, prompts)
         columns = columns.on_host()
+        if columns:
+            run.position.health.scored(columns.values, cfg.reward, step)
         batch, prompts, decision = stages.join_extra(engine, cache, records, batch, prompts, decision)
         sequences = stages.sequences(cfg, batch, columns, decision, stats)
         demonstrations = stages.refine(run.supervisor, records, batch, engine.rank, sequences)

@@ -51,6 +51,7 @@ def main() -> int:
     from dyme.engine.train_engine import close_distributed, init_distributed
     from dyme.families import ModelError
     from dyme.fault_tolerance.lock import LockedError, release_all
+    from dyme.health import StoppedError
     from dyme.opening import lock_early, open_run, prepare
     from dyme.supervision.judge_prompts import PromptFileError
     from dyme.supervision.templates import PoolError
@@ -62,7 +63,16 @@ def main() -> int:
             lock_early(Path(cfg.run.dir))
         init_distributed(cfg.run.seed, cfg.run.hang_timeout_s)
         train(open_run(cfg, prepared))
-    except (CheckpointError, ConfigError, DataError, LockedError, ModelError, PoolError, PromptFileError) as error:
+    except (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        LockedError,
+        ModelError,
+        PoolError,
+        PromptFileError,
+        StoppedError,
+    ) as error:
         release_all()
         return say_error(error)
     close_distributed()

@@ -62,6 +62,11 @@ class Failures:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._noted: dict[str, tuple[int, str]] = {}
+        self._newest: dict[str, str] = {}
+
+    def newest(self, name: str) -> str:
+        """The newest failure of a reward (or of the "verifier") on any rank, "" if none was shared."""
+        return self._newest.get(name, "")
 
     def note(self, errors: Mapping[str, int], examples: Mapping[str, str]) -> None:
         """Keeps failures of this rank, with an example of each kind, for `share`."""
@@ -78,6 +83,7 @@ class Failures:
                     told = f" ({example})" if example else ""
                     say(f"reward failed, {kind}{told}: its rows stay unscored (said once)")
                 self.counts[kind] += count
+                self._newest[kind.partition(": ")[0]] = example or kind
         self._noted.clear()
 
 

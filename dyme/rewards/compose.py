@@ -4,9 +4,10 @@ R = w_f f + w_t t + w_a a + sum_j w_j u_j."""
 from __future__ import annotations
 
 import math
+import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -54,12 +55,25 @@ class Scores:
 
 @dataclass(frozen=True)
 class Checked:
-    """Format, thinking and accuracy of R completions as float64 [R, 3], the thinking text of each, and the number of
-    failed verifiers by kind."""
+    """Format, thinking and accuracy of R completions as float64 [R, 3], the thinking text of each, the number of failed
+    verifiers by kind, and for each kind what the first one said and where."""
 
     parts: Array
     thinking: tuple[str, ...]
     errors: dict[str, int]
+    examples: dict[str, str] = field(default_factory=dict)
+
+
+class _Errors:
+    """Failures of a verifier by kind, and the first of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def add(self, kind: str, example: str) -> None:
+        self.counts[kind] += 1
+        self.examples.setdefault(kind, example)
 
 
 def score(
@@ -101,7 +115,7 @@ def check(
         )
     verifier = get_verifier(config.verifier, relative_tolerance=config.relative_tolerance)
     checker = checker if style == "think" else None
-    errors: Counter[str] = Counter()
+    errors = _Errors()
     rows = np.zeros((len(texts), 3), dtype=np.float64)
     thinking = []
     for row, text, record, cut in zip(rows, texts, records, truncated, strict=True):
@@ -112,12 +126,10 @@ def check(
         if not cut:
             row[0] = format_score(parts, config.min_thinking_chars if style == "think" else 0)
             row[2] = _best_accuracy(verifier, parts, clean_answer(text) if style == "direct" else None, record, errors)
-    return Checked(rows, tuple(thinking), dict(errors))
+    return Checked(rows, tuple(thinking), dict(errors.counts), errors.examples)
 
 
-def _best_accuracy(
-    verifier: Verifier, parts: Completion, whole: str | None, record: Record, errors: Counter[str]
-) -> float:
+def _best_accuracy(verifier: Verifier, parts: Completion, whole: str | None, record: Record, errors: _Errors) -> float:
     """The accuracy of a reply: of `whole`, the reply without thinking, of its answer, or of a gold answer of several
     lines or sentences that it gives as written. NaN where the verifier failed."""
     best = 0.0
@@ -128,21 +140,28 @@ def _best_accuracy(
     return max(_accuracy(verifier, gold_as_written(parts, record), record, errors), best)
 
 
-def _accuracy(verifier: Verifier, answer: str | None, record: Record, errors: Counter[str]) -> float:
+def _accuracy(verifier: Verifier, answer: str | None, record: Record, errors: _Errors) -> float:
     """The verifier's accuracy, or NaN with the reason counted."""
     if not answer:
         return 0.0
     try:
         accuracy = float(verifier(answer, record))
     except Exception as error:  # an edge: one bad record or verifier must cost its rows, not the run
-        errors[type(error).__name__] += 1
+        errors.add(type(error).__name__, _told(error))
         return math.nan
     if math.isnan(accuracy):
-        errors["nan"] += 1
+        errors.add("nan", f"returned NaN for {answer!r:.40}")
     elif not 0.0 <= accuracy <= 1.0:
-        errors["out_of_range"] += 1
+        errors.add("out_of_range", f"returned {accuracy!r:.40}, which is not in [0, 1]")
         return math.nan
     return accuracy
+
+
+def _told(error: Exception) -> str:
+    """The last line of an exception's traceback, with file, line and function."""
+    what = " ".join("".join(traceback.format_exception_only(error)).split())[:200]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{what} ({frame.filename}, line {frame.lineno}, in {frame.name})"
 
 
 def compose(checked: Checked, config: RewardConfig, user: UserScores | None = None) -> Scores:
