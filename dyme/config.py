@@ -125,7 +125,8 @@ class DataConfig(Schema):
     shuffle: bool = True
     """Every epoch in an order of its own; false keeps the order of the source (a curriculum)."""
     max_bad_fraction: Fraction = 0.01
-    """Bad rows are skipped and counted up to this fraction; beyond it the run stops."""
+    """Bad rows are skipped and counted up to this fraction, at loading and in the last 20 steps (see docs/recovery.md);
+    beyond it the run stops."""
 
 
 class RunConfig(Schema):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -14,6 +16,15 @@ from dyme.settings.rewards import RewardConfig
 IN_A_ROW = 2
 """Steps in a row in which a reward fails on every completion before the run ends."""
 VERIFIER = "verifier"
+WINDOW = 20
+"""Steps over which the groups whose prompt could not be read are counted."""
+UPDATED = "updated"
+UNREAD = "no prompt could be read"
+UNSCORED = "no completion was scored"
+ALIKE = "nothing to learn: no demonstration, and the rewards of each group were alike"
+NOT_FINITE = "a loss or gradient was not finite"
+FEW = 10
+"""A run of fewer steps than this tells nothing by rewards that were alike."""
 
 
 class StoppedError(RuntimeError):
@@ -22,9 +33,54 @@ class StoppedError(RuntimeError):
 
 @dataclass
 class Health:
-    """`failing`: steps in a row in which a user's reward, or the verifier, failed on every completion it was given."""
+    """`failing`: steps in a row in which a user's reward, or the verifier, failed on every completion it was given.
+    `lost`: groups of the newest steps whose prompt could not be read. `steps`: of the whole run, by what became of
+    them."""
 
     failing: Counter[str] = field(default_factory=Counter)
+    lost: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    steps: Counter[str] = field(default_factory=Counter)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": dict(self.steps)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.steps.update(state.get("steps", {}))
+
+    def ended(self, readable: Tensor, columns: Mapping[str, Tensor], trained: bool, applied: bool) -> None:
+        """Takes what became of a step. `readable`: bool [G]; `columns`: empty without rollouts; `trained`: it had
+        sequences to train; `applied`: it ended in an update."""
+        self.lost.append(int((~readable).sum()))
+        if trained:
+            reason = UPDATED if applied else NOT_FINITE
+        elif not readable.any():
+            reason = UNREAD
+        else:
+            reason = UNSCORED if columns and not bool((columns["scored"] > 0.5).any()) else ALIKE
+        self.steps[reason] += 1
+
+    def bad_rows(self, fraction: float, groups: int) -> str:
+        """Why the run loses too many rows, "" if it does not. `fraction`: data.max_bad_fraction; `groups`: of a step.
+
+        Three standard deviations above the fraction are allowed, as chance may bring that many into a window.
+        """
+        lost, expected = sum(self.lost), fraction * groups * WINDOW
+        if lost <= expected + 3 * math.sqrt(expected):
+            return ""
+        return (
+            f"the pictures or prompts of {lost} of {groups * len(self.lost)} rows of the last {len(self.lost)} steps "
+            f"could not be read, more than data.max_bad_fraction={fraction:g} allows"
+        )
+
+    def idle(self) -> str:
+        """Why a run at its end trained too little, "" if most of its steps had an update."""
+        total = self.steps.total()
+        without = {reason: count for reason, count in self.steps.most_common() if reason != UPDATED}
+        counted = sum(count for reason, count in without.items() if reason != ALIKE or total >= FEW)
+        if 2 * counted <= total:
+            return ""
+        told = "; ".join(f"{count}: {reason}" for reason, count in without.items())
+        return f"{sum(without.values())} of {total} steps had no update ({told})"
 
     def scored(self, columns: Mapping[str, Tensor], cfg: RewardConfig, step: int) -> None:
         """Takes the gathered columns of a step (`rollout_columns`, float64 [R] on the host). A step without rollouts

@@ -45,6 +45,7 @@ class Position:
         self.first_step, self.elapsed_s = state.step, state.elapsed_s
         self.schedule.skipped_in_a_row, self.schedule.evaluated = state.skipped_in_a_row, state.evaluated
         self.failures.counts.update(state.reward_errors)
+        self.health.load_state_dict(state.health)
         self.supervisor.load_state_dict(state.supervision)
 
     def state(self, step: int, elapsed_s: float, engine: TrainEngine) -> TrainState:
@@ -58,6 +59,7 @@ class Position:
             skipped_in_a_row=self.schedule.skipped_in_a_row,
             reward_errors=dict(self.failures.counts),
             supervision=self.supervisor.state_dict(engine.gather_json),
+            health=self.health.state_dict(),
             evaluated=self.schedule.evaluated,
             config=self.config,
             data=self.data,

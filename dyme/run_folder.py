@@ -156,9 +156,12 @@ class RunFolder:
         goes_on = f"start again, which goes on at step {held}" if held else "start again"
         raise StoppedError(f"{why}; mend the cause and {goes_on}")
 
-    def finish(self, records: RecordSet, eval_records: RecordSet | None, unreadable: Mapping[str, str]) -> None:
+    def finish(
+        self, records: RecordSet, eval_records: RecordSet | None, unreadable: Mapping[str, str], idle: str = ""
+    ) -> None:
         """Export, summary, profile and report; the DONE marker last. `unreadable`: ids of the records whose prompt
-        could not be encoded, and why."""
+        could not be encoded, and why. `idle`: why the run trained too little; then there is no marker, and all ranks
+        raise `StoppedError`."""
         if self.cfg.run.export:
             aside = store.export(self.engine, self.path / "export", self._recipe())
             if aside:
@@ -180,10 +183,16 @@ class RunFolder:
                 draw_profile(self.clock.profile)
             if self.cfg.run.report:
                 report_on(self.path)
-            (self.path / DONE).write_text("", encoding="utf-8")
-            self.progress.say(f"done in {self.clock.elapsed():.0f} s of training: {self.path}")
+            if not idle:
+                (self.path / DONE).write_text("", encoding="utf-8")
+                self.progress.say(f"done in {self.clock.elapsed():.0f} s of training: {self.path}")
         self._unlock()
         self.engine.barrier()
+        if idle:
+            raise StoppedError(
+                f"{idle}: the run is not DONE; mend the cause and start again with a larger train.max_steps, which "
+                f"goes on at step {self.newest()}, or in a new run.dir"
+            )
 
     def _recipe(self) -> Recipe:
         return Recipe(

@@ -36,7 +36,11 @@ def train(run: Run) -> None:
                     f"{cfg.run.max_skipped_updates} updates in a row had a non-finite loss or gradient: lower "
                     f"optim.lr; {folder.path / 'bad_steps'} has the batches, the newest checkpoint is from before"
                 )
-            if why := run.position.health.hopeless(cfg.reward, run.scorer.failures):
+            health = run.position.health
+            if why := (
+                health.hopeless(cfg.reward, run.scorer.failures)
+                or health.bad_rows(cfg.data.max_bad_fraction, cfg.rollout.prompts_per_step)
+            ):
                 folder.give_up(step, why)
             last = stop is Stop.TIME or (stop is None and step == cfg.train.max_steps)
             if last or (stop is None and schedule.must_evaluate(step)):
@@ -46,7 +50,7 @@ def train(run: Run) -> None:
     if stop is Stop.PREEMPTED:
         folder.leave(step)
     else:
-        folder.finish(run.records, run.eval_records, run.prompt_cache.failed)
+        folder.finish(run.records, run.eval_records, run.prompt_cache.failed, run.position.health.idle())
     run.rollout_engine.close()
     run.clock.watchdog.stop()
 
@@ -59,6 +63,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     with clock.phase("rollout"):
         cache.advance()
         prompts = stages.prompts(engine, cache, records, batch)
+        readable = prompts.readable
         scoring = Scoring(run.scorer, records, batch)
         rollouts = (
             stages.rollout(cfg, run.rollout_engine, cache, records, batch, engine.rank, scoring) if explores else {}
@@ -90,6 +95,7 @@ def train_step(run: Run, step: int) -> dict[str, float]:
         run.folder.logger.log_modes(step + 1, mode_line(decision, batch.records, ids))
     # pictures, prompts, facts and demonstrations, while this step's update runs
     stages.prefetch(cfg, engine, cache, run.supervisor, run.position, records, step + 1)
+    applied = False
     with clock.phase("update"):
         if sequences.trained:  # a step in which nothing lives has no backward and no optimizer step
             run.rollout_engine.sleep()
@@ -97,14 +103,16 @@ def train_step(run: Run, step: int) -> dict[str, float]:
             if run.schedule.measures_components(step):
                 metrics |= component_norms(engine, train_batch).metrics()
             updated = run_update(engine, train_batch, factor, cfg.train.epochs_per_rollout)
-            run.schedule.updated(applied=updated.applied)
+            applied = updated.applied
+            run.schedule.updated(applied=applied)
             metrics |= updated.metrics(
                 sequences.trained, kl=engine.has_reference_policy, modulation=bool(cfg.optim.modulation)
             )
-            if not updated.applied:
+            if not applied:
                 say("update skipped: a loss or gradient was not finite")
                 if engine.rank == 0:
                     write_bad_step(run.folder.path, step + 1, updated.bad_ranks, ids, train_batch)
+    run.position.health.ended(readable, columns.values, bool(sequences.trained), applied)
     with clock.phase("refresh"):
         if explores:
             run.rollout_engine.update_weights()

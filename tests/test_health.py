@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 from dyme.health import Health
 from dyme.rewards import compose
@@ -87,3 +88,72 @@ def test_a_typo_in_a_reward_function_ends_the_run_early(tmp_path):
     assert "(line 2)" in told and "goes on at step 2" in told
     assert not (tmp_path / "run" / "DONE").exists() and not (tmp_path / "run" / "run.lock").exists()
     assert len([line for line in lines(tmp_path / "run") if not line.get("eval")]) == 2
+
+
+ALL, NONE = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+
+
+def test_rows_lost_in_mid_run_count_over_a_window():
+    one = ALL.clone()
+    one[0] = False
+
+    def lost(*steps: torch.Tensor, fraction: float = 0.01) -> str:
+        health = Health()
+        for readable in steps:
+            health.ended(readable, {}, trained=bool(readable.any()), applied=bool(readable.any()))
+        return health.bad_rows(fraction, 4)
+
+    assert not lost(*[ALL] * 50) and not lost(one) and not lost(*([one] + [ALL] * 19) * 20)
+    assert "4 of 8 rows of the last 2 steps" in lost(ALL, NONE) and "data.max_bad_fraction=0.01" in lost(ALL, NONE)
+    assert lost(one, fraction=0.0) and not lost(*[NONE] * 50, fraction=1.0)
+    assert not lost(*[one] * 50, fraction=0.25) and lost(*[NONE] * 50, fraction=0.25)
+    assert not lost(*[NONE] * 5, *[ALL] * 20), "only the window counts"
+
+
+def test_a_run_most_of_whose_steps_had_no_update_is_not_done():
+    def why(*steps: tuple[int, torch.Tensor, dict, bool, bool]) -> str:
+        first, second = Health(), Health()
+        for count, *step in steps:
+            for _ in range(count):
+                first.ended(*step)
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))  # kept in checkpoints
+        assert second.idle() == first.idle()
+        return first.idle()
+
+    good, unread = (ALL, {}, True, True), (NONE, {}, False, False)
+    unscored = (ALL, {"scored": torch.zeros(4)}, False, False)
+    alike = (ALL, {"scored": torch.ones(4)}, False, False)
+    assert not why() and not why((2, *good)) and not why((2, *good), (2, *unread))
+    told = why((2, *good), (25, *unread), (2, *unscored), (1, ALL, {}, True, False))
+    assert told.startswith("28 of 30 steps had no update (25: no prompt could be read; 2: no completion was scored; 1:")
+    assert not why((9, *alike)) and "10 of 10" in why((10, *alike))
+
+
+@pytest.mark.dist
+def test_pictures_deleted_in_mid_run_end_it(tmp_path):
+    """The rank that loses them is not the only one that knows; the same command goes on once they are back."""
+    rows = []
+    for i in range(6):
+        Image.new("RGB", (32, 32), (40 * i, 200, 90)).save(tmp_path / f"{i}.png")
+        rows.append({"id": f"r{i}", "question": f"what is {i}?", "answer": str(i), "hint": "it", "image": f"{i}.png"})
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.py").write_text(
+        "from pathlib import Path\n\n\ndef mine(completions, step, **_):\n"
+        "    for file in Path(__file__).parent.glob('*.png'):\n"
+        "        file.rename(file.with_suffix('.gone'))\n"
+        "    return [float(i) for i in range(len(completions))]\n"
+    )
+    config = write_config(
+        tmp_path,
+        data={"train": {"source": "jsonl", "path": str(tmp_path / "train.jsonl")}},
+        reward__user=[{"function": f"{tmp_path}/own.py:mine"}],
+        train__max_steps=4,
+    )
+    done = launch("--config", config, f"run.dir={tmp_path / 'run'}", check=False)
+    [told] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode != 0 and "Traceback" not in done.stderr and not (tmp_path / "run" / "DONE").exists()
+    assert "could not be read, more than data.max_bad_fraction=0.01 allows" in told and "goes on at step " in told
+    for file in tmp_path.glob("*.gone"):
+        file.rename(file.with_suffix(".png"))
+    done = launch("--config", config, f"run.dir={tmp_path / 'run'}", "data.max_bad_fraction=1.0", check=False)
+    assert "resuming at step " in done.stderr and (tmp_path / "run" / "metrics.jsonl").read_text().count('"step": 4')

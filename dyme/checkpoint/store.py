@@ -58,6 +58,7 @@ class TrainState:
     reward_errors: dict[str, int] = field(default_factory=dict)
     evaluated: int = -1
     supervision: dict[str, Any] = field(default_factory=dict)
+    health: dict[str, Any] = field(default_factory=dict)
     config: str = ""
     data: dict[str, Any] = field(default_factory=dict)
 
