@@ -66,6 +66,7 @@ class Scoring:
         self._waiting: dict[int, list[int]] = {}
         self._left: Counter[int] = Counter()
         self._parts: list[Future[_Part]] = []
+        scorer.user_rewards.begin()
 
     def expect(self, rows: Iterable[int]) -> None:
         """Names the rows that will have a completion, before the first one has."""
@@ -142,6 +143,7 @@ class Scoring:
         weights = [reward.weight.at(self.batch.step) for reward in scorer.cfg.reward.user]
         whole = self._call("step", rows, [texts[row] for row in rows]).outcome(weights)
         groups = [part.calls.outcome(weights) for part in parts]
+        scorer.user_rewards.end()
         for part, outcome in zip(parts, groups, strict=True):
             told = {f"verifier: {kind}": example for kind, example in part.checked.examples.items()}
             scorer.failures.note({f"verifier: {kind}": count for kind, count in part.checked.errors.items()}, told)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from dyme.rewards.compose import UserScores
+from dyme.rewards.surroundings import Surroundings
 from dyme.rewards.user import IMAGE, IMAGES, PICTURES, LoadedReward, told
 from dyme.settings.rewards import Per
 from dyme.supervision.futures import wait_for
@@ -94,6 +95,18 @@ class UserRewards:
         self.rewards = tuple(rewards)
         self._workers: list[list[_Worker]] = [[] for _ in self.rewards]
         self._ended = threading.Condition()
+        self._surroundings = Surroundings()
+
+    def begin(self) -> None:
+        """Takes the state of the process for the right one. Called before the calls of a step, by the thread that
+        collects the results."""
+        if self.rewards and not any(worker.call for workers in self._workers for worker in workers):
+            self._surroundings.note()
+
+    def end(self) -> None:
+        """Puts back what functions changed of the process, seeds included, when their results are there."""
+        if self.rewards:
+            self._surroundings.restore()
 
     @property
     def titles(self) -> tuple[str, ...]:
@@ -119,7 +132,7 @@ class UserRewards:
                 if late >= MAX_HANGING:
                     return None
                 if len(left) - late < AT_ONCE:
-                    worker = _Worker(f"reward {self.rewards[j].title}", self._ended)
+                    worker = _Worker(f"reward {self.rewards[j].title}", self._ended, self._surroundings)
                     workers.append(worker)
                     break
                 self._ended.wait(min(seconds for seconds in left if seconds))
@@ -200,9 +213,9 @@ class _Call:
 class _Worker:
     """A daemon thread that makes one call after another. Its event loop stays, with any clients bound to it."""
 
-    def __init__(self, name: str, ended: threading.Condition) -> None:
+    def __init__(self, name: str, ended: threading.Condition, surroundings: Surroundings) -> None:
         self.call: _Call | None = None
-        self._ended = ended
+        self._ended, self._surroundings = ended, surroundings
         self._calls: SimpleQueue[_Call] = SimpleQueue()
         # the current device belongs to the thread; a user's model goes on the rank's device
         self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
@@ -219,7 +232,8 @@ class _Worker:
         asyncio.set_event_loop(loop)
         while True:
             call = self._calls.get()
-            values = call.make(loop)
+            with self._surroundings.call():
+                values = call.make(loop)
             with self._ended:
                 self.call = None  # before the next call can be queued
                 self._ended.notify_all()

@@ -18,6 +18,7 @@ from dyme.data.errors import DataError
 from dyme.data.paths import expand
 from dyme.data.record import LazyImage, Record
 from dyme.rewards.answer import split_completion
+from dyme.rewards.surroundings import unchanged
 from dyme.settings.errors import ConfigError
 from dyme.settings.rewards import Per, UserReward
 
@@ -89,7 +90,8 @@ def _module(where: str, path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look up their module there
     try:
-        spec.loader.exec_module(module)
+        with unchanged():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # an edge: the user's code, which may do anything
         raise ConfigError(f"{where}: the file does not load: {told(error, path)}; mend it") from None
     return module
