@@ -20,7 +20,7 @@ from dyme.settings.errors import ConfigError, explain
 from dyme.settings.evaluation import EvaluateConfig
 from dyme.settings.judge import JudgeConfig
 from dyme.settings.lora import LoraConfig
-from dyme.settings.numbers import Fraction, PositiveInt
+from dyme.settings.numbers import Fraction, PositiveInt, UpToMillion, UpToThousand
 from dyme.settings.objective import MemorizeConfig, ObjectiveConfig
 from dyme.settings.optim import OptimConfig, Part
 from dyme.settings.paths import UserPath
@@ -31,28 +31,29 @@ from dyme.settings.run import RunSettings, TrainConfig
 from dyme.settings.schema import Schema
 from dyme.settings.selector import SelectorConfig
 from dyme.settings.supervision import SupervisionConfig
+from dyme.settings.yaml_text import YamlError, read_yaml
 
 
 class FromScratchConfig(Schema):
     """A tiny model of the family, with a tokenizer trained on the run's own texts."""
 
-    hidden_size: PositiveInt = 128
+    hidden_size: UpToMillion = 128
     """Width of the language model."""
-    layers: PositiveInt = 4
+    layers: UpToThousand = 4
     """Decoder layers."""
-    heads: PositiveInt = 4
+    heads: UpToThousand = 4
     """Attention heads (language model and vision tower)."""
-    vision_hidden_size: PositiveInt = 96
+    vision_hidden_size: UpToMillion = 96
     """Width of the vision tower."""
-    vision_layers: PositiveInt = 2
+    vision_layers: UpToThousand = 2
     """Vision encoder layers."""
-    image_size: PositiveInt = 32
+    image_size: UpToThousand = 32
     """Side in pixels to which every picture is resized."""
-    patch_size: PositiveInt = 4
+    patch_size: UpToThousand = 4
     """Side of one vision patch in pixels."""
-    scale_factor: PositiveInt = 2
+    scale_factor: UpToThousand = 2
     """Pixel shuffle: scale_factor**2 patches become one image token."""
-    vocab_size: PositiveInt = 512
+    vocab_size: UpToMillion = 512
     """Upper bound of the trained byte-level BPE vocabulary, special tokens included."""
     tokenizer_sources: tuple[SourceConfig, ...] = ()
     """More sources whose texts the tokenizer is trained on, besides data.train (e.g. those of a later stage)."""
@@ -194,14 +195,19 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file; see configs/ for examples")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        tree = read_yaml(path.read_text(encoding="utf-8"))
+    except YamlError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected `key: value` lines at the top level")
     for item in overrides or []:
         _override(tree, item)
-    if not tree.get("run", {}):
+    if tree.get("run") is None:
         tree["run"] = {}
     if isinstance(tree["run"], dict) and not tree["run"].get("dir"):
         tree["run"]["dir"] = str(Path("runs") / path.stem)
@@ -245,9 +251,9 @@ def _override(tree: dict[str, Any], item: str) -> None:
     if not sep or not all(key.split(".")):
         raise ConfigError(f"override '{item}': write key.sub=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{item}': the value is not valid YAML: {' '.join(str(error).split())}") from error
+        value = read_yaml(text)
+    except YamlError as error:
+        raise ConfigError(f"override '{item[:80]}': the value is {error}") from None
     *parents, leaf = key.split(".")  # YAML 1.1 reads 1e-4 as text; pydantic makes it a number where one is wanted
     node = tree
     for name in parents:

@@ -23,6 +23,7 @@ def main() -> int:
 
     from dyme.config import dump_config, load_config
     from dyme.provenance.history import finished
+    from dyme.settings.deepspeed import unusable
     from dyme.settings.errors import ConfigError
 
     overrides = args.overrides + ([f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else [])
@@ -32,6 +33,8 @@ def main() -> int:
     except ConfigError as error:
         return say_error(error)
     if args.print_config:
+        if (problem := unusable(cfg.deepspeed)) is not None:
+            return say_error(problem)
         if first:
             print(dump_config(cfg), end="")
         return 0

@@ -33,12 +33,28 @@ def read_deepspeed(name: str) -> dict[str, Any]:
         ds = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"deepspeed: {path} cannot be read ({error.strerror}); see ds_configs/") from error
+    except RecursionError:
+        raise ConfigError(f"deepspeed: {path} is nested too deep; see ds_configs/") from None
     except ValueError as error:
         raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from error
     held = ds.get("zero_optimization", {}) if isinstance(ds, dict) else None
     if not isinstance(held, dict):
         raise ConfigError(f"deepspeed: {path} must be a JSON object with zero_optimization: {{stage: 1, 2 or 3}}")
     zero = {key: value for key, value in held.items() if value != "auto"}
-    if zero.get("stage") not in (1, 2, 3):
+    stage = zero.get("stage")
+    if type(stage) is not int or stage not in (1, 2, 3):
         raise ConfigError(f"deepspeed: {path} needs zero_optimization.stage 1, 2 or 3, it has {zero.get('stage')}")
     return {**ds, "zero_optimization": zero}
+
+
+def unusable(name: str) -> ConfigError | None:
+    """What is wrong in a file that is there. One that is not may be made before the run starts."""
+    try:
+        deepspeed_file(name)
+    except ConfigError:
+        return None
+    try:
+        read_deepspeed(name)
+    except ConfigError as error:
+        return error
+    return None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+_LONG = re.compile(r"\S{200,}")
 
 
 class ConfigError(ValueError):
@@ -18,14 +21,18 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """One line for the first mistake (an unknown key before all others, since it often causes them)."""
     errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first, rest = errors[0], len(errors) - 1
-    key, holder, union = _locate(first["loc"], root)
-    return " ".join(_reason(first, key, holder, union, root).split()) + (f" (and {rest} more)" if rest else "")
+    context = first.get("ctx", {})
+    of_field = (context["field"],) if "field" in context else ()  # a validator of the whole section names one
+    key, holder, union = _locate((*first["loc"], *of_field), root)
+    line = _LONG.sub(lambda word: f"{word[0][:60]}...", " ".join(_reason(first, key, holder, union, root).split()))
+    return line + (f" (and {rest} more)" if rest else "")
 
 
 def _reason(
     error: Any, key: str, holder: type[BaseModel] | None, union: list[type[BaseModel]], root: type[BaseModel]
 ) -> str:
-    kind, given = error["type"], f"got {repr(error['input'])[:60]}"
+    value = error.get("ctx", {}).get("value", error["input"])
+    kind, given = error["type"], f"got {repr(value)[:60]}"
     if kind == "extra_forbidden" and holder:
         parent = key.rpartition(".")[0]
         fields = sorted(holder.model_fields)

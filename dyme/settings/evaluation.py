@@ -12,7 +12,7 @@ class EvaluateConfig(Schema):
 
     records: int | None = Field(default=None, gt=0)
     """Held-out records that are evaluated (the first n); by default all of data.eval."""
-    samples: int = Field(default=1, gt=0)
+    samples: int = Field(default=1, gt=0, le=10_000)
     """1: one greedy reply. n: n replies a record, drawn with the temperature, top_p and top_k of `rollout`."""
     pass_at: tuple[int, ...] = (1,)
     """Each k of pass@k; at most `samples`."""
@@ -20,9 +20,9 @@ class EvaluateConfig(Schema):
     """Also ask for a direct answer, as a second column that shows whether thinking helps."""
     direct_template: str = "{question}\nAnswer with a single word, number or phrase."
     """User turn of the direct column; {question} is filled in."""
-    direct_max_new_tokens: int = Field(default=32, gt=0)
+    direct_max_new_tokens: int = Field(default=32, gt=0, le=1_000_000)
     """Most tokens of a direct reply."""
-    bootstrap: int = Field(default=10_000, gt=0)
+    bootstrap: int = Field(default=10_000, gt=0, le=10_000_000)
     """Resamples behind every 95 % interval."""
 
     @model_validator(mode="after")

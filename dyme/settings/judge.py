@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from dyme.settings.errors import ConfigError, explain
-from dyme.settings.numbers import NonNegativeFloat, PositiveFloat, PositiveInt
+from dyme.settings.numbers import NonNegativeFloat, PositiveFloat, PositiveInt, UpToMillion, UpToThousand
 from dyme.settings.schema import Schema
 from dyme.settings.supervision import SupervisionConfig
+from dyme.settings.yaml_text import YamlError, read_yaml
 
 CHAT = "/chat/completions"
 KEY = "judge.endpoints.0"
@@ -43,13 +43,13 @@ class JudgeConfig(Schema):
 
     endpoints: tuple[JudgeEndpoint, ...] = ()
     """The server: a list of one. None: no judge. Several servers go behind a load balancer."""
-    concurrency: PositiveInt = 16
+    concurrency: UpToThousand = 16
     """Most questions that a rank asks at the same time."""
     timeout_s: PositiveFloat = 20.0
     """Most seconds for a question, retries included."""
     retries: Annotated[int, Field(ge=0, le=20)] = 3
     """Tries after the first one."""
-    max_tokens: PositiveInt = 512
+    max_tokens: UpToMillion = 512
     """Longest answer, for questions that set no length of their own."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Sampling temperature of the judge; 0 gives the steadiest verdicts."""
@@ -90,14 +90,16 @@ def read_sections(path: Path) -> Sections:
     """Sections `judge` and `supervision` of a run's YAML. Raises `ConfigError` if `judge` is missing or either is
     wrong."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YamlError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}; give the YAML of a run") from None
     section = tree.get("judge") if isinstance(tree, dict) else None
     if not section:
         raise ConfigError(f"{path}: no section 'judge'; write judge: {{endpoints: [{{url: ..., model: ...}}]}}")
     try:
-        found = Sections.model_validate({"judge": section, "supervision": tree.get("supervision") or {}})
+        found = Sections.model_validate(
+            {"judge": section, "supervision": {} if tree.get("supervision") is None else tree["supervision"]}
+        )
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Sections)}") from None
     if not found.judge.endpoints:

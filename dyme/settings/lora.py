@@ -13,7 +13,7 @@ from dyme.settings.schema import Schema
 class LoraConfig(Schema):
     """Low-rank adapters (LoRA) are trained, every weight of the model itself is frozen."""
 
-    r: Annotated[int, Field(gt=0)] = 16
+    r: Annotated[int, Field(gt=0, le=100_000)] = 16
     """Rank of an adapter."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32
     """An adapter changes its weight by alpha / r times B A."""

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
-from dyme.settings.numbers import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from dyme.settings.numbers import BelowOne, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from dyme.settings.schema import Schema
 
 Part = Literal["vision", "connector", "language", "head"]
@@ -19,7 +19,7 @@ class OptimConfig(Schema):
     """Peak learning rate."""
     part_lr: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Peak learning rate of single parts, e.g. {vision: 1e-6}."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     """AdamW betas."""
     eps: PositiveFloat = 1e-8
     """AdamW epsilon."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from dyme.settings.engines import ENGINES
-from dyme.settings.numbers import NonNegativeInt, PositiveFloat, PositiveInt
+from dyme.settings.numbers import NonNegativeInt, PositiveFloat, UpToMillion
 from dyme.settings.schema import Schema
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ class RolloutConfig(Schema):
     engine: EngineName = "auto"
     """shared_prefix: each prompt once per group, all completions in one batch; hf: transformers' generate; auto:
     shared_prefix where the family packs trees."""
-    prompts_per_step: PositiveInt = 32
+    prompts_per_step: UpToMillion = 32
     """Groups G per optimization step, over all ranks."""
-    group_size: Annotated[int, Field(ge=2)] = 8
+    group_size: Annotated[int, Field(ge=2, le=10_000)] = 8
     """Completions K per prompt."""
-    max_new_tokens: PositiveInt = 256
+    max_new_tokens: UpToMillion = 256
     """Most tokens of a completion."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature T; the policy's log-probabilities are taken at the same T."""
@@ -39,7 +39,7 @@ class RolloutConfig(Schema):
     repetition_penalty: PositiveFloat = 1.0
     """Divides the logits of tokens in prompt and completion so far (multiplies negative ones); 1 is off. Training takes
     the log-probabilities of the policy without it."""
-    batch_size: PositiveInt = 256
+    batch_size: UpToMillion = 256
     """Completions decoded at once on a rank (bounds memory)."""
     offload: bool = False
     """Keep the rollout copy of the weights in pinned host memory while the model trains; no effect on a CPU."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dyme.settings.numbers import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from dyme.settings.numbers import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    UpToMillion,
+)
 from dyme.settings.paths import UserPath
 from dyme.settings.schema import Schema
 
@@ -19,7 +27,7 @@ class TrainConfig(Schema):
     first."""
     token_budget: PositiveInt = 8192
     """Tokens per micro-batch and rank, padded ones unless packed_attention joins groups; a group over it is split."""
-    logits_budget_mb: PositiveInt = 256
+    logits_budget_mb: UpToMillion = 256
     """Memory of the logits buffer in the loss head (MiB)."""
     switch_fraction: Fraction = 0.5
     """method two_stage: share of the steps spent on SFT before GRPO."""
@@ -32,7 +40,7 @@ class RunSettings(Schema):
 
     dir: UserPath = ""
     """Run folder; default runs/<name of the YAML>. It must be new, empty, or that of a run."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, data order and sampling noise."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the newest usable checkpoint; never: refuse a folder that holds a run."""

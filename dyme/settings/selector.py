@@ -50,7 +50,7 @@ class SelectorConfig(Schema):
     """`scheduled`: share of the steps, after the warm-up, in which mu falls to its valley."""
     token_shaping: Literal["none", "p(1-p)"] = "p(1-p)"
     """`scheduled`: factor of each memorized token, p its probability."""
-    buffer_size: Annotated[int, Field(gt=0)] = 32
+    buffer_size: Annotated[int, Field(gt=0, le=1_000_000)] = 32
     """`buffered`: records that nobody got right wait until there are this many, and are then memorized together."""
     path: str | None = None
     """`replay`: the modes.jsonl of a run with `run.modes`; `~` and environment variables are filled in."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+MOST = 100_000
 CPUS_PER_GPU = 8
 CPUS_WITHOUT_GPU = 4
 
@@ -49,6 +50,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     known.overrides = [item for item in unknown if not item.startswith("-")]
     if wrong := [item for item in known.overrides if "=" not in item]:
         parser.error(f"'{wrong[0]}' is neither key.sub=value nor an option: write options of sbatch as --name=value")
+    for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_task", 1)):
+        count = vars(known)[name]
+        if count is not None and not least <= count <= MOST:
+            parser.error(f"--{name.replace('_', '-')}={count} must be from {least} to {MOST}")
     if not known.evaluate and (known.model or known.out):
         parser.error("--model and --out belong to --evaluate")
     return known, [item for item in unknown if item.startswith("-")]

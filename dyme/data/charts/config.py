@@ -67,7 +67,8 @@ class ChartSettings(Schema):
     def _defaults_of_scale(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {**_SCALE_DEFAULTS.get(values.get("scale", "tiny"), {}), **values}
+        scale = values.get("scale", "tiny")
+        return {**(_SCALE_DEFAULTS.get(scale, {}) if isinstance(scale, str) else {}), **values}
 
     @model_validator(mode="after")
     def _ranges(self) -> ChartSettings:
