@@ -50,7 +50,8 @@ class _Part:
     texts: tuple[str, ...]
     checked: Checked
     thinking: PendingCheck
-    calls: Started
+    calls: Started | None
+    """None where the functions are not known to be harmless: they are called when nothing is decoded any more."""
 
 
 class Scoring:
@@ -90,7 +91,7 @@ class Scoring:
         scorer, cfg = self.scorer, self.scorer.cfg
         with scorer.background("scoring"):
             texts = tuple(scorer.family.decode(rollout.tokens) for rollout in rollouts)
-            calls = self._call("group", rows, texts)
+            calls = self._call("group", rows, texts) if scorer.user_rewards.harmless else None
             record = self._record(rows[0])
             checked = check(
                 texts,
@@ -142,7 +143,8 @@ class Scoring:
         texts = {row: text for part in parts for row, text in zip(part.rows, part.texts, strict=True)}
         weights = [reward.weight.at(self.batch.step) for reward in scorer.cfg.reward.user]
         whole = self._call("step", rows, [texts[row] for row in rows]).outcome(weights)
-        groups = [part.calls.outcome(weights) for part in parts]
+        calls = [part.calls or self._call("group", part.rows, part.texts) for part in parts]
+        groups = [call.outcome(weights) for call in calls]
         scorer.user_rewards.end()
         for part, outcome in zip(parts, groups, strict=True):
             told = {f"verifier: {kind}": example for kind, example in part.checked.examples.items()}

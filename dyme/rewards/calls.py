@@ -96,6 +96,9 @@ class UserRewards:
         self._workers: list[list[_Worker]] = [[] for _ in self.rewards]
         self._ended = threading.Condition()
         self._surroundings = Surroundings()
+        self.harmless = False
+        """Whether a step has passed in which no call changed the state of the process: then calls may run beside the
+        decoding."""
 
     def begin(self) -> None:
         """Takes the state of the process for the right one. Called before the calls of a step, by the thread that
@@ -107,6 +110,7 @@ class UserRewards:
         """Puts back what functions changed of the process, seeds included, when their results are there."""
         if self.rewards:
             self._surroundings.restore()
+            self.harmless |= not self._surroundings.changed
 
     @property
     def titles(self) -> tuple[str, ...]:

@@ -113,21 +113,27 @@ def _held(parts: tuple[Part, ...]) -> list[Any]:
     return [_read(read) for read, _ in parts]
 
 
-def _put_back(parts: tuple[Part, ...], held: list[Any]) -> None:
+def _put_back(parts: tuple[Part, ...], held: list[Any]) -> bool:
+    """Whether there was anything to put back."""
+    changed = False
     for (read, write), value in zip(parts, held, strict=True):
         if value is not _UNREADABLE and not _same(value, _read(read)):
+            changed = True
             with suppress(OSError, ValueError, RuntimeError, locale.Error):  # a folder that is gone, for example
                 write(value)
+    return changed
 
 
 class Surroundings:
     """The state of the process as the run left it, read by its main thread while no code of the user runs."""
 
     def __init__(self) -> None:
+        self.changed = False
         self.note()
 
     def note(self) -> None:
-        """Takes the state of now for the right one."""
+        """Takes the state of now for the right one; `changed` tells whether a call changes it from now on."""
+        self.changed = False
         self._process, self._thread, self._seeds = _held(PROCESS), _held(THREAD), _held(SEEDS)
         self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         self._handlers = _handlers()
@@ -140,7 +146,7 @@ class Surroundings:
             yield
         finally:
             _put_back(THREAD, own)
-            _put_back(PROCESS, self._process)
+            self.changed |= _put_back(PROCESS, self._process)
 
     def restore(self) -> None:
         """By the thread that noted it, after the calls."""

@@ -118,3 +118,14 @@ def test_numbers_drawn_by_the_run_are_the_same_with_and_without_a_reward(tmp_pat
     rewards.end()
     assert draws() == wanted
     assert threading.current_thread() is threading.main_thread() and os.getcwd() and warnings.filters
+
+
+@pytest.mark.parametrize(("code", "harmless"), [("pass", True), (HARM["default dtype"], False)])
+def test_functions_that_change_the_process_do_not_run_beside_the_decoding(tmp_path, code, harmless):
+    rewards = loaded(tmp_path, f"def f(completions):\n    {code}\n    return [1.0]\n", per="group")
+    assert not rewards.harmless
+    for _ in range(2):
+        rewards.begin()
+        rewards.start({"completions": ["a"]}, list, 1).outcome([1.0])
+        rewards.end()
+        assert rewards.harmless is harmless
