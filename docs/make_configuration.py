@@ -31,6 +31,10 @@ by hand.
   `model.freeze=[vision]`, `data.eval=null`.
 - `--deepspeed_config FILE` is the same as `deepspeed=FILE`.
 - `--print_config` prints the resolved configuration and stops. The same text lies in the run folder as config.yaml.
+- The YAML holds plain values: a key given twice, a tag, a key that is no text, a NUL byte and more than 100,000 values
+  (aliases counted in full) are refused. Dates are text.
+- Besides the limits in the tables, whole numbers are at most 4294967295 in size, others 0 or from 1e-30 to 1e9;
+  infinite numbers and NaN are refused, and so is `true` for a number.
 - A run folder that is not set becomes `runs/<name of the YAML>`.
 - In the paths of data sources and of `reward.user.function` `~` and environment variables are filled in, in
   `model.path` only `~`. Relative paths start at the working folder.

@@ -251,9 +251,9 @@ def _override(tree: dict[str, Any], item: str) -> None:
     if not sep or not all(key.split(".")):
         raise ConfigError(f"override '{item}': write key.sub=value")
     try:
-        value = read_yaml(text)
+        value = read_yaml(text, key)
     except YamlError as error:
-        raise ConfigError(f"override '{item[:80]}': the value is {error}") from None
+        raise ConfigError(f"override '{item[:80]}': {error}") from None
     *parents, leaf = key.split(".")  # YAML 1.1 reads 1e-4 as text; pydantic makes it a number where one is wanted
     node = tree
     for name in parents:

@@ -139,7 +139,7 @@ def test_any_value_at_any_key_at_all(folder, path, value):
         ("optim: {lr: 1.0e-4, lr: 1.0e-3}", "'optim.lr' is given twice (line 3)"),
         ("model: {path: other}", "'model' is given twice (line 3)"),
         ("run: {dir: !!binary aGk=}", "'run.dir': the tag 'tag:yaml.org,2002:binary' is not taken"),
-        ('run: {dir: "a\\0b"}', "'run.dir': 'a\\x00b' holds a NUL byte"),
+        ('run: {dir: "a\\0b"}', "'run.dir': 'a\\x00b' a setting holds no NUL byte"),
         ('prompt: {system: "\\ud83d"}', "'prompt.system': '\\ud83d' holds half a character"),
         ("optim: {1: 2}", "'optim': the key '1' is no text"),
         ("optim: {on: 2}", "'optim': the key 'on' is no text"),

@@ -28,9 +28,10 @@ _Loader.yaml_implicit_resolvers = {
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, key: str = "") -> Any:
     """Dicts with text keys, lists, texts, numbers, truth values and None. Raises `YamlError` for anything else: a key
-    given twice, a tag, an alias that holds itself, too many values (nested aliases count in full), a NUL byte."""
+    given twice, a tag, an alias that holds itself, too many values (nested aliases count in full), a NUL byte.
+    `key`: that of the value, for messages."""
     if len(text) > MAX_CHARS:
         raise YamlError(f"more than {MAX_CHARS:,} characters")
     try:
@@ -39,7 +40,7 @@ def read_yaml(text: str) -> Any:
             node = loader.get_single_node()
             if node is None:
                 return None
-            _check(node, "", 0, {})
+            _check(node, key, 0, {})
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -87,6 +88,6 @@ def _check(node: yaml.Node, key: str, depth: int, sizes: dict[int, int | None]) 
 
 def _check_text(text: str, key: str) -> None:
     if "\0" in text:
-        raise YamlError(f"'{key}': {text!r:.60} holds a NUL byte; take it out")
+        raise YamlError(f"'{key}': {text!r:.60} a setting holds no NUL byte; take it out")
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise YamlError(f"'{key}': {text!r:.60} holds half a character (a lone surrogate); take it out")
