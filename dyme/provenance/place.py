@@ -20,10 +20,20 @@ from dyme.settings.errors import ConfigError
 STARTS = "starts.jsonl"
 """One line for each start of the run; its presence says that the folder is a run's."""
 BESIDE = frozenset(
-    ("watchdog", ".preflight", "evaluation", "judge-cache", "deepspeed.log", "lost+found", ".gitkeep", ".gitignore")
+    (
+        "watchdog",
+        "logs",
+        ".preflight",
+        "evaluation",
+        "judge-cache",
+        "deepspeed.log",
+        "lost+found",
+        ".gitkeep",
+        ".gitignore",
+    )
 )
-"""Entries that may lie in the folder of a run that never began: what a start leaves that was killed early, an
-evaluation of another model, and those of a new disk or repository."""
+"""Entries that may lie in the folder of a run that never began: what a start leaves that was killed early, the logs of a
+SLURM job, an evaluation of another model, and those of a new disk or repository."""
 WRITTEN = (
     "config.yaml",
     "config_history.jsonl",
