@@ -32,8 +32,8 @@ BESIDE = frozenset(
         ".gitignore",
     )
 )
-"""Entries that may lie in the folder of a run that never began: what a start leaves that was killed early, the logs of a
-SLURM job, an evaluation of another model, and those of a new disk or repository."""
+"""Entries that may lie in the folder of a run that never began: what a start leaves that was killed early, the logs of
+a SLURM job, an evaluation of another model, and those of a new disk or repository."""
 WRITTEN = (
     "config.yaml",
     "config_history.jsonl",
