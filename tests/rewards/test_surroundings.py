@@ -103,6 +103,8 @@ def test_a_call_that_hangs_spoils_nothing_either(tmp_path):
     rewards.begin()  # while it still runs
     rewards.end()
     assert same(before)
+    with rewards._ended:  # its end puts the state back too, which must not fall into another test
+        assert rewards._ended.wait_for(lambda: not rewards._workers[0][0].call, 10)
 
 
 def test_numbers_drawn_by_the_run_are_the_same_with_and_without_a_reward(tmp_path):
