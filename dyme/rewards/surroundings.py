@@ -49,10 +49,6 @@ def _deterministic() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def _set_streams(streams: tuple[Any, Any]) -> None:
-    sys.stdout, sys.stderr = streams
-
-
 PROCESS: tuple[Part, ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (os.getcwd, os.chdir),
@@ -65,7 +61,6 @@ PROCESS: tuple[Part, ...] = (
         lambda on: setattr(torch.backends.cudnn, "benchmark", on),
     ),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    (lambda: (sys.stdout, sys.stderr), _set_streams),
     (_umask, os.umask),
     (lambda: logging.root.manager.disable, logging.disable),
     (sys.getrecursionlimit, sys.setrecursionlimit),

@@ -32,15 +32,12 @@ HARM = {
     "locale": "locale.setlocale(locale.LC_ALL, 'C.UTF-8')",
     "numpy errors": "np.seterr(all='raise')",
     "recursion": "sys.setrecursionlimit(77)",
-    "output": "setattr(sys, 'stdout', io.StringIO())",
     "logging": "logging.disable(logging.CRITICAL)",
     "alarm": "signal.alarm(1000)",
     "socket": "socket.setdefaulttimeout(0.001)",
     "gc": "gc.disable()",
 }
-IMPORTS = (
-    "import gc, io, locale, logging, os, random, signal, socket, sys, warnings\nimport numpy as np\nimport torch\n"
-)
+IMPORTS = "import gc, locale, logging, os, random, signal, socket, sys, warnings\nimport numpy as np\nimport torch\n"
 
 
 def state() -> list:
