@@ -22,6 +22,7 @@ UPDATED = "updated"
 UNREAD = "no prompt could be read"
 UNSCORED = "no completion was scored"
 ALIKE = "nothing to learn: no demonstration, and the rewards of each group were alike"
+MASTERED = "nothing left to learn: every answer was right"
 NOT_FINITE = "a loss or gradient was not finite"
 FEW = 10
 """A run of fewer steps than this tells nothing by rewards that were alike."""
@@ -56,7 +57,7 @@ class Health:
         elif not readable.any():
             reason = UNREAD
         else:
-            reason = UNSCORED if columns and not bool((columns["scored"] > 0.5).any()) else ALIKE
+            reason = _unrewarding(columns) if columns else ALIKE
         self.steps[reason] += 1
 
     def bad_rows(self, fraction: float, groups: int) -> str:
@@ -73,9 +74,9 @@ class Health:
         )
 
     def idle(self) -> str:
-        """Why a run at its end trained too little, "" if most of its steps had an update."""
+        """Why a run at its end trained too little, "" if most of its steps had an update or nothing left to learn."""
         total = self.steps.total()
-        without = {reason: count for reason, count in self.steps.most_common() if reason != UPDATED}
+        without = {reason: count for reason, count in self.steps.most_common() if reason not in (UPDATED, MASTERED)}
         counted = sum(count for reason, count in without.items() if reason != ALIKE or total >= FEW)
         if 2 * counted <= total:
             return ""
@@ -104,3 +105,11 @@ class Health:
                 what = spec.get(name, f"reward.verifier {cfg.verifier}")
                 return f"{what} failed on every completion of {steps} steps in a row: {failures.newest(name)}"
         return ""
+
+
+def _unrewarding(columns: Mapping[str, Tensor]) -> str:
+    """Why the rewards of a step trained nothing."""
+    scored = columns["scored"] > 0.5
+    if not scored.any():
+        return UNSCORED
+    return MASTERED if bool((columns["correct"][scored] > 0.5).all()) else ALIKE

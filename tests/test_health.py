@@ -122,10 +122,12 @@ def test_a_run_most_of_whose_steps_had_no_update_is_not_done():
 
     good, unread = (ALL, {}, True, True), (NONE, {}, False, False)
     unscored = (ALL, {"scored": torch.zeros(4)}, False, False)
-    alike = (ALL, {"scored": torch.ones(4)}, False, False)
+    alike = (ALL, {"scored": torch.ones(4), "correct": torch.tensor([1.0, 1.0, 0.0, 0.0])}, False, False)
+    mastered = (ALL, {"scored": torch.tensor([1.0, 0.0]), "correct": torch.tensor([1.0, torch.nan])}, False, False)
     assert not why() and not why((2, *good)) and not why((2, *good), (2, *unread))
     told = why((2, *good), (25, *unread), (2, *unscored), (1, ALL, {}, True, False))
     assert told.startswith("28 of 30 steps had no update (25: no prompt could be read; 2: no completion was scored; 1:")
+    assert not why((2, *good), (30, *mastered)), "a run that has learned all there is to learn is done"
     assert not why((9, *alike)) and "10 of 10" in why((10, *alike))
 
 
