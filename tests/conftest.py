@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,10 @@ from tests.helpers.tiny import TINY
 pytest.register_assert_rewrite("tests.helpers.runs")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a shell has its background jobs ignore SIGINT, nohup SIGHUP; programs that tests start would inherit it
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 if not torch.cuda.is_available():
     interpret_triton()
 
