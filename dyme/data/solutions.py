@@ -1,4 +1,4 @@
-"""Solutions: an answer that stands at the end of its thinking, as in sets that were made for R1 and for LLaVA-CoT."""
+"""Solutions: an answer that stands at the end of its thinking, as in sets that were made for R1 and for chain-of-thought sets."""
 
 from __future__ import annotations
 
