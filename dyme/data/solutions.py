@@ -1,4 +1,4 @@
-"""Solutions: an answer that stands at the end of its thinking, as in sets that were made for R1 and for chain-of-thought sets."""
+"""Solutions: an answer that stands at the end of its thinking, as in sets made for R1 or with chains of thought."""
 
 from __future__ import annotations
 
